@@ -1,0 +1,290 @@
+"""The dedupe index: which entity is to be looked at, when, and who looks at it now.
+
+What every index guarantees (numbers as in the docs):
+
+1. An entity has at most one pending evaluation, and at most one wake-up token that may claim it.
+2. Of all deadlines asked for, the earliest is in force (`Policy.REPLACE` sets exactly the given one).
+3. At most one live lease per entity; the lease's number rises with every evaluation (a fencing token).
+4. A deadline noted while the entity is evaluated survives that evaluation, however it ends.
+6. After `delete`, nothing of the entity's old life can be claimed, and a running evaluation leaves no trace.
+
+An index knows ids, deadlines, tokens and leases. It knows nothing of entities' behaviour, nor of Celery.
+Every transition is atomic per entity, takes many entities, and is safe to repeat: a caller whose
+connection broke before the reply arrived may say the same thing again.
+
+Invariants, which the tests check after every step:
+
+* a record exists exactly if its entity has exactly one `Status`;
+* a token exists exactly while the entity is `SENT`: claim, parking and delete remove it, a changed
+  deadline replaces it, an unchanged one never does;
+* a lease exists exactly while the entity is `RUNNING`.
+
+Times are integers: milliseconds of the index's own clock since the epoch. Durations are milliseconds too.
+Tokens and leases are strings of decimal digits that rise (compare them as integers).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Status(enum.StrEnum):
+    """Where an entity stands in the index."""
+
+    PARKED = "parked"  #: an evaluation is pending; only the index knows
+    SENT = "sent"  #: an evaluation is pending; a Celery message is under way
+    RUNNING = "running"  #: a worker holds the entity's lease
+    IDLE = "idle"  #: evaluated; nothing is pending
+    FAILED = "failed"  #: quarantined until somebody enqueues it
+
+
+class Policy(enum.StrEnum):
+    """How a deadline asked for meets what the index already knows."""
+
+    EARLIEST = "earliest"  #: the earlier of the two deadlines; revives a quarantined entity
+    REPLACE = "replace"  #: exactly the given deadline, also a later one; revives likewise
+    RESYNC = "resync"  #: only an entity that is idle or unknown
+    REVIVE = "revive"  #: only an entity that is idle, unknown or quarantined
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an index has to know of the settings; milliseconds and counts."""
+
+    eta_horizon: int = 30_000  #: a deadline further away is parked
+    lease: int = 30_000  #: how long a lease lives unless it is renewed
+    resend_after: int = 60_000  #: how long after its deadline a message is looked for
+    window: int = 10_000  #: messages under way per shard
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One entity to be looked at: after a delay on the index's clock, or at a point in time."""
+
+    id: str
+    delay: int | None = None
+    at: int | None = None  #: exactly one of the two is given
+    task_id: str = ""  #: the Celery task id for the wake-up, should this request lead to one
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Names one evaluation: an entity and the lease under which it is evaluated."""
+
+    id: str
+    lease: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wakeup:
+    """A message to publish, which may claim the entity while the index expects its token."""
+
+    id: str
+    token: str
+    delay: int  #: until the deadline; 0: now
+    task_id: str
+    retries: int = 0  #: how many failures this Celery task id has seen; rises along a chain of retries
+    resent_at: int | None = None  #: set on a wake-up that is sent once more because it may be lost
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """The reply to a `Request`."""
+
+    changed: bool  #: did it change the schedule?
+    deadline: int | None  #: the deadline in force; None: nothing is pending (a resync of a quarantined entity)
+    wakeup: Wakeup | None  #: to be published by the caller
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A lease on an entity, and what the evaluation has to know of its past."""
+
+    id: str
+    lease: str
+    failures: int  #: consecutive failures so far
+    looks: int  #: consecutive looks at once without reaching the goal
+    deadline: int
+    lateness: int  #: how long after the deadline the claim was made; never negative
+
+
+class Refused(enum.StrEnum):
+    """Why a wake-up may not claim its entity; looked for in this order."""
+
+    MISSING = "missing"  #: deleted, or never known
+    STALE = "stale"  #: superseded, a duplicate, or already claimed
+    PAUSED = "paused"  #: the kind is paused; the entity is parked again
+    EARLY = "early"  #: the worker's clock is ahead; `Refusal.wakeup` is to be published
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The reply to a wake-up that may not claim."""
+
+    id: str
+    reason: Refused
+    wakeup: Wakeup | None = None
+
+
+class Verdict(enum.StrEnum):
+    """How an evaluation ended, as far as the index has to know."""
+
+    DONE = "done"  #: no failure: the failure count is reset
+    FAILED = "failed"  #: a failure, to be looked at again after `Report.delay`
+    QUARANTINED = "quarantined"  #: a failure that is not to be tried again
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The end of one evaluation."""
+
+    id: str
+    lease: str
+    verdict: Verdict
+    delay: int | None  #: until the next look; None: no further look is asked for (never with FAILED)
+    failures: int = 0  #: consecutive failures, this one included
+    looks: int = 0
+    error: str = ""  #: empty: no error
+    converged: bool | None = None  #: None: not looked at
+    task_id: str = ""  #: of this evaluation: a retry keeps it
+    retries: int = 0  #: of this evaluation; its retry has one more
+    fresh_task_id: str = ""  #: for a next look that is no retry
+    respect_backoff: bool = False  #: an enqueue from outside cannot come before the back-off
+    idle_ttl: int | None = None  #: how long an idle record is kept; None: until it is deleted
+    expired_only: bool = False  #: the sweeper's: only if the lease has run out
+
+
+class Finish(enum.StrEnum):
+    """What became of a `Report`."""
+
+    ACCEPTED = "accepted"
+    FENCED = "fenced"  #: the lease is not held (any more): nothing was changed
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The reply to a `Report`."""
+
+    result: Finish
+    deadline: int | None = None  #: the pending evaluation's, if there is one
+    wakeup: Wakeup | None = None  #: to be published by the caller
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Everything that the index knows of one entity. Times as in the module's docstring."""
+
+    id: str
+    status: Status
+    deadline: int | None = None  #: of the pending evaluation
+    token: str = ""  #: expected wake-up
+    task_id: str = ""  #: of the wake-up under way, of the run, or of the last run
+    lease: str = ""  #: fencing token of the evaluation under way
+    lease_expires: int | None = None
+    failures: int = 0
+    looks: int = 0
+    error: str = ""
+    converged: bool | None = None
+    finished: int | None = None  #: when the last evaluation ended
+    started: int | None = None  #: when the evaluation under way began
+    since: int | None = None  #: of a quarantined entity
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What one shard of a kind has for its sweeper: ids only, each to be checked again by its transition."""
+
+    kind: str
+    shard: int
+    due: tuple[str, ...] = ()  #: parked, and within horizon and window
+    suspect: tuple[str, ...] = ()  #: sent, and overdue enough to be looked for; earliest first
+    lost: tuple[str, ...] = ()  #: running past their lease
+    expired: tuple[str, ...] = ()  #: idle past their time
+
+    def __bool__(self) -> bool:
+        return bool(self.due or self.suspect or self.lost or self.expired)
+
+
+class Index(Protocol):
+    """See the module's docstring. Every method may raise `IndexUnavailable`; replies keep the order of the input."""
+
+    def enqueue(
+        self,
+        kind: str,
+        requests: Sequence[Request],
+        *,
+        policy: Policy = Policy.EARLIEST,
+        max_wait: int | None = None,
+        inside: Run | None = None,
+    ) -> list[Scheduled]:
+        """Schedule entities. `max_wait` (with REPLACE) bounds the deadline, counted from the first pending enqueue.
+
+        `inside` names the evaluation that speaks. For that very entity the deadline is noted apart: a failure
+        of the evaluation discards it (the back-off comes first), and it never lifts a quarantine.
+        """
+
+    def put_back(self, kind: str, wakeups: Sequence[Wakeup]) -> None:
+        """Park entities whose wake-ups could not be published, unless something else happened since."""
+
+    def claim(
+        self, kind: str, wakeups: Sequence[tuple[str, str]], *, nonce: str, task_id: str, resent_at: int | None = None
+    ) -> list[Claim | Refusal]:
+        """Exchange (id, token) pairs for leases. The same nonce again gets the same leases again."""
+
+    def renew(self, kind: str, runs: Sequence[Run]) -> list[bool]:
+        """Extend leases by their full length; False for each that is not held any more."""
+
+    def finish(self, kind: str, reports: Sequence[Report]) -> list[Finished]:
+        """End evaluations. The same report again gets the same reply again."""
+
+    def delete(self, kind: str, ids: Sequence[str]) -> list[bool]:
+        """Forget entities; False for each that was not known."""
+
+    def pause(self, kind: str) -> None:
+        """Let no evaluation of the kind start; running ones finish."""
+
+    def resume(self, kind: str) -> None:
+        """Undo `pause`."""
+
+    def paused(self, kind: str) -> bool:
+        """Whether the kind is paused."""
+
+    def describe(self, kind: str, ids: Sequence[str]) -> list[Record | None]:
+        """What is known of each entity; None: nothing, or deleted while it is evaluated."""
+
+    def list(self, kind: str, status: Status, limit: int) -> list[Record]:
+        """Up to `limit` entities in this status, those that are due (or expire, or failed) first come first."""
+
+    def counts(self, kind: str) -> Mapping[Status, int]:
+        """How many entities are in each status."""
+
+    def survey(self, kinds: Iterable[str], *, sweeper: str, hold: int, limit: int) -> list[Survey]:
+        """Become or stay the sweeper of the kinds' shards for `hold` ms; what there is to do, up to `limit` each.
+
+        Shards that another sweeper holds are left out. One round trip for all.
+        """
+
+    def promote(self, kind: str, requests: Mapping[str, str]) -> list[Wakeup]:
+        """Send parked entities whose deadline is near: id -> task id to use. A retry keeps its own task id."""
+
+    def resend(
+        self, kind: str, requests: Mapping[str, str], *, queue_empty: bool, probe: str | None
+    ) -> list[Wakeup]:
+        """Send those suspects again (same token, given task id) whose message is probably lost.
+
+        That is so when the queue was seen empty all the while, when a message that was queued
+        `resend_after` later has been claimed already, or for the one entity named as `probe`.
+        The others are looked for again later.
+        """
+
+    def forget(self, kind: str, ids: Sequence[str]) -> int:
+        """Remove idle records that are past their time; how many."""
+
+    def shard_of(self, id: str) -> int:  # noqa: A002 - the field's own word
+        """Which shard of a kind holds the entity."""
+
+    def close(self) -> None:
+        """Release connections."""
