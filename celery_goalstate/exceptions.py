@@ -1,6 +1,6 @@
 """Every error of this package, split by what the caller does next.
 
-* Fix the call: `ImproperlyConfigured`, `UnknownKind` (and plain `ValueError` / `TypeError` for a bad argument).
+* Fix the call: `ImproperlyConfigured`, `UnknownKind` (and `ValueError` / `TypeError` for a bad argument).
 * Try again: `IndexUnavailable`.
 * Said *by an action* to the engine: `RetryAfter`, `PermanentError`.
 * Said by the engine about an evaluation: `ActionTimeout`, `LeaseLost`, `WorkerLost`.

@@ -30,6 +30,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+SHORTEST_DELAY = 50  #: of a wake-up that arrived early and is sent again: no storm while a clock is off
+RESEND_INTERVALS = 8  #: a lost message is sent again at doubling intervals, up to so many `resend_after`
+RELOOK_FRACTION = 4  #: a suspect that is not sent again is looked at again after this part of `resend_after`
+
 
 class Status(enum.StrEnum):
     """Where an entity stands in the index."""
@@ -95,7 +99,7 @@ class Scheduled:
     """The reply to a `Request`."""
 
     changed: bool  #: did it change the schedule?
-    deadline: int | None  #: the deadline in force; None: nothing is pending (a resync of a quarantined entity)
+    deadline: int | None  #: the one in force; None: nothing is pending (resync of a quarantined entity)
     wakeup: Wakeup | None  #: to be published by the caller
 
 
@@ -209,7 +213,7 @@ class Survey:
 
 
 class Index(Protocol):
-    """See the module's docstring. Every method may raise `IndexUnavailable`; replies keep the order of the input."""
+    """See the module's docstring. Any method may raise `IndexUnavailable`; replies keep the input's order."""
 
     def enqueue(
         self,
@@ -220,7 +224,7 @@ class Index(Protocol):
         max_wait: int | None = None,
         inside: Run | None = None,
     ) -> list[Scheduled]:
-        """Schedule entities. `max_wait` (with REPLACE) bounds the deadline, counted from the first pending enqueue.
+        """Schedule entities. `max_wait` bounds a REPLACE, counted from the first pending enqueue.
 
         `inside` names the evaluation that speaks. For that very entity the deadline is noted apart: a failure
         of the evaluation discards it (the back-off comes first), and it never lifts a quarantine.
@@ -230,7 +234,13 @@ class Index(Protocol):
         """Park entities whose wake-ups could not be published, unless something else happened since."""
 
     def claim(
-        self, kind: str, wakeups: Sequence[tuple[str, str]], *, nonce: str, task_id: str, resent_at: int | None = None
+        self,
+        kind: str,
+        wakeups: Sequence[tuple[str, str]],
+        *,
+        nonce: str,
+        task_id: str,
+        resent_at: int | None = None,
     ) -> list[Claim | Refusal]:
         """Exchange (id, token) pairs for leases. The same nonce again gets the same leases again."""
 
@@ -255,20 +265,20 @@ class Index(Protocol):
     def describe(self, kind: str, ids: Sequence[str]) -> list[Record | None]:
         """What is known of each entity; None: nothing, or deleted while it is evaluated."""
 
-    def list(self, kind: str, status: Status, limit: int) -> list[Record]:
-        """Up to `limit` entities in this status, those that are due (or expire, or failed) first come first."""
+    def records(self, kind: str, status: Status, limit: int) -> list[Record]:
+        """Up to `limit` entities in this status: those that are due (expire, failed) first come first."""
 
     def counts(self, kind: str) -> Mapping[Status, int]:
         """How many entities are in each status."""
 
     def survey(self, kinds: Iterable[str], *, sweeper: str, hold: int, limit: int) -> list[Survey]:
-        """Become or stay the sweeper of the kinds' shards for `hold` ms; what there is to do, up to `limit` each.
+        """Become or stay the sweeper of the shards for `hold` ms: what there is to do, up to `limit` each.
 
         Shards that another sweeper holds are left out. One round trip for all.
         """
 
     def promote(self, kind: str, requests: Mapping[str, str]) -> list[Wakeup]:
-        """Send parked entities whose deadline is near: id -> task id to use. A retry keeps its own task id."""
+        """Send parked entities whose deadline is near: id -> task id to use. A retry keeps its own."""
 
     def resend(
         self, kind: str, requests: Mapping[str, str], *, queue_empty: bool, probe: str | None
@@ -282,9 +292,6 @@ class Index(Protocol):
 
     def forget(self, kind: str, ids: Sequence[str]) -> int:
         """Remove idle records that are past their time; how many."""
-
-    def shard_of(self, id: str) -> int:  # noqa: A002 - the field's own word
-        """Which shard of a kind holds the entity."""
 
     def close(self) -> None:
         """Release connections."""
