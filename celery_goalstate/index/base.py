@@ -71,7 +71,7 @@ class Request:
     id: str
     delay: int | None = None
     at: int | None = None  #: exactly one of the two is given
-    task_id: str = ""  #: the Celery task id for the wake-up, should this request lead to one
+    task_id: str = ""  #: fresh, for the wake-up that this request may lead to; also tells a repeated request
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,16 +133,16 @@ class MemoryIndex:
         resync = policy in {Policy.RESYNC, Policy.REVIVE}
 
         if entry and entry.status is Status.RUNNING:
-            if resync and not entry.deleted:
+            if resync and not (entry.deleted and entry.deadline is None):
                 return Scheduled(False, _earliest(entry.deadline, entry.own), None)
+            before = _earliest(entry.deadline, entry.own)
             if inside and speaks_itself and inside.lease == entry.lease and not entry.deleted:
-                current = entry.own
-                entry.own = self._choose(current, wanted, now, entry, policy, max_wait)
-                return Scheduled(entry.own != current, entry.own, None)
-            current = entry.deadline
-            entry.deadline = self._choose(current, wanted, now, entry, policy, max_wait)
-            entry.since = entry.since or now
-            return Scheduled(entry.deadline != current, entry.deadline, None)
+                entry.own = self._choose(entry.own, wanted, now, entry, policy, max_wait)
+            else:
+                entry.deadline = self._choose(entry.deadline, wanted, now, entry, policy, max_wait)
+                entry.since = entry.since or now
+            after = _earliest(entry.deadline, entry.own)
+            return Scheduled(after != before, after, None)
 
         if entry and entry.status in {Status.PARKED, Status.SENT}:
             # An evaluation that was fenced speaks: the look that is pending starts after it in any case.
@@ -151,6 +151,9 @@ class MemoryIndex:
             deadline = self._choose(entry.deadline, wanted, now, entry, policy, max_wait)
             entry.since = entry.since or now
             if deadline == entry.deadline:
+                if entry.token and entry.task_id == request.task_id:
+                    # The same request again, since the reply to the first was lost.
+                    return Scheduled(True, deadline, self._wakeup(request.id, entry))
                 return Scheduled(False, deadline, None)
             entry.retries = 0
             entry.forget_message()
@@ -161,7 +164,7 @@ class MemoryIndex:
             return Scheduled(False, None, None)
         if entry is None:
             entry = kind.entries[request.id] = _Entry()
-        entry.failures, entry.error, entry.task_id = 0, "", ""
+        entry.failures, entry.error, entry.looks, entry.task_id = 0, "", 0, ""
         deadline = self._choose(None, wanted, now, entry, policy, max_wait)
         entry.since = now
         return Scheduled(True, deadline, self._place(kind, request.id, entry, deadline, request.task_id))
@@ -171,10 +174,10 @@ class MemoryIndex:
         current: int | None, wanted: int, now: int, entry: _Entry, policy: Policy, max_wait: int | None
     ) -> int:
         """Which of the deadline in force and the one asked for is to be in force."""
+        if policy is Policy.REPLACE and max_wait is not None:
+            wanted = min(wanted, max(now, (entry.since or now) + max_wait))
         wanted = max(wanted, entry.floor or 0)
         if policy is Policy.REPLACE:
-            if max_wait is not None:
-                wanted = min(wanted, max(now, (entry.since or now) + max_wait))
             if current is not None and current <= now and wanted <= now:
                 return current  # overdue already: nothing moves it back in the queue
             return wanted
@@ -468,7 +471,7 @@ class MemoryIndex:
         entry.resends += 1
         entry.resent = now
         entry.score = now + patience * min(2**entry.resends, RESEND_INTERVALS)
-        entry.task_id = task_id
+        entry.task_id, entry.retries = task_id, 0
         return self._wakeup(id, entry)
 
     def forget(self, kind: str, ids: Sequence[str]) -> int:

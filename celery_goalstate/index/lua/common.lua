@@ -1,0 +1,162 @@
+-- What the transitions share. Each script is run as clock.lua, then this file, then its own.
+--
+-- KEYS  1-9   the shard's own keys, as named below
+--       10-   the records, one for each entity of the batch
+-- ARGV  1-4   the limits: eta_horizon, lease, resend_after (milliseconds), window (messages)
+--       5-    the transition's own
+--
+-- A record is a hash; a field that says nothing is absent. Its status is the one sorted set that holds its id:
+-- running with a lease, sent with a token, parked with a deadline and neither, else failed or idle.
+
+local PARKED, SENT, RUNNING, IDLE, FAILED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local TOKEN, PAUSED, CLAIMED, SWEEPER = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local SHARD_KEYS = 9
+
+local HORIZON, LEASE, PATIENCE, WINDOW = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local LIMITS = 4
+
+local NUMBERS = {
+  deadline = true, since = true, own = true, floor = true, due = true, resent = true, resends = true,
+  retries = true, failures = true, looks = true, finished = true,
+}
+
+local now = clock()
+local paused = redis.call('EXISTS', PAUSED) == 1
+
+-- Numbers become digits: Lua's tostring would turn the 16 digits of a token into 1.7e+15.
+local function digits(number)
+  return string.format('%.0f', number)
+end
+
+local function next_token()
+  local last = tonumber(redis.call('GET', TOKEN) or 0)
+  local token = digits(math.max(last + 1, now * 1000))
+  redis.call('SET', TOKEN, token)
+  return token
+end
+
+-- The n-th entity of the batch: its id, its fields (numbers as numbers), its status or nil.
+local function open(n, id)
+  local entity = { id = id, key = KEYS[SHARD_KEYS + n], stored = {}, fields = {} }
+  local flat = redis.call('HGETALL', entity.key)
+  for i = 1, #flat, 2 do
+    local name, value = flat[i], flat[i + 1]
+    entity.stored[name] = value
+    entity.fields[name] = NUMBERS[name] and tonumber(value) or value
+  end
+  local fields = entity.fields
+  if fields.lease then
+    entity.status = RUNNING
+  elseif fields.token then
+    entity.status = SENT
+  elseif fields.deadline then
+    entity.status = PARKED
+  elseif #flat > 0 then
+    entity.status = redis.call('ZSCORE', FAILED, id) and FAILED or IDLE
+  end
+  return entity
+end
+
+-- Writes the fields that changed, and moves the entity to the sorted set of its new status. Without a score the
+-- entity stays where it is.
+local function save(entity, status, score)
+  local changed, gone = {}, {}
+  for name, value in pairs(entity.fields) do
+    local text = NUMBERS[name] and digits(value) or value
+    if text ~= entity.stored[name] then
+      changed[#changed + 1] = name
+      changed[#changed + 1] = text
+    end
+  end
+  for name in pairs(entity.stored) do
+    if entity.fields[name] == nil then
+      gone[#gone + 1] = name
+    end
+  end
+  if #changed > 0 then
+    redis.call('HSET', entity.key, unpack(changed))
+  end
+  if #gone > 0 then
+    redis.call('HDEL', entity.key, unpack(gone))
+  end
+  if entity.status and entity.status ~= status then
+    redis.call('ZREM', entity.status, entity.id)
+  end
+  if score then
+    redis.call('ZADD', status, score, entity.id)
+  end
+  entity.status = status
+end
+
+local function remove(entity)
+  redis.call('DEL', entity.key)
+  redis.call('ZREM', entity.status, entity.id)
+end
+
+local function score_of(entity)
+  return tonumber(redis.call('ZSCORE', entity.status, entity.id))
+end
+
+-- There is no wake-up under way any more, or none that counts; a retry keeps its task id.
+local function forget_message(fields)
+  fields.token, fields.resends, fields.resent = nil, nil, nil
+  if not fields.retries then
+    fields.task_id = nil
+  end
+end
+
+local function forget_pending(fields)
+  fields.retries = nil
+  forget_message(fields)
+  fields.deadline, fields.since, fields.floor = nil, nil, nil
+end
+
+local function under_way()
+  return redis.call('ZCARD', SENT)
+end
+
+-- Reply: the message to publish.
+local function wakeup(entity, shortest)
+  local fields = entity.fields
+  local delay = math.max(shortest or 0, fields.deadline - now)
+  return { fields.token, delay, fields.task_id or '', fields.retries or 0, fields.resent or false }
+end
+
+local function send(entity, task_id)
+  local fields = entity.fields
+  fields.token = next_token()
+  if not fields.retries then
+    fields.task_id = task_id
+  end
+  save(entity, SENT, fields.deadline + PATIENCE)
+  return wakeup(entity)
+end
+
+local function park(entity)
+  forget_message(entity.fields)
+  save(entity, PARKED, entity.fields.deadline)
+end
+
+-- Puts a pending evaluation where it belongs: sent, with a new token, or parked. Half of the window is kept for
+-- the sweeper's promotions, so that those who enqueue now never starve those who wait since long.
+local function place(entity, deadline, task_id)
+  local fields = entity.fields
+  fields.deadline = deadline
+  local others = under_way() - (entity.status == SENT and 1 or 0)
+  if deadline <= now + HORIZON and not paused and others < math.floor((WINDOW + 1) / 2) then
+    return send(entity, task_id)
+  end
+  save(entity, PARKED, deadline)
+  return false
+end
+
+local function earliest(...)
+  local found
+  for i = 1, select('#', ...) do
+    local deadline = select(i, ...)
+    if deadline and (not found or deadline < found) then
+      found = deadline
+    end
+  end
+  return found
+end

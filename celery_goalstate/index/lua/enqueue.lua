@@ -1,0 +1,91 @@
+-- Schedules entities: the earliest deadline wins, or exactly the given one.
+--
+-- KEYS   see common.lua
+-- ARGV   5 policy · 6 max_wait or '' · 7, 8 id and lease of the evaluation that speaks, or ''
+--        then for each entity: id · 'in' or 'at' · milliseconds · task id
+-- Reply  for each entity: {changed 0/1, deadline in force or false, wake-up or false}
+-- Reads  everything but error, converged, finished. Writes deadline, since, own, token, task_id; clears failures,
+--        error and looks of an entity with nothing pending, and the message of one whose deadline changes
+
+local policy, max_wait, speaker, speaker_lease = ARGV[5], tonumber(ARGV[6]), ARGV[7], ARGV[8]
+local resync = policy == 'resync' or policy == 'revive'
+
+-- Which of the deadline in force and the one asked for is to be in force.
+local function choose(current, wanted, fields)
+  if policy == 'replace' and max_wait then
+    wanted = math.min(wanted, math.max(now, (fields.since or now) + max_wait))
+  end
+  wanted = math.max(wanted, fields.floor or 0)
+  if policy == 'replace' then
+    if current and current <= now and wanted <= now then
+      return current -- overdue already: nothing moves it back in the queue
+    end
+    return wanted
+  end
+  return current and math.min(current, wanted) or wanted
+end
+
+-- While the entity is evaluated a deadline is only noted; `finish` acts on it.
+local function note(entity, field, wanted)
+  local fields = entity.fields
+  local before = earliest(fields.deadline, fields.own)
+  fields[field] = choose(fields[field], wanted, fields)
+  if field == 'deadline' then
+    fields.since = fields.since or now
+  end
+  save(entity, RUNNING)
+  local after = earliest(fields.deadline, fields.own)
+  return { after ~= before and 1 or 0, after, false }
+end
+
+local function enqueue(entity, wanted, task_id)
+  local fields, status = entity.fields, entity.status
+  local speaks_itself = entity.id == speaker
+
+  if status == RUNNING then
+    if resync and not (fields.deleted and not fields.deadline) then
+      return { 0, earliest(fields.deadline, fields.own) or false, false }
+    end
+    local own = speaks_itself and speaker_lease == fields.lease and not fields.deleted
+    return note(entity, own and 'own' or 'deadline', wanted)
+  end
+
+  if status == PARKED or status == SENT then
+    -- An evaluation that was fenced speaks: the look that is pending starts after it in any case.
+    if resync or speaks_itself then
+      return { 0, fields.deadline, false }
+    end
+    local deadline = choose(fields.deadline, wanted, fields)
+    fields.since = fields.since or now
+    if deadline == fields.deadline then
+      save(entity, status)
+      -- The same request again, since the reply to the first was lost: its wake-up is still to be published.
+      if fields.token and fields.task_id == task_id then
+        return { 1, deadline, wakeup(entity) }
+      end
+      return { 0, deadline, false }
+    end
+    fields.retries = nil
+    forget_message(fields)
+    return { 1, deadline, place(entity, deadline, task_id) }
+  end
+
+  if status == FAILED and (policy == 'resync' or speaks_itself) then
+    return { 0, false, false }
+  end
+  fields.failures, fields.error, fields.looks, fields.task_id = nil, nil, nil, nil
+  local deadline = choose(nil, wanted, fields)
+  fields.since = now
+  return { 1, deadline, place(entity, deadline, task_id) }
+end
+
+local replies = {}
+for n = 1, #KEYS - SHARD_KEYS do
+  local at = LIMITS + 4 + (n - 1) * 4
+  local wanted = tonumber(ARGV[at + 3])
+  if ARGV[at + 2] == 'in' then
+    wanted = now + wanted
+  end
+  replies[n] = enqueue(open(n, ARGV[at + 1]), math.max(wanted, now), ARGV[at + 4])
+end
+return replies

@@ -1,0 +1,35 @@
+-- Sends those suspects again whose message is probably lost, under the same token: a queue that is merely slow
+-- must not starve its own entities. The others are looked at again later.
+--
+-- KEYS   see common.lua
+-- ARGV   5 has the queue been seen empty all the while? 0/1 · 6 the one id that is sent in any case, or ''
+--        then for each entity: id · task id
+-- Reply  for each entity: wake-up or false
+-- Reads  deadline, token, resent, resends. Writes resent, resends, task_id; clears
+--        retries, which belong to the lost task id
+
+local queue_empty, probe = ARGV[5] == '1', ARGV[6]
+local claimed = tonumber(redis.call('GET', CLAIMED) or 0)
+
+local function resend(entity, task_id)
+  local fields = entity.fields
+  if entity.status ~= SENT or paused or score_of(entity) > now then
+    return false
+  end
+  local queued = math.max(fields.deadline, fields.resent or 0)
+  if not queue_empty and entity.id ~= probe and claimed < queued + PATIENCE then
+    save(entity, SENT, now + math.max(1, math.floor(PATIENCE / 4)))
+    return false
+  end
+  fields.resends = (fields.resends or 0) + 1
+  fields.resent, fields.task_id, fields.retries = now, task_id, nil
+  save(entity, SENT, now + PATIENCE * math.min(2 ^ fields.resends, 8))
+  return wakeup(entity)
+end
+
+local replies = {}
+for n = 1, #KEYS - SHARD_KEYS do
+  local at = LIMITS + 2 + (n - 1) * 2
+  replies[n] = resend(open(n, ARGV[at + 1]), ARGV[at + 2])
+end
+return replies

@@ -1,0 +1,373 @@
+"""The index on Redis (or Valkey): one Lua script per transition, so each is atomic and one round trip.
+
+A kind is split into shards; a stable hash of the id picks one. All keys of a shard carry the same hash tag
+and so lie in one slot of a cluster. `lua/common.lua` says which keys and fields there are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any, NamedTuple
+
+from redis import Redis, RedisCluster
+from redis import exceptions as errors
+
+from celery_goalstate.exceptions import IndexUnavailable
+from celery_goalstate.index.base import (
+    Claim,
+    Finish,
+    Finished,
+    Limits,
+    Policy,
+    Record,
+    Refusal,
+    Refused,
+    Report,
+    Request,
+    Run,
+    Scheduled,
+    Status,
+    Survey,
+    Wakeup,
+)
+
+BATCH = 256  #: entities per script call: a few milliseconds of the server's time
+ATTEMPTS = 2  #: a connection that broke is replaced once; the transitions are safe to repeat
+
+#: What passes by itself. Anything else that Redis refuses is a mistake, and raised as it is.
+UNAVAILABLE = (
+    errors.ConnectionError,
+    errors.TimeoutError,
+    errors.ReadOnlyError,
+    errors.OutOfMemoryError,
+    errors.RedisClusterException,
+    errors.ClusterError,
+    errors.ClusterDownError,
+    errors.MasterDownError,
+    errors.TryAgainError,
+)
+
+Argument = str | int
+Row = Sequence[Argument]  #: what a script is told of one entity; its id first
+
+
+class _Script(NamedTuple):
+    source: str
+    sha: str
+
+
+class _Call(NamedTuple):
+    """One run of a script, in one shard."""
+
+    keys: list[str]
+    arguments: list[Argument]
+
+
+class RedisIndex:
+    """An `Index` on Redis. `client` decodes responses and repeats nothing by itself."""
+
+    def __init__(
+        self,
+        client: Redis | RedisCluster,
+        limits: Limits,
+        *,
+        namespace: str = "default",
+        key_prefix: str = "gs",
+        shards: int = 1,
+    ) -> None:
+        self._client: Any = client
+        self._limits = limits
+        self._namespace = namespace
+        self._key_prefix = key_prefix
+        self._shards = shards
+        self._scripts: dict[str, _Script] = {}
+
+    # -- scheduling
+
+    def enqueue(
+        self,
+        kind: str,
+        requests: Sequence[Request],
+        *,
+        policy: Policy = Policy.EARLIEST,
+        max_wait: int | None = None,
+        inside: Run | None = None,
+    ) -> list[Scheduled]:
+        rows: list[Row] = [
+            [request.id, "in", request.delay or 0, request.task_id]
+            if request.at is None
+            else [request.id, "at", request.at, request.task_id]
+            for request in requests
+        ]
+        speaker = [inside.id, inside.lease] if inside else ["", ""]
+        replies = self._transition("enqueue", kind, rows, [policy, _optional(max_wait), *speaker])
+        return [
+            Scheduled(changed == 1, deadline, _wakeup(request.id, wakeup))
+            for request, (changed, deadline, wakeup) in zip(requests, replies, strict=True)
+        ]
+
+    def put_back(self, kind: str, wakeups: Sequence[Wakeup]) -> None:
+        self._transition("put_back", kind, [[wakeup.id, wakeup.token] for wakeup in wakeups])
+
+    # -- evaluating
+
+    def claim(
+        self,
+        kind: str,
+        wakeups: Sequence[tuple[str, str]],
+        *,
+        nonce: str,
+        task_id: str,
+        resent_at: int | None = None,
+    ) -> list[Claim | Refusal]:
+        replies = self._transition("claim", kind, wakeups, [nonce, task_id, _optional(resent_at)])
+        return [_claimed(id, reply) for (id, _), reply in zip(wakeups, replies, strict=True)]
+
+    def renew(self, kind: str, runs: Sequence[Run]) -> list[bool]:
+        replies = self._transition("renew", kind, [[run.id, run.lease] for run in runs])
+        return [reply == 1 for reply in replies]
+
+    def finish(self, kind: str, reports: Sequence[Report]) -> list[Finished]:
+        rows = [
+            [
+                report.id,
+                report.lease,
+                report.verdict,
+                _optional(report.delay),
+                report.failures,
+                report.looks,
+                report.error,
+                _optional(report.converged),
+                report.task_id,
+                report.retries,
+                report.fresh_task_id,
+                int(report.respect_backoff),
+                _optional(report.idle_ttl),
+                int(report.expired_only),
+            ]
+            for report in reports
+        ]
+        replies = self._transition("finish", kind, rows)
+        return [
+            Finished(Finish(result), deadline, _wakeup(report.id, wakeup))
+            for report, (result, deadline, wakeup) in zip(reports, replies, strict=True)
+        ]
+
+    # -- what operators do
+
+    def delete(self, kind: str, ids: Sequence[str]) -> list[bool]:
+        # One attempt: the second reply would deny what the first call has done.
+        replies = self._transition("delete", kind, [[id] for id in ids], attempts=1)
+        return [reply == 1 for reply in replies]
+
+    def pause(self, kind: str) -> None:
+        self._commands([("SET", key, "1") for key in self._keys(kind, "paused")])
+
+    def resume(self, kind: str) -> None:
+        self._commands([("DEL", key) for key in self._keys(kind, "paused")])
+
+    def paused(self, kind: str) -> bool:
+        return any(self._commands([("EXISTS", key) for key in self._keys(kind, "paused")]))
+
+    def describe(self, kind: str, ids: Sequence[str]) -> list[Record | None]:
+        replies = self._transition("describe", kind, [[id] for id in ids])
+        return [_record(id, reply) for id, reply in zip(ids, replies, strict=True)]
+
+    def records(self, kind: str, status: Status, limit: int) -> list[Record]:
+        if limit < 1:
+            return []
+        keys = self._keys(kind, status)
+        # Ids and scores are all that is needed to merge the shards; `describe` then reads the records.
+        replies = self._commands([("ZRANGE", key, 0, limit - 1, "WITHSCORES") for key in keys])
+        scored = sorted((float(score), id) for reply in replies for id, score in _pairs(reply))
+        records = self.describe(kind, [id for _, id in scored[:limit]])
+        return [record for record in records if record is not None and record.status is status]
+
+    def counts(self, kind: str) -> Mapping[Status, int]:
+        counted = self._commands([("ZCARD", key) for status in Status for key in self._keys(kind, status)])
+        return {
+            status: sum(counted[n * self._shards : (n + 1) * self._shards]) for n, status in enumerate(Status)
+        }
+
+    # -- what the sweeper does
+
+    def survey(self, kinds: Iterable[str], *, sweeper: str, hold: int, limit: int) -> list[Survey]:
+        shards = [(kind, shard) for kind in kinds for shard in range(self._shards)]
+        replies = self._run("survey", [self._call(*shard, [], [sweeper, hold, limit]) for shard in shards])
+        return [
+            Survey(kind, shard, *(tuple(ids) for ids in reply))
+            for (kind, shard), reply in zip(shards, replies, strict=True)
+            if reply
+        ]
+
+    def promote(self, kind: str, requests: Mapping[str, str]) -> list[Wakeup]:
+        replies = self._transition("promote", kind, list(requests.items()))
+        return _wakeups(requests, replies)
+
+    def resend(
+        self, kind: str, requests: Mapping[str, str], *, queue_empty: bool, probe: str | None
+    ) -> list[Wakeup]:
+        replies = self._transition("resend", kind, list(requests.items()), [int(queue_empty), probe or ""])
+        return _wakeups(requests, replies)
+
+    def forget(self, kind: str, ids: Sequence[str]) -> int:
+        return sum(self._transition("forget", kind, [[id] for id in ids]))
+
+    def close(self) -> None:
+        self._client.close()
+
+    # -- keys and scripts
+
+    def _key(self, kind: str, shard: int, name: str) -> str:
+        return f"{self._key_prefix}:{{{self._namespace}:{kind}:{shard}}}:{name}"
+
+    def _keys(self, kind: str, name: str) -> list[str]:
+        return [self._key(kind, shard, name) for shard in range(self._shards)]
+
+    def _shard(self, id: str) -> int:
+        return zlib.crc32(id.encode()) % self._shards
+
+    def clock_lua(self) -> str:
+        """The Lua function `clock`; the tests put theirs in its place."""
+        return _lua("clock")
+
+    def _script(self, name: str) -> _Script:
+        if name not in self._scripts:
+            source = "\n".join([self.clock_lua(), _lua("common"), _lua(name)])
+            sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+            self._scripts[name] = _Script(source, sha)
+        return self._scripts[name]
+
+    def _call(self, kind: str, shard: int, rows: Sequence[Row], header: Row) -> _Call:
+        names = ("parked", "sent", "running", "idle", "failed", "token", "paused", "claimed", "sweeper")
+        keys = [self._key(kind, shard, name) for name in names]
+        keys += [self._key(kind, shard, f"e:{row[0]}") for row in rows]
+        limits = self._limits
+        arguments = [limits.eta_horizon, limits.lease, limits.resend_after, limits.window, *header]
+        return _Call(keys, [*arguments, *(argument for row in rows for argument in row)])
+
+    def _transition(
+        self, name: str, kind: str, rows: Sequence[Row], header: Row = (), *, attempts: int = ATTEMPTS
+    ) -> list[Any]:
+        """Run a script over many entities, in batches of one shard each; replies in the order of the rows."""
+        by_shard: defaultdict[int, list[int]] = defaultdict(list)
+        for position, row in enumerate(rows):
+            by_shard[self._shard(str(row[0]))].append(position)
+        batches = [
+            (shard, positions[start : start + BATCH])
+            for shard, positions in by_shard.items()
+            for start in range(0, len(positions), BATCH)
+        ]
+        calls = [
+            self._call(kind, shard, [rows[position] for position in positions], header)
+            for shard, positions in batches
+        ]
+        ordered: list[Any] = [None] * len(rows)
+        for (_, positions), replies in zip(batches, self._run(name, calls, attempts), strict=True):
+            for position, reply in zip(positions, replies, strict=True):
+                ordered[position] = reply
+        return ordered
+
+    def _run(self, name: str, calls: Sequence[_Call], attempts: int = ATTEMPTS) -> list[Any]:
+        script = self._script(name)
+        commands = [("EVALSHA", script.sha, len(call.keys), *call.keys, *call.arguments) for call in calls]
+        replies = self._commands(commands, attempts)
+        for n, reply in enumerate(replies):
+            if isinstance(reply, errors.NoScriptError):
+                _, _, *rest = commands[n]
+                [replies[n]] = self._commands([("EVAL", script.source, *rest)], attempts)
+        return replies
+
+    def _commands(self, commands: Sequence[tuple[Argument, ...]], attempts: int = ATTEMPTS) -> list[Any]:
+        """Send commands in one round trip per node. `NoScriptError` is returned, other errors are raised."""
+        while True:
+            attempts -= 1
+            try:
+                replies = self._send(commands)
+                for reply in replies:
+                    if isinstance(reply, Exception) and not isinstance(reply, errors.NoScriptError):
+                        raise reply
+                return replies
+            except UNAVAILABLE as error:
+                if attempts < 1 or isinstance(error, errors.TimeoutError):
+                    raise IndexUnavailable(f"the index did not answer ({type(error).__name__})") from error
+
+    def _send(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+        if len(commands) == 1:
+            try:
+                return [self._client.execute_command(*commands[0])]
+            except errors.NoScriptError as error:
+                return [error]
+        pipeline = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        replies: list[Any] = pipeline.execute(raise_on_error=False)
+        return replies
+
+
+@cache
+def _lua(name: str) -> str:
+    return resources.files(__package__).joinpath("lua", f"{name}.lua").read_text()
+
+
+def _optional(value: int | None) -> Argument:
+    return "" if value is None else int(value)
+
+
+def _wakeup(id: str, reply: list[Any] | None) -> Wakeup | None:
+    return Wakeup(id, *reply) if reply else None
+
+
+def _wakeups(ids: Iterable[str], replies: Iterable[list[Any] | None]) -> list[Wakeup]:
+    wakeups = [_wakeup(id, reply) for id, reply in zip(ids, replies, strict=True)]
+    return [wakeup for wakeup in wakeups if wakeup is not None]
+
+
+def _claimed(id: str, reply: list[Any]) -> Claim | Refusal:
+    if reply[0] == "claimed":
+        return Claim(id, *reply[1:])
+    return Refusal(id, Refused(reply[0]), _wakeup(id, reply[1]))
+
+
+def _pairs(reply: list[Any]) -> Iterable[tuple[str, str]]:
+    """Members and scores: nested under RESP3, flat under RESP2."""
+    if reply and isinstance(reply[0], str):
+        return zip(reply[::2], reply[1::2], strict=True)
+    return [(id, score) for id, score in reply]
+
+
+def _record(id: str, reply: list[str] | None) -> Record | None:
+    if not reply:
+        return None
+    status, score = Status(reply[0]), float(reply[1])
+    fields = dict(zip(reply[2::2], reply[3::2], strict=True))
+
+    def number(name: str) -> int | None:
+        return int(fields[name]) if name in fields else None
+
+    if "deleted" in fields:
+        deadline = number("deadline")
+        return None if deadline is None else Record(id, Status.PARKED, deadline=deadline)
+    pending = [deadline for deadline in (number("deadline"), number("own")) if deadline is not None]
+    running = status is Status.RUNNING
+    return Record(
+        id,
+        status,
+        deadline=min(pending, default=None),
+        token=fields.get("token", ""),
+        task_id=fields.get("task_id", ""),
+        lease=fields.get("lease", ""),
+        lease_expires=int(score) if running else None,
+        failures=number("failures") or 0,
+        looks=number("looks") or 0,
+        error=fields.get("error", ""),
+        converged=fields["converged"] == "1" if "converged" in fields else None,
+        finished=number("finished"),
+        started=int(fields["lease"]) // 1000 if running else None,
+        since=int(score) if status is Status.FAILED else None,
+    )
