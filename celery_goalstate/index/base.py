@@ -280,14 +280,12 @@ class Index(Protocol):
     def promote(self, kind: str, requests: Mapping[str, str]) -> list[Wakeup]:
         """Send parked entities whose deadline is near: id -> task id to use. A retry keeps its own."""
 
-    def resend(
-        self, kind: str, requests: Mapping[str, str], *, queue_empty: bool, probe: str | None
-    ) -> list[Wakeup]:
+    def resend(self, kind: str, requests: Mapping[str, str], *, probe: str | None) -> list[Wakeup]:
         """Send those suspects again (same token, given task id) whose message is probably lost.
 
-        That is so when the queue was seen empty all the while, when a message that was queued
-        `resend_after` later has been claimed already, or for the one entity named as `probe`.
-        The others are looked for again later.
+        That is so when a message that was queued `resend_after` later has arrived at a worker already. Where
+        no message tells, the one entity named as `probe` is sent in any case: when it arrives, it tells how
+        far its queue is. The others are looked at again later.
         """
 
     def forget(self, kind: str, ids: Sequence[str]) -> int:

@@ -447,12 +447,10 @@ class MemoryIndex:
             return None
         return self._send(id, entry, task_id)
 
-    def resend(
-        self, kind: str, requests: Mapping[str, str], *, queue_empty: bool, probe: str | None
-    ) -> list[Wakeup]:
+    def resend(self, kind: str, requests: Mapping[str, str], *, probe: str | None) -> list[Wakeup]:
         with self._lock:
             found = [
-                self._resend(self._kinds[kind], id, task_id, sure=queue_empty or id == probe)
+                self._resend(self._kinds[kind], id, task_id, sure=id == probe)
                 for id, task_id in requests.items()
             ]
             return [wakeup for wakeup in found if wakeup is not None]

@@ -209,10 +209,8 @@ class RedisIndex:
         replies = self._transition("promote", kind, list(requests.items()))
         return _wakeups(requests, replies)
 
-    def resend(
-        self, kind: str, requests: Mapping[str, str], *, queue_empty: bool, probe: str | None
-    ) -> list[Wakeup]:
-        replies = self._transition("resend", kind, list(requests.items()), [int(queue_empty), probe or ""])
+    def resend(self, kind: str, requests: Mapping[str, str], *, probe: str | None) -> list[Wakeup]:
+        replies = self._transition("resend", kind, list(requests.items()), [probe or ""])
         return _wakeups(requests, replies)
 
     def forget(self, kind: str, ids: Sequence[str]) -> int:

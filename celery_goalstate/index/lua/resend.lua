@@ -2,13 +2,13 @@
 -- must not starve its own entities. The others are looked at again later.
 --
 -- KEYS   see common.lua
--- ARGV   5 has the queue been seen empty all the while? 0/1 · 6 the one id that is sent in any case, or ''
+-- ARGV   5 the one id that is sent in any case, or ''
 --        then for each entity: id · task id
 -- Reply  for each entity: wake-up or false
 -- Reads  deadline, token, resent, resends. Writes resent, resends, task_id; clears
 --        retries, which belong to the lost task id
 
-local queue_empty, probe = ARGV[5] == '1', ARGV[6]
+local probe = ARGV[5]
 local claimed = tonumber(redis.call('GET', CLAIMED) or 0)
 
 local function resend(entity, task_id)
@@ -17,7 +17,7 @@ local function resend(entity, task_id)
     return false
   end
   local queued = math.max(fields.deadline, fields.resent or 0)
-  if not queue_empty and entity.id ~= probe and claimed < queued + PATIENCE then
+  if entity.id ~= probe and claimed < queued + PATIENCE then
     save(entity, SENT, now + math.max(1, math.floor(PATIENCE / 4)))
     return false
   end
@@ -29,7 +29,7 @@ end
 
 local replies = {}
 for n = 1, #KEYS - SHARD_KEYS do
-  local at = LIMITS + 2 + (n - 1) * 2
+  local at = LIMITS + 1 + (n - 1) * 2
   replies[n] = resend(open(n, ARGV[at + 1]), ARGV[at + 2])
 end
 return replies
