@@ -1,0 +1,381 @@
+"""What a user of the engine writes and meets: entities, their actions, and what an action can say.
+
+The idea is that of the goal state engines of cluster schedulers and of Kubernetes' controllers: an entity
+tells its state, its goal state, and the actions that move the one toward the other.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import re
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, ClassVar, Protocol, Self, TypeAlias, final
+
+from .backoff import delay_seconds
+from .exceptions import ActionTimeout, LeaseLost
+from .settings import NAME
+
+__all__ = [
+    "Action",
+    "ActionFunction",
+    "ActionLike",
+    "ActionList",
+    "ActionTable",
+    "ActionsLike",
+    "Budget",
+    "Context",
+    "Entity",
+    "EntityRef",
+    "Requeue",
+    "Scheduler",
+    "Stop",
+    "action_logger",
+    "as_action_list",
+    "can_resync",
+    "delay_seconds",
+]
+
+MAX_ID_BYTES = 512
+_NOT_IN_AN_ID = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, lone surrogates
+
+
+def _checked_id(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(int(value))
+    if not isinstance(value, str):
+        raise TypeError(f"an entity's id is {value!r}; give a string or an int")
+    if _NOT_IN_AN_ID.search(value) or not 1 <= len(value.encode()) <= MAX_ID_BYTES:
+        shown = repr(value if len(value) <= 80 else f"{value[:80]}…")
+        raise ValueError(
+            f"an entity's id is {shown}; give 1 to {MAX_ID_BYTES} bytes of UTF-8 without control characters"
+        )
+    return str.__str__(value)  # a plain str, also of a subclass
+
+
+@dataclass(frozen=True, slots=True)
+class EntityRef:
+    """Which entity is meant: its kind and its id. `str()` is `order/42`.
+
+    Raises `TypeError` or `ValueError` for a kind or an id that cannot be one.
+    """
+
+    kind: str
+    id: str
+
+    def __post_init__(self) -> None:
+        NAME("kind", self.kind)
+        object.__setattr__(self, "id", _checked_id(self.id))
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.id}"
+
+
+class ActionTable(Protocol):
+    """What `Entity.rules` is: `Rules`, or anything else that chooses actions by state and goal state."""
+
+    def actions(self, state: Any, goal_state: Any) -> ActionsLike:
+        """The actions that lead from the state toward the goal state."""
+
+
+class Entity:
+    """Something with a state and a goal state: subclass it, and register the class with an engine.
+
+    A subclass defines `get_state`, `get_goal_state`, and either `rules` or `get_action_list`. It is rebuilt
+    by `from_id` for every evaluation and reads its state from wherever the truth is.
+
+    Raises `TypeError` or `ValueError` for an id that is not 1 to 512 bytes of UTF-8 without control
+    characters. An int becomes its decimal string.
+    """
+
+    #: Names the entities of this class; by default the class's name in snake_case.
+    kind: ClassVar[str]
+
+    #: Goal state -> state -> actions. Makes `get_action_list` unnecessary.
+    rules: ClassVar[ActionTable | None] = None
+
+    def __init__(self, id: str | int) -> None:
+        self.id = _checked_id(id)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "kind" not in cls.__dict__:
+            cls.kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
+        NAME(f"{cls.__qualname__}.kind", cls.kind)
+
+    @classmethod
+    def from_id(cls, id: str) -> Self:
+        """Rebuild the entity on a worker."""
+        return cls(id)
+
+    @classmethod
+    def iter_unconverged(cls) -> Iterable[str | int]:
+        """The ids of the entities whose state is not their goal state, from the source of truth."""
+        raise NotImplementedError(f"{cls.__name__} cannot be resynced: it does not define iter_unconverged()")
+
+    def get_id(self) -> str:
+        """What tells this entity from others of its kind."""
+        return self.id
+
+    @property
+    def ref(self) -> EntityRef:
+        """Kind and id."""
+        return EntityRef(self.kind, self.get_id())
+
+    def get_state(self) -> Any:
+        """Where the entity is: any value that can be compared and printed, say an Enum's member."""
+        raise NotImplementedError(f"{type(self).__name__} does not define get_state()")
+
+    def get_goal_state(self) -> Any:
+        """Where the entity is meant to be."""
+        raise NotImplementedError(f"{type(self).__name__} does not define get_goal_state()")
+
+    def get_action_list(self, state: Any, goal_state: Any) -> ActionsLike:
+        """What leads from the state toward the goal state, in order; nothing: there is nothing to do."""
+        if self.rules is None:
+            raise NotImplementedError(f"{type(self).__name__} defines neither `rules` nor get_action_list()")
+        return self.rules.actions(state, goal_state)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.ref}>"
+
+    def __eq__(self, other: object) -> bool:
+        return self.ref == other.ref if isinstance(other, Entity) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.ref)
+
+
+def can_resync(cls: type[Entity]) -> bool:
+    """Whether the class defines `iter_unconverged`."""
+    return getattr(cls.iter_unconverged, "__func__", None) is not Entity.iter_unconverged.__func__  # type: ignore[attr-defined]
+
+
+# What an action can say --------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True, slots=True, init=False)
+class Requeue:
+    """Returned by an action: go on with the list, then look again after `after` (seconds or a timedelta).
+
+    Of several the earliest counts, and a failure later in the list discards it. `stop=True` skips the rest
+    of the list.
+    """
+
+    after: float  #: seconds
+    stop: bool
+
+    def __init__(self, after: float | timedelta, stop: bool = False) -> None:
+        object.__setattr__(self, "after", delay_seconds(after, "Requeue's delay"))
+        object.__setattr__(self, "stop", stop)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Returned by an action: skip the rest of the list. That is no failure."""
+
+
+# Actions -----------------------------------------------------------------------------------------
+
+ActionFunction: TypeAlias = "Callable[[Context, Any], Requeue | Stop | None]"
+
+#: An action; a function, named after itself; or the name of a method of the entity.
+ActionLike: TypeAlias = "Action | ActionFunction | str"
+
+#: What `get_action_list` may return.
+ActionsLike: TypeAlias = "ActionList | Sequence[ActionLike] | ActionLike | None"
+
+
+@final
+@dataclass(frozen=True, slots=True, init=False)
+class Action:
+    """One step toward the goal: `execute(ctx, entity)`. It must be idempotent: it can run twice.
+
+    `timeout`, in seconds, is what `ctx.remaining()` and `ctx.check()` go by: a cooperative limit.
+    """
+
+    name: str
+    execute: ActionFunction
+    timeout: float | None
+
+    def __init__(self, name: str, execute: ActionFunction, timeout: float | timedelta | None = None) -> None:
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            raise ValueError(f"an action's name is {name!r}; give a printable string")
+        if not callable(execute):
+            raise TypeError(f"action {name} executes {execute!r}; give a function of (ctx, entity)")
+        _refuse_coroutine_function(name, execute)
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "execute", execute)
+        object.__setattr__(self, "timeout", _checked_timeout(timeout, f"the timeout of action {name}"))
+
+
+@final
+@dataclass(frozen=True, slots=True, init=False)
+class ActionList:
+    """Actions in the order in which they run, and the cooperative time budget of them all, in seconds.
+
+    Raises `TypeError` or `ValueError` for what cannot be an action.
+    """
+
+    actions: tuple[Action, ...]
+    timeout: float | None
+
+    def __init__(self, actions: Iterable[ActionLike], timeout: float | timedelta | None = None) -> None:
+        object.__setattr__(self, "actions", tuple(_as_action(action) for action in actions))
+        object.__setattr__(self, "timeout", _checked_timeout(timeout, "the timeout of an action list"))
+
+
+def as_action_list(value: ActionsLike, entity: Entity | None = None) -> ActionList:
+    """The action list that `value` stands for; with an entity, whose methods the names in it must be.
+
+    Raises `TypeError` for what cannot be one.
+    """
+    if isinstance(value, ActionList):
+        action_list = value
+    elif value is None:
+        action_list = ActionList(())
+    elif isinstance(value, (list, tuple)):
+        action_list = ActionList(value)
+    elif isinstance(value, (Action, str)) or callable(value):
+        action_list = ActionList((value,))
+    else:
+        raise TypeError(
+            f"{value!r} is no action list; give a list of actions, functions and names of methods"
+        )
+    if entity is not None:
+        for action in action_list.actions:
+            if isinstance(action.execute, _Method):
+                _refuse_coroutine_function(action.name, action.execute.bound_to(entity))
+    return action_list
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """Executes a method of the entity that is only known by its name."""
+
+    name: str
+
+    def bound_to(self, entity: Entity) -> Callable[[Context], Requeue | Stop | None]:
+        method = getattr(entity, self.name, None)
+        if not callable(method):
+            raise TypeError(f"{entity!r} has no method {self.name!r} for its action of that name")
+        return method  # type: ignore[no-any-return]
+
+    def __call__(self, ctx: Context, entity: Entity) -> Requeue | Stop | None:
+        return self.bound_to(entity)(ctx)
+
+
+def _as_action(value: ActionLike) -> Action:
+    if isinstance(value, Action):
+        return value
+    if isinstance(value, str):
+        return Action(value, _Method(value))
+    if not callable(value):
+        raise TypeError(f"{value!r} is no action; give an Action, a function or the name of a method")
+    name = getattr(value, "__name__", "<unnamed>")
+    if name.startswith("<"):  # <lambda>
+        raise TypeError(f'{value!r} has no name of its own; give it one: Action("...", {name.strip("<>")})')
+    return Action(name, value)
+
+
+def _checked_timeout(timeout: float | timedelta | None, name: str) -> float | None:
+    if timeout is None:
+        return None
+    seconds = delay_seconds(timeout, name)
+    if seconds == 0:
+        raise ValueError(f"{name} is 0; give more than 0 seconds, or None for no limit")
+    return seconds
+
+
+def _refuse_coroutine_function(name: str, function: Callable[..., Any]) -> None:
+    while isinstance(function, functools.partial):
+        function = function.func
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+        raise TypeError(
+            f"action {name} is a coroutine function; actions are plain functions, as Celery's tasks"
+        )
+
+
+# What an action gets -----------------------------------------------------------------------------
+
+
+class Scheduler(Protocol):
+    """What an action uses of the engine."""
+
+    def enqueue(self, entity: Entity | EntityRef, deadline: Any = None, **options: Any) -> Any:
+        """Schedule an evaluation."""
+
+    def delete(self, entity: Entity | EntityRef) -> bool:
+        """Forget an entity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A time limit: when it ends on the context's clock, and what it limits."""
+
+    ends: float
+    of: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What an action is told: `execute(ctx, entity)`."""
+
+    engine: Scheduler
+    entity: Entity
+    state: Any  #: as read before the first action of the list
+    goal_state: Any
+    failures: int  #: consecutive ones, before this evaluation
+    deadline: datetime  #: when the evaluation fell due; UTC
+    lateness: float  #: seconds between that and its start
+    fencing_token: int  #: rises with every evaluation of the entity: a store can refuse an older one
+    task: Any  #: the request of the Celery task
+    log: logging.LoggerAdapter[logging.Logger]  #: its records carry kind, id and action
+    _budgets: tuple[Budget, ...]
+    _clock: Callable[[], float]
+    _held: Callable[[], bool]
+
+    def enqueue(self, entity: Entity | EntityRef, deadline: Any = None, **options: Any) -> Any:
+        """`Engine.enqueue`, for any entity; for the one under evaluation a later failure discards it."""
+        return self.engine.enqueue(entity, deadline, **options)
+
+    def delete(self, entity: Entity | EntityRef) -> bool:
+        """`Engine.delete`, for any entity."""
+        return self.engine.delete(entity)
+
+    def remaining(self) -> float | None:
+        """Seconds left of the action's or its list's timeout, whichever ends first; None: there is none."""
+        if not self._budgets:
+            return None
+        return max(0.0, min(budget.ends for budget in self._budgets) - self._clock())
+
+    def check(self) -> None:
+        """Raise `LeaseLost` if another evaluation may have begun, or `ActionTimeout` if time is up.
+
+        For an action that takes long, between two of its steps. The engine does it before every action.
+        """
+        if not self._held():
+            raise LeaseLost
+        now = self._clock()
+        for budget in self._budgets:
+            if now >= budget.ends:
+                raise ActionTimeout(f"the {budget.of} is used up")
+
+
+class _ActionLogger(logging.LoggerAdapter[logging.Logger]):
+    """Adds its fields to those of the call, instead of replacing them as the adapter of Python 3.11 does."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        return msg, {**kwargs, "extra": {**(kwargs.get("extra") or {}), **(self.extra or {})}}
+
+
+def action_logger(ref: EntityRef, action: str) -> logging.LoggerAdapter[logging.Logger]:
+    """A logger whose records carry `kind`, `id` and `action`."""
+    logger = logging.getLogger("celery_goalstate.action")
+    return _ActionLogger(logger, {"kind": ref.kind, "id": ref.id, "action": action})

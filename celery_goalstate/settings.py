@@ -1,0 +1,384 @@
+"""What can be configured: `goalstate_*` in `app.conf`, and the options of `Engine.register`.
+
+Everything is parsed and checked once, here, and frozen. Wherever a time is meant it is in seconds, and may
+be given as a number or a timedelta.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+from .backoff import Backoff, delay_seconds
+from .exceptions import ImproperlyConfigured
+
+# What is accepted --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """How a value is read (`parse` raises `ValueError` or `TypeError`), and in words what is accepted."""
+
+    accepted: str
+    parse: Callable[[Any], Any]
+
+    def __call__(self, name: str, value: Any) -> Any:
+        try:
+            return self.parse(value)
+        except (TypeError, ValueError) as error:
+            raise ImproperlyConfigured(f"{name} is {value!r}; accepted: {self.accepted}") from error
+
+
+def _parse_seconds(minimum: float) -> Callable[[Any], float]:
+    def parse(value: Any) -> float:
+        seconds = delay_seconds(value)
+        if seconds < minimum:
+            raise ValueError(value)
+        return seconds
+
+    return parse
+
+
+def _parse_positive_int(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(value)
+    return value
+
+
+def _parse_bool(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(value)
+    return value
+
+
+def _parse_name(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[a-z0-9_.-]+", value):
+        raise ValueError(value)
+    return value
+
+
+def _or_none(check: _Check) -> _Check:
+    return _Check(f"{check.accepted}, or None", lambda value: None if value is None else check.parse(value))
+
+
+# The index counts in milliseconds, so a shorter time would be none.
+_DURATION = _Check("seconds, 0.001 or more (a number or a timedelta)", _parse_seconds(0.001))
+_DURATION_OR_ZERO = _Check("seconds, 0 or more (a number or a timedelta)", _parse_seconds(0))
+_COUNT = _Check("an integer, 1 or more", _parse_positive_int)
+_BOOL = _Check("True or False", _parse_bool)
+
+#: Names that end up in index keys and task names: `NAME(what, value)` returns the value, or raises
+#: `ImproperlyConfigured`.
+NAME = _Check("lower-case letters, digits, '_', '.' and '-', at least one", _parse_name)
+
+
+def _option(default: Any, check: _Check) -> Any:
+    return dataclasses.field(default=default, metadata={"check": check})
+
+
+def _checks(cls: type) -> dict[str, _Check]:
+    """The settable fields of a dataclass, by name."""
+    return {
+        field.name: field.metadata["check"] for field in dataclasses.fields(cls) if "check" in field.metadata
+    }
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+# The options of a kind ---------------------------------------------------------------------------
+
+#: Celery task options that say where a wake-up is published. Celery deprecates them as attributes of a task
+#: class (and warns), so they are given to each publish instead.
+ROUTING_OPTIONS = frozenset(
+    {"queue", "exchange", "exchange_type", "routing_key", "priority", "delivery_mode"}
+)
+
+#: All Celery task options that `register` accepts and passes on unchanged.
+TASK_OPTIONS = ROUTING_OPTIONS | {
+    "acks_late",
+    "acks_on_failure",
+    "acks_on_failure_or_timeout",
+    "acks_on_timeout",
+    "base",
+    "ignore_result",
+    "rate_limit",
+    "reject_on_worker_lost",
+    "resultrepr_maxsize",
+    "send_events",
+    "soft_time_limit",
+    "store_errors_even_if_ignored",
+    "throws",
+    "time_limit",
+    "track_started",
+    "trail",
+}
+
+#: Celery task options that would break a kind's task, and why.
+REFUSED_TASK_OPTIONS: Mapping[str, str] = {
+    "name": "the task is named after the kind; set `kind` on the entity class",
+    **dict.fromkeys(
+        ("bind", "typing", "pydantic", "pydantic_strict", "pydantic_context", "pydantic_dump_kwargs"),
+        "the task's arguments are the engine's own",
+    ),
+    **dict.fromkeys(("shared", "lazy", "filter"), "the engine itself creates the task, on its app"),
+    "serializer": "wake-ups are JSON",
+    "compression": "a wake-up is too small to gain from it",
+    **dict.fromkeys(("expires", "countdown", "eta"), "enqueue is told when to look at an entity"),
+    **dict.fromkeys(
+        ("autoretry_for", "dont_autoretry_for", "retry_kwargs", "default_retry_delay"),
+        "the engine looks again after any failure but a PermanentError; see failure_retry_delay",
+    ),
+    **dict.fromkeys(
+        ("retry_backoff", "retry_backoff_max", "retry_jitter"),
+        "the back-off is the engine's; see failure_retry_delay, max_retry_delay and jitter",
+    ),
+    "max_retries": "see max_failures",
+    "retry_on_worker_lost": "the engine itself looks again at an entity whose worker was lost",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KindOptions:
+    """How the entities of one kind are evaluated; times in seconds."""
+
+    failure_retry_delay: float = _option(10.0, _DURATION)  #: after the first failure; doubles from there
+    max_retry_delay: float = _option(3600.0, _DURATION)  #: the ceiling of the doubling
+    jitter: bool = _option(True, _BOOL)  #: spread each of these delays over its upper half
+    max_failures: int | None = _option(None, _or_none(_COUNT))  #: in a row, then quarantine; None: never
+    respect_backoff: bool = _option(False, _BOOL)  #: an enqueue cannot come before the back-off
+    converge: bool = _option(True, _BOOL)  #: go on until the goal is reached
+    resync_every: float | None = _option(None, _or_none(_DURATION))  #: None: only when asked to
+    idle_ttl: float | None = _option(604_800.0, _or_none(_DURATION_OR_ZERO))  #: None: until it is deleted
+    max_run: float = _option(3600.0, _DURATION)  #: how long an evaluation's lease is renewed
+    task_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  #: see `TASK_OPTIONS`
+
+    @property
+    def backoff(self) -> Backoff:
+        """The delays between consecutive failures."""
+        return Backoff(self.failure_retry_delay, self.max_retry_delay, self.jitter)
+
+    def override(self, **options: Any) -> KindOptions:
+        """These options with others in their place, as given to `register`.
+
+        Raises `ImproperlyConfigured` for a value that cannot work and for a refused or unknown option.
+        """
+        checks = _checks(KindOptions)
+        own: dict[str, Any] = {}
+        task_options = dict(self.task_options)
+        for name, value in options.items():
+            if name in checks:
+                own[name] = checks[name](name, value)
+            elif name in TASK_OPTIONS:
+                task_options[name] = value
+            elif name in REFUSED_TASK_OPTIONS:
+                raise ImproperlyConfigured(f"{name}={value!r} cannot be given: {REFUSED_TASK_OPTIONS[name]}")
+            else:
+                raise ImproperlyConfigured(
+                    f"unknown option {name}={value!r}.{_did_you_mean(name, {*checks, *TASK_OPTIONS})}"
+                    f" Accepted: {', '.join(checks)};"
+                    f" of Celery's task options {', '.join(sorted(TASK_OPTIONS))}"
+                )
+        return dataclasses.replace(self, task_options=task_options, **own)
+
+
+# The settings of an engine -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings of one engine; times in seconds."""
+
+    index_url: str = dataclasses.field(repr=False)  #: may hold a password; see `safe_url`
+    namespace: str = _option("default", NAME)  #: keeps engines on one index apart
+    key_prefix: str = _option("gs", NAME)  #: of every key in the index
+    shards: int = _option(1, _COUNT)  #: per kind
+    eta_horizon: float = _option(30.0, _DURATION_OR_ZERO)  #: a message is published this long ahead
+    lease: float = _option(30.0, _DURATION)  #: after which a worker that fell silent is given up
+    sweep_interval: float = _option(1.0, _DURATION)
+    resend_after: float = _option(60.0, _DURATION)  #: when an overdue message is looked for
+    window: int = _option(10_000, _COUNT)  #: messages under way per shard
+    kind: KindOptions = dataclasses.field(default_factory=KindOptions)  #: the defaults of every kind
+
+    @classmethod
+    def from_conf(cls, conf: Mapping[str, Any], *, namespace: str | None = None) -> Settings:
+        """Read `goalstate_*` from a Celery app's `conf`; a `namespace` given here wins over the setting.
+
+        Raises `ImproperlyConfigured` for anything that cannot work, unknown settings included.
+        """
+        own, of_kinds = _checks(cls), _checks(KindOptions)
+        _refuse_unknown(conf, {"index_url", *own, *of_kinds})
+
+        def read(checks: Mapping[str, _Check]) -> dict[str, Any]:
+            missing = object()
+            given = {name: conf.get(f"goalstate_{name}", missing) for name in checks}
+            return {
+                name: checks[name](f"goalstate_{name}", value)
+                for name, value in given.items()
+                if value is not missing
+            }
+
+        values = read(own)
+        if namespace is not None:
+            values["namespace"] = NAME("namespace", namespace)
+        return cls(index_url=_find_index_url(conf), kind=KindOptions(**read(of_kinds)), **values)
+
+
+def _refuse_unknown(conf: Mapping[str, Any], known: set[str]) -> None:
+    # With a namespace (Django's CELERY_) Celery lists the keys as they are spelled in the settings module.
+    prefix = getattr(conf, "prefix", None) or ""
+    accepted = sorted(f"goalstate_{name}" for name in known)
+    for key in conf:
+        name = key.removeprefix(prefix).lower()
+        if name.startswith("goalstate_") and name not in accepted:
+            raise ImproperlyConfigured(
+                f"unknown setting {key}.{_did_you_mean(name, accepted)} Accepted: {', '.join(accepted)}"
+            )
+
+
+# Where the index is ------------------------------------------------------------------------------
+
+_SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "sentinel", "memory")
+_CELERY_SCHEMES = {"redis", "rediss", "redis+socket", "unix", "sentinel"}  # of its Redis brokers and backends
+_EXAMPLE = 'e.g. goalstate_index_url="redis://localhost:6379/1", or "memory://" within one process'
+
+# Celery and kombu accept these spellings, redis-py does not.
+_CERT_REQS = {"cert_required": "required", "cert_optional": "optional", "cert_none": "none"}
+
+
+def safe_url(url: str) -> str:
+    """The URL (or several, separated by ";") without its passwords: for messages and logs."""
+    # Split only where another URL begins: a password that should have been quoted may hold a ";".
+    return ";".join(_without_password(part) for part in re.split(r";(?=[A-Za-z0-9+.-]+://)", url))
+
+
+def _without_password(url: str) -> str:
+    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
+    # The last "@": an unquoted password may hold others. Rather hide too much than too little.
+    user_info, at, host = rest.rpartition("@")
+    user, colon, _ = user_info.partition(":")
+    rest = f"{user}{colon}{'**' if colon else ''}{at}{host}"
+    return scheme + separator + re.sub(r"([?&][^=&;]*password=)[^&;]*", r"\1**", rest, flags=re.IGNORECASE)
+
+
+def _find_index_url(conf: Mapping[str, Any]) -> str:
+    given = conf.get("goalstate_index_url")
+    if given:
+        if not isinstance(given, str):
+            raise ImproperlyConfigured(
+                f"goalstate_index_url is of type {type(given).__name__}; give a URL, {_EXAMPLE}"
+            )
+        return _checked_url("goalstate_index_url", given)
+
+    broker = _urls(conf, "broker_url")
+    if conf.get("task_always_eager") or any(_scheme(url) == "memory" for url in broker):
+        return "memory://"
+
+    backend = _urls(conf, "result_backend")
+    return (
+        _index_on("broker_url", broker, conf.get("broker_use_ssl"), conf.get("broker_transport_options"))
+        or _index_on(
+            "result_backend",
+            backend,
+            conf.get("redis_backend_use_ssl"),
+            conf.get("result_backend_transport_options"),
+        )
+        or _no_index(broker, backend)
+    )
+
+
+def _no_index(broker: list[str], backend: list[str]) -> str:
+    raise ImproperlyConfigured(
+        "there is no place for the index: neither the broker"
+        f" ({safe_url(';'.join(broker)) or 'not set'}) nor the result backend"
+        f" ({safe_url(';'.join(backend)) or 'not set'}) is Redis. Set {_EXAMPLE}"
+    )
+
+
+def _urls(conf: Mapping[str, Any], name: str) -> list[str]:
+    """The URLs of a Celery setting: one, several separated by ";", or a list."""
+    # As an attribute Celery's own conf also knows what is set in the environment.
+    value = getattr(conf, name, None) or conf.get(name)
+    urls = [value] if isinstance(value, str) else value if isinstance(value, (list, tuple)) else []
+    return [part.strip() for url in urls if isinstance(url, str) for part in url.split(";") if part.strip()]
+
+
+def _scheme(url: str) -> str:
+    return url.partition("://")[0].lower()
+
+
+def _index_on(setting: str, urls: list[str], use_ssl: Any, transport_options: Any) -> str | None:
+    """The index's URL on the first Redis among `urls`, or on all the Sentinels, which are one Redis."""
+    url = next((url for url in urls if _scheme(url) in _CELERY_SCHEMES), None)
+    if url is None:
+        return None
+    if _scheme(url) == "sentinel":
+        if use_ssl:
+            raise ImproperlyConfigured(
+                f"the TLS options of {setting} ({safe_url(url)}) cannot be used for the index with Sentinel;"
+                " set goalstate_index_url"
+            )
+        url = ";".join(each for each in urls if _scheme(each) == "sentinel")
+        master_name = (transport_options or {}).get("master_name")
+        if master_name and "master_name" not in _query(url):
+            url = _with_query(url, {"master_name": master_name})
+    elif use_ssl and _scheme(url) in {"redis", "rediss"}:
+        url = f"rediss://{url.partition('://')[2]}"
+        if isinstance(use_ssl, Mapping):
+            url = _with_query(url, {name: _tls_value(value) for name, value in use_ssl.items()})
+    return _checked_url(setting, url)
+
+
+def _tls_value(value: Any) -> str:
+    """An option of `broker_use_ssl` for a URL; those given as constants of the `ssl` module go by name."""
+    return str(getattr(value, "name", value))
+
+
+def _checked_url(setting: str, url: str) -> str:
+    scheme = _scheme(url)
+    if scheme == "redis+socket":
+        scheme, url = "unix", url.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=")
+    if "://" not in url or any(_scheme(part) != scheme for part in url.split(";")) or scheme not in _SCHEMES:
+        raise ImproperlyConfigured(
+            f"{setting} is {safe_url(url)!r}; accepted are the schemes {', '.join(_SCHEMES)}; {_EXAMPLE}"
+        )
+    if scheme == "memory":
+        return "memory://"
+    if scheme != "sentinel" and ";" in url:
+        raise ImproperlyConfigured(
+            f"{setting} is {safe_url(url)!r}; only sentinel:// takes several URLs, separated by ';'"
+        )
+    for part in url.split(";"):
+        try:
+            _ = urlsplit(part).port
+        except ValueError:  # its text would show a part of an unquoted password
+            raise ImproperlyConfigured(
+                f"{setting} is {safe_url(url)!r}, which is no valid URL; quote special characters in it"
+            ) from None
+    if scheme == "sentinel" and "master_name" not in _query(url):
+        raise ImproperlyConfigured(
+            f"{setting} is {safe_url(url)!r}, which does not name its master;"
+            " append ?master_name=... or set the transport option master_name"
+        )
+    return re.sub(
+        r"(?<=[?&]ssl_cert_reqs=)\w+",
+        lambda found: _CERT_REQS.get(found[0].lower(), found[0]),
+        url,
+        flags=re.IGNORECASE,
+    )
+
+
+def _query(url: str) -> dict[str, list[str]]:
+    return parse_qs("&".join(urlsplit(part).query for part in url.split(";")))
+
+
+def _with_query(url: str, parameters: Mapping[str, str]) -> str:
+    last = url.rpartition(";")[2]
+    return f"{url}{'&' if urlsplit(last).query else '?'}{urlencode(parameters)}"
