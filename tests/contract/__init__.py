@@ -1,0 +1,1 @@
+"""What every index does: one suite, and one state machine, over all of them."""

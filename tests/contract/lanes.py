@@ -1,0 +1,245 @@
+"""The indexes under test: each with a clock that only the test moves, and a look at everything it stores.
+
+The Redis index reads the time from a key next to its own, in place of the server's `TIME`; nothing else
+about it differs from production.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import redis
+
+from celery_goalstate.index.base import Index, Limits, Status
+from celery_goalstate.index.memory import MemoryIndex
+from celery_goalstate.index.redis import RedisIndex
+
+KINDS = ("order", "host")
+PREFIX = "gs"
+NAMESPACE = "default"
+START = 1_700_000_000_000  # a Tuesday; milliseconds
+AUXILIARY = {"token", "paused", "claimed", "sweeper", "testclock"}
+
+
+class Clock:
+    """The time of an index under test, in milliseconds."""
+
+    def __init__(self, now: int = START) -> None:
+        self.now = now
+        self.watchers: list[Callable[[int], None]] = []
+
+    def __call__(self) -> int:
+        return self.now
+
+    def advance(self, ms: int) -> int:
+        """Let time pass; the new time."""
+        assert ms >= 0
+        self.now += ms
+        for tell in self.watchers:
+            tell(self.now)
+        return self.now
+
+
+@dataclass
+class Row:
+    """What is stored of one entity: its statuses (one, if all is well) and the fields that say something."""
+
+    places: list[tuple[Status, int | None]] = field(default_factory=list)
+    fields: dict[str, str] = field(default_factory=dict)
+    shard: int = 0
+
+    @property
+    def status(self) -> Status:
+        """The one place it is in."""
+        ((status, _),) = self.places
+        return status
+
+    @property
+    def score(self) -> int | None:
+        """When its status wants attention; None: never."""
+        ((_, score),) = self.places
+        return score
+
+
+Stored = dict[tuple[str, str], Row]
+
+
+class Lane(Protocol):
+    """One index under test."""
+
+    name: str
+    index: Index
+    clock: Clock
+
+    def stored(self) -> Stored:
+        """Everything that is stored, by kind and id; fails on anything that is not an index's business."""
+
+    def wipe(self) -> None:
+        """Leave nothing for the next one."""
+
+
+class MemoryLane:
+    """The reference."""
+
+    name = "memory"
+
+    def __init__(self, limits: Limits, clock: Clock, shards: int = 1) -> None:
+        self.clock = clock
+        self.index = MemoryIndex(limits, clock)
+
+    def stored(self) -> Stored:
+        rows: Stored = {}
+        for kind, entries in self.index._kinds.items():
+            for id, entry in entries.entries.items():
+                values = {f.name: getattr(entry, f.name) for f in dataclasses.fields(entry)}
+                place = (values.pop("status"), values.pop("score"))
+                said = {name: _text(name, value) for name, value in values.items()}
+                rows[kind, id] = Row([place], {name: text for name, text in said.items() if text})
+        return rows
+
+    def wipe(self) -> None:
+        self.index.close()
+
+
+def _text(name: str, value: Any) -> str:
+    """A field's value as the Redis index stores it; empty: it says nothing."""
+    if name == "converged":
+        return "" if value is None else str(int(value))
+    return str(int(value) if isinstance(value, bool) else value) if value else ""
+
+
+class FakeTimeRedisIndex(RedisIndex):
+    """The Redis index on a clock that the test moves."""
+
+    def clock_lua(self) -> str:
+        return """
+        local function clock()
+          return tonumber(redis.call('GET', (string.gsub(KEYS[1], ':parked$', ':testclock'))))
+        end
+        """
+
+
+class RedisLane:
+    """The Redis index on one server or on a cluster."""
+
+    def __init__(self, name: str, client: Any, limits: Limits, clock: Clock, shards: int = 1) -> None:
+        self.name = name
+        self.client = client
+        self.clock = clock
+        self.shards = shards
+        self.index = FakeTimeRedisIndex(client, limits, namespace=NAMESPACE, key_prefix=PREFIX, shards=shards)
+        self._tell(clock.now)
+        clock.watchers.append(self._tell)
+
+    def _tell(self, now: int) -> None:
+        with self.client.pipeline(transaction=False) as pipeline:
+            for kind in KINDS:
+                for shard in range(self.shards):
+                    pipeline.set(f"{PREFIX}:{{{NAMESPACE}:{kind}:{shard}}}:testclock", now)
+            pipeline.execute()
+
+    def stored(self) -> Stored:
+        rows: Stored = {}
+        for key, kind_of_key, content in self._dump():
+            namespace, kind, shard, rest = _parse(key)
+            assert namespace == NAMESPACE, f"stray key {key}"
+            assert kind in KINDS, f"stray key {key}"
+            assert 0 <= shard < self.shards, f"stray key {key}"
+            if rest.startswith("e:"):
+                assert kind_of_key == "hash", key
+                id = rest[2:]
+                assert self.index._shard(id) == shard, f"{key} is in the wrong shard"
+                rows.setdefault((kind, id), Row(shard=shard)).fields.update(content)
+            elif rest in set(Status):
+                assert kind_of_key == "zset", key
+                for id, score in content:
+                    place = (Status(rest), None if score == float("inf") else int(score))
+                    rows.setdefault((kind, id), Row(shard=shard)).places.append(place)
+            else:
+                assert rest in AUXILIARY, f"stray key {key}"
+        return rows
+
+    def _dump(self) -> Iterator[tuple[str, str, Any]]:
+        if isinstance(self.client, redis.RedisCluster):
+            for key in self.client.scan_iter(count=1000):
+                kind = self.client.type(key)
+                if kind == "hash":
+                    yield key, kind, self.client.hgetall(key)
+                elif kind == "zset":
+                    yield key, kind, self.client.zrange(key, 0, -1, withscores=True)
+                else:
+                    yield key, kind, None
+            return
+        for key, kind, flat in self.client.eval(_DUMP, 0):
+            pairs = list(zip(flat[::2], flat[1::2], strict=True))
+            yield key, kind, dict(pairs) if kind == "hash" else [(id, float(score)) for id, score in pairs]
+
+    def wipe(self) -> None:
+        if isinstance(self.client, redis.RedisCluster):
+            self.client.flushall(target_nodes=redis.RedisCluster.PRIMARIES)
+        else:
+            self.client.flushall()
+
+
+_DUMP = """
+local found = {}
+for _, key in ipairs(redis.call('KEYS', '*')) do
+  local kind = redis.call('TYPE', key).ok
+  local content = {}
+  if kind == 'hash' then content = redis.call('HGETALL', key) end
+  if kind == 'zset' then content = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES') end
+  found[#found + 1] = {key, kind, content}
+end
+return found
+"""
+
+
+def _parse(key: str) -> tuple[str, str, int, str]:
+    """`gs:{default:order:0}:e:42` -> default, order, 0, e:42."""
+    head, _, rest = key.partition("}:")
+    prefix, _, tag = head.partition(":{")
+    assert prefix == PREFIX, f"stray key {key}"
+    namespace, kind, shard = tag.split(":")
+    return namespace, kind, int(shard), rest
+
+
+# -- what must hold at any moment
+
+_ALWAYS_ALLOWED = {"task_id", "failures", "looks", "error", "converged", "finished", "last"}
+_PENDING = {"deadline", "since", "floor", "retries"}
+_ALLOWED = {
+    Status.PARKED: _ALWAYS_ALLOWED | _PENDING,
+    Status.SENT: _ALWAYS_ALLOWED | _PENDING | {"token", "resends", "resent"},
+    Status.RUNNING: _ALWAYS_ALLOWED | {"lease", "nonce", "due", "deadline", "since", "own", "deleted"},
+    Status.IDLE: _ALWAYS_ALLOWED,
+    Status.FAILED: _ALWAYS_ALLOWED,
+}
+_NEEDED = {
+    Status.PARKED: {"deadline"},
+    Status.SENT: {"deadline", "token"},
+    Status.RUNNING: {"lease", "nonce", "due"},
+    Status.IDLE: {"finished", "last"},
+    Status.FAILED: {"finished", "last"},
+}
+
+
+def check(stored: Stored) -> None:
+    """The invariants of `index.base`, on everything that is stored."""
+    tokens: list[tuple[str, int, str]] = []
+    for (kind, id), row in stored.items():
+        where = f"{kind}/{id}: {row}"
+        assert len(row.places) == 1, f"an entity has exactly one status; {where}"
+        allowed, needed = _ALLOWED[row.status], _NEEDED[row.status]
+        assert row.fields.keys() <= allowed, f"{row.fields.keys() - allowed} has no place here; {where}"
+        assert row.fields.keys() >= needed, f"{needed - row.fields.keys()} is missing; {where}"
+        for name in ("token", "lease"):
+            if name in row.fields:
+                assert row.fields[name].isdecimal(), f"the {name} is a number in digits; {where}"
+                tokens.append((kind, row.shard, row.fields[name]))
+        if row.status is Status.PARKED:
+            assert row.score == int(row.fields["deadline"]), f"parked until its deadline; {where}"
+        assert (row.score is None) <= (row.status is Status.IDLE), f"only idle ones wait for ever; {where}"
+    assert len(set(tokens)) == len(tokens), f"a token names one wake-up or one run: {sorted(tokens)}"

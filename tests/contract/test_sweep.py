@@ -1,0 +1,359 @@
+"""The sweeper's part: what is due is sent, what is lost is found, what is paused stays."""
+
+from __future__ import annotations
+
+import pytest
+
+from celery_goalstate.index.base import RESEND_INTERVALS, Limits, Refusal, Refused, Request, Status, Wakeup
+from tests.contract.bench import KIND, Bench
+
+HORIZON = Limits().eta_horizon
+PATIENCE = Limits().resend_after
+LEASE = Limits().lease
+FAR = 10 * HORIZON
+
+
+class TestSurvey:
+    def test_nothing_to_do(self, bench: Bench) -> None:
+        assert not bench.survey()
+        bench.finish(bench.run())
+        bench.quarantine(bench.run("b"))
+        bench.advance(365 * 86_400_000)
+        assert not bench.survey()
+
+    def test_due_are_those_whose_deadline_comes_within_the_horizon(self, bench: Bench) -> None:
+        for id, delay in {"c": FAR + 2, "b": FAR + 1, "a": FAR}.items():
+            bench.enqueue(id, delay)
+        bench.advance(FAR - HORIZON - 1)
+        assert bench.survey().due == ()
+        bench.advance(2)
+        assert bench.survey().due == ("a", "b")
+        bench.advance(1)
+        assert bench.survey().due == ("a", "b", "c"), "the earliest first"
+
+    def test_suspect_are_those_whose_message_is_overdue(self, bench: Bench) -> None:
+        bench.enqueue("a", 2_000)
+        bench.enqueue("b", 1_000)
+        bench.advance(PATIENCE + 999)
+        assert bench.survey().suspect == ()
+        bench.advance(1)
+        assert bench.survey().suspect == ("b",)
+        bench.advance(1_000)
+        assert bench.survey().suspect == ("b", "a")
+
+    def test_lost_are_those_whose_lease_has_run_out(self, bench: Bench) -> None:
+        bench.run("a")
+        bench.advance(1)
+        bench.run("b")
+        bench.advance(LEASE - 1)
+        assert bench.survey().lost == ("a",)
+        bench.advance(1)
+        assert bench.survey().lost == ("a", "b")
+
+    def test_the_limit_holds_for_each_sort(self, bench: Bench) -> None:
+        for n in range(5):
+            bench.enqueue(f"parked-{n}", FAR + n)
+            bench.enqueue(f"sent-{n}", n)
+            bench.run(f"running-{n}")
+            bench.finish(bench.run(f"idle-{n}"), idle_ttl=1)
+        bench.advance(FAR)
+        survey = bench.survey(limit=3)
+        assert survey.due == ("parked-0", "parked-1", "parked-2")
+        assert survey.suspect == ("sent-0", "sent-1", "sent-2")
+        assert survey.lost == ("running-0", "running-1", "running-2")
+        assert survey.expired == ("idle-0", "idle-1", "idle-2")
+
+    def test_changes_nothing(self, bench: Bench) -> None:
+        bench.enqueue(delay=FAR)
+        bench.run("b")
+        bench.advance(FAR)
+        before = bench.lane.stored()
+        bench.survey()
+        assert bench.lane.stored() == before
+
+    def test_one_sweeper_at_a_time(self, bench: Bench) -> None:
+        def seen(sweeper: str) -> bool:
+            return bool(bench.index.survey([KIND], sweeper=sweeper, hold=5_000, limit=10))
+
+        bench.enqueue(delay=FAR)
+        bench.advance(FAR)
+        assert seen("first")
+        assert not seen("second")
+        bench.advance(4_000)
+        assert seen("first"), "which holds it on"
+        bench.advance(4_999)
+        assert not seen("second")
+        bench.advance(1)
+        assert seen("second")
+        assert not seen("first")
+
+    def test_a_sweeper_may_have_any_name(self, bench: Bench) -> None:
+        for name in ("celery@host 1/ünï", "123 456", ""):
+            bench.advance(5_000)
+            assert bench.survey(sweeper=name).kind == KIND
+            assert bench.survey(sweeper=name).kind == KIND
+            assert bench.index.survey([KIND], sweeper=name + "x", hold=1, limit=1) == []
+
+    def test_many_kinds_at_once(self, bench: Bench) -> None:
+        bench.index.enqueue("host", [Request("h", FAR)])
+        bench.enqueue("a", FAR)
+        bench.advance(FAR)
+        order, host = bench.index.survey([KIND, "host"], sweeper="s", hold=5_000, limit=10)
+        assert (order.kind, order.shard, order.due) == (KIND, 0, ("a",))
+        assert (host.kind, host.shard, host.due) == ("host", 0, ("h",))
+        assert bench.index.survey([], sweeper="s", hold=5_000, limit=10) == []
+
+    def test_a_deleted_run_is_no_schedule(self, bench: Bench) -> None:
+        bench.run()
+        bench.delete()
+        bench.enqueue()
+        assert not bench.survey()
+
+
+class TestPromote:
+    def test_sends_what_is_near(self, bench: Bench) -> None:
+        reply = bench.enqueue(delay=FAR)
+        bench.advance(FAR - HORIZON)
+        wakeup = bench.promote(task_id="t1")
+        assert wakeup is not None
+        record = bench.record()
+        assert wakeup == Wakeup("a", record.token, HORIZON, "t1")
+        assert (record.status, record.deadline, record.task_id) == (Status.SENT, reply.deadline, "t1")
+        assert bench.promote() is None, "once"
+
+    def test_not_what_is_far(self, bench: Bench) -> None:
+        bench.enqueue(delay=FAR)
+        bench.advance(FAR - HORIZON - 1)
+        assert bench.promote() is None
+        assert bench.status() is Status.PARKED
+
+    @pytest.mark.parametrize("status", ["unknown", "sent", "running", "idle", "failed"])
+    def test_only_what_is_parked(self, bench: Bench, status: str) -> None:
+        if status != "unknown":
+            bench.enqueue()
+        if status in {"running", "idle", "failed"}:
+            run = bench.look()
+            if status == "idle":
+                bench.finish(run)
+            elif status == "failed":
+                bench.quarantine(run)
+            else:
+                bench.enqueue()
+        before = bench.row()
+        assert bench.promote() is None
+        assert bench.row() == before
+
+    def test_leaves_out_what_is_not_to_be_sent(self, bench: Bench) -> None:
+        for id, delay in {"a": FAR, "b": 2 * FAR, "c": FAR}.items():
+            bench.enqueue(id, delay)
+        bench.advance(FAR)
+        asked = {"c": "t1", "x": "t2", "b": "t3", "a": "t4"}
+        assert [(w.id, w.task_id) for w in bench.index.promote(KIND, asked)] == [("c", "t1"), ("a", "t4")]
+
+
+class TestResend:
+    """A message is sent again, under the same token, when it is probably lost."""
+
+    def overdue(self, bench: Bench, id: str = "a") -> Wakeup:
+        wakeup = bench.enqueue(id, 0, task_id="t1").wakeup
+        assert wakeup is not None
+        bench.advance(PATIENCE)
+        return wakeup
+
+    def test_in_any_case_when_it_is_the_probe(self, bench: Bench) -> None:
+        wakeup = self.overdue(bench)
+        assert bench.resend(task_id="t2") == Wakeup("a", wakeup.token, 0, "t2", resent_at=bench.now)
+        assert (bench.record().status, bench.record().task_id) == (Status.SENT, "t2")
+
+    def test_there_is_one_probe(self, bench: Bench) -> None:
+        self.overdue(bench, "a")
+        self.overdue(bench, "b")
+        replies = bench.index.resend(KIND, {"a": "t2", "b": "t3"}, probe="b")
+        assert [(wakeup.id, wakeup.task_id) for wakeup in replies] == [("b", "t3")]
+
+    def test_when_one_that_was_queued_later_has_arrived(self, bench: Bench) -> None:
+        self.overdue(bench)
+        assert bench.resend(probe=False) is None
+        later = bench.enqueue("later").wakeup
+        bench.start(later)
+        bench.advance(PATIENCE // 4)
+        assert bench.resend(probe=False)
+
+    def test_not_when_what_arrived_was_queued_only_a_little_later(self, bench: Bench) -> None:
+        bench.enqueue("a")
+        bench.advance(PATIENCE - 1)
+        bench.start(bench.enqueue("later").wakeup)
+        bench.advance(1)
+        assert bench.resend(probe=False) is None
+
+    def test_when_its_probe_has_arrived_elsewhere(self, bench: Bench) -> None:
+        """The probe is overdue as well: what counts is when it was queued, not when it was due."""
+        self.overdue(bench, "a")
+        self.overdue(bench, "b")
+        bench.advance(PATIENCE)
+        probe = bench.resend("b")
+        assert probe is not None
+        assert bench.resend("a", probe=False) is None
+        bench.start(probe)
+        bench.advance(PATIENCE)
+        assert bench.resend("a", probe=False)
+
+    def test_when_a_stale_one_that_was_queued_later_has_arrived(self, bench: Bench) -> None:
+        self.overdue(bench)
+        assert isinstance(bench.claim(Wakeup("x", "1", 0, ""), resent_at=bench.now), Refusal)
+        assert bench.resend(probe=False)
+
+    def test_otherwise_it_is_looked_for_a_quarter_later(self, bench: Bench) -> None:
+        self.overdue(bench)
+        assert bench.resend(probe=False) is None
+        assert bench.survey().suspect == ()
+        bench.advance(PATIENCE // 4 - 1)
+        assert bench.survey().suspect == ()
+        bench.advance(1)
+        assert bench.survey().suspect == ("a",)
+
+    def test_not_before_its_time(self, bench: Bench) -> None:
+        bench.enqueue()
+        bench.advance(PATIENCE - 1)
+        before = bench.row()
+        assert bench.resend() is None
+        assert bench.row() == before
+
+    def test_at_doubling_intervals(self, bench: Bench) -> None:
+        self.overdue(bench)
+        intervals = []
+        for _ in range(6):
+            assert bench.resend()
+            sent = bench.now
+            while not bench.survey().suspect:
+                bench.advance(PATIENCE)
+            intervals.append((bench.now - sent) // PATIENCE)
+        assert intervals == [2, 4, 8, 8, 8, 8]
+        assert max(intervals) == RESEND_INTERVALS
+
+    def test_either_of_the_two_messages_may_claim(self, bench: Bench) -> None:
+        first = self.overdue(bench)
+        second = bench.resend()
+        assert bench.start(first).lateness == PATIENCE
+        reply = bench.claim(second)
+        assert isinstance(reply, Refusal)
+        assert reply.reason is Refused.STALE
+
+    def test_a_retry_gets_a_task_id_of_its_own(self, bench: Bench) -> None:
+        bench.fail(bench.run(task_id="t1"), 0, task_id="t1", retries=4)
+        bench.advance(PATIENCE)
+        wakeup = bench.resend(task_id="t2")
+        assert wakeup is not None
+        assert (wakeup.task_id, wakeup.retries) == ("t2", 0)
+
+    def test_one_that_could_not_be_published_is_parked(self, bench: Bench) -> None:
+        first = self.overdue(bench)
+        bench.put_back(bench.resend())
+        assert bench.status() is Status.PARKED
+        assert isinstance(bench.claim(first), Refusal)
+        assert bench.start(bench.promote()).lateness == PATIENCE
+
+    def test_the_count_starts_anew_with_a_new_deadline(self, bench: Bench) -> None:
+        self.overdue(bench)
+        bench.resend()
+        bench.replace(delay=1_000)
+        bench.advance(1_000 + PATIENCE)
+        assert bench.survey().suspect == ("a",)
+        wakeup = bench.resend()
+        assert wakeup is not None
+        bench.advance(2 * PATIENCE)
+        assert bench.survey().suspect == ("a",)
+
+    @pytest.mark.parametrize("status", ["unknown", "parked", "running", "idle", "failed"])
+    def test_only_what_is_sent(self, bench: Bench, status: str) -> None:
+        if status == "parked":
+            bench.put_back(bench.enqueue().wakeup)
+        elif status != "unknown":
+            run = bench.run()
+            if status == "idle":
+                bench.finish(run)
+            elif status == "failed":
+                bench.quarantine(run)
+        bench.advance(10 * PATIENCE)
+        before = bench.row()
+        assert bench.resend() is None
+        assert bench.row() == before
+
+    def test_an_early_one_is_no_reason(self, bench: Bench) -> None:
+        """A worker whose clock is ahead has claimed nothing yet; what it saw was due later than now."""
+        bench.enqueue("a")
+        bench.advance(PATIENCE - 1)
+        ahead = bench.enqueue("b", HORIZON).wakeup
+        assert isinstance(bench.claim(ahead), Refusal)
+        bench.advance(1)
+        assert bench.resend(probe=False) is None
+
+
+class TestPause:
+    def test_is_told(self, bench: Bench) -> None:
+        assert not bench.index.paused(KIND)
+        bench.pause()
+        bench.pause()
+        assert bench.index.paused(KIND)
+        assert not bench.index.paused("host")
+        bench.resume()
+        bench.resume()
+        assert not bench.index.paused(KIND)
+
+    def test_nothing_is_sent(self, bench: Bench) -> None:
+        run = bench.run("running")
+        failing = bench.run("failing")
+        bench.enqueue("sent")
+        bench.pause()
+        assert bench.enqueue("a").wakeup is None
+        assert bench.enqueue("a").changed is False
+        assert bench.finish(run, delay=0).wakeup is None
+        assert bench.fail(failing, 0).wakeup is None
+        bench.advance(10 * PATIENCE)
+        survey = bench.survey()
+        assert (survey.due, survey.suspect) == ((), ())
+        assert bench.promote("a") is None
+        assert bench.resend("sent") is None
+
+    def test_a_message_that_arrives_parks_its_entity(self, bench: Bench) -> None:
+        reply = bench.enqueue()
+        bench.pause()
+        refusal = bench.claim(reply.wakeup)
+        assert refusal == Refusal("a", Refused.PAUSED)
+        record = bench.record()
+        assert (record.status, record.deadline, record.token) == (Status.PARKED, reply.deadline, "")
+        bench.resume()
+        assert isinstance(bench.claim(reply.wakeup), Refusal)
+        assert bench.start(bench.promote())
+
+    def test_running_ones_finish(self, bench: Bench) -> None:
+        run = bench.run()
+        bench.pause()
+        assert bench.renew(run)
+        assert bench.finish(run, delay=5_000).deadline == bench.now + 5_000
+        bench.resume()
+        assert bench.look()
+
+    def test_what_has_ended_is_still_found(self, bench: Bench) -> None:
+        bench.finish(bench.run("idle"), idle_ttl=1)
+        run = bench.run("lost")
+        bench.pause()
+        bench.advance(LEASE)
+        survey = bench.survey()
+        assert (survey.lost, survey.expired) == (("lost",), ("idle",))
+        assert bench.fail(run, 0, expired_only=True).wakeup is None
+        assert bench.index.forget(KIND, ["idle"]) == 1
+
+    def test_one_kind_only(self, bench: Bench) -> None:
+        bench.pause()
+        (other,) = bench.index.enqueue("host", [Request("a", 0)])
+        assert other.wakeup
+
+    def test_everything_goes_on_after_it(self, bench: Bench) -> None:
+        bench.pause()
+        for id in "abc":
+            bench.enqueue(id)
+        bench.resume()
+        assert bench.survey().due == ("a", "b", "c")
+        for id in "abc":
+            assert bench.start(bench.promote(id))
