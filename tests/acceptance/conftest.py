@@ -1,0 +1,186 @@
+"""pytest-celery's fixtures, overridden: real processes, no containers, and one set of them per pool."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from celery import Celery
+from pytest_celery import (
+    CeleryBrokerCluster,
+    CeleryTestBroker,
+    CeleryTestSetup,
+    CeleryTestWorker,
+    CeleryWorkerCluster,
+)
+
+from tests.acceptance.app import Things
+from tests.acceptance.ledger import Line, Violation, violations
+from tests.acceptance.nodes import BrokerProcess, WorkerProcess
+from tests.servers import Valkey, poll
+
+POOLS = ["prefork", "solo", "threads", "gevent"]
+
+# Short, so that recovery takes seconds; long enough for a busy machine with two cores.
+SETTINGS = {
+    "broker_connection_retry_on_startup": True,
+    "task_ignore_result": True,
+    "worker_hijack_root_logger": False,
+    "goalstate_failure_retry_delay": 0.2,
+    "goalstate_max_retry_delay": 1.0,
+    "goalstate_jitter": False,
+    "goalstate_lease": 2.0,
+    "goalstate_resend_after": 1.0,
+    "goalstate_sweep_interval": 0.1,
+    "goalstate_eta_horizon": 5.0,
+}
+
+
+@pytest.fixture(
+    scope="session", params=[pytest.param(pool, marks=pytest.mark.xdist_group(pool)) for pool in POOLS]
+)
+def pool(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def directory(pool: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What all processes of one pool's tests share."""
+    return tmp_path_factory.mktemp(pool)
+
+
+@pytest.fixture(scope="session")
+def index_server(directory: Path) -> Iterator[Valkey]:
+    """The index's own server, so that tests can hurt the broker alone."""
+    with Valkey(directory / "index") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def broker_server(directory: Path) -> Iterator[Valkey]:
+    with Valkey(directory / "broker") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def celery_broker(broker_server: Valkey) -> CeleryTestBroker:
+    return CeleryTestBroker(BrokerProcess(broker_server))
+
+
+@pytest.fixture(scope="session")
+def celery_broker_cluster(celery_broker: CeleryTestBroker) -> CeleryBrokerCluster:
+    return CeleryBrokerCluster(celery_broker)
+
+
+@pytest.fixture(scope="session")
+def celery_backend_cluster() -> None:
+    return None
+
+
+@pytest.fixture(scope="session")
+def things(directory: Path, celery_broker: CeleryTestBroker, index_server: Valkey) -> Iterator[Things]:
+    """The app, engine and world, as producers and tests see them."""
+    settings = {
+        **SETTINGS,
+        "broker_url": celery_broker.config()["url"],
+        "goalstate_index_url": index_server.url,
+    }
+    (directory / "settings.json").write_text(json.dumps(settings))
+    things = Things(directory)
+    yield things
+    things.app.close()
+
+
+@pytest.fixture(scope="session")
+def celery_worker_cluster(things: Things, directory: Path, pool: str) -> Iterator[CeleryWorkerCluster]:
+    """Two workers, so that they race each other and can stand in for each other."""
+    workers = [WorkerProcess(directory, pool=pool, number=number) for number in (1, 2)]
+    with contextlib.ExitStack() as stack:
+        for worker in workers:
+            worker.start()
+            stack.callback(worker.teardown)
+        cluster = CeleryWorkerCluster(*(CeleryTestWorker(worker, things.app) for worker in workers))
+        assert cluster.ready()
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def celery_worker(celery_worker_cluster: CeleryWorkerCluster) -> CeleryTestWorker:
+    return celery_worker_cluster[0]
+
+
+@pytest.fixture(scope="session")
+def celery_setup_app(things: Things) -> Celery:
+    return things.app
+
+
+class Scene:
+    """What a test plays on: pytest-celery's setup, the things, and a name that no other test uses."""
+
+    def __init__(self, setup: CeleryTestSetup, things: Things, name: str) -> None:
+        self.setup = setup
+        self.things = things
+        self.engine = things.engine
+        self.world = things.world
+        self.name = name
+        self._markers = 0
+
+    @property
+    def workers(self) -> list[WorkerProcess]:
+        return [node.container for node in self.setup.worker_cluster]
+
+    def id(self, number: int = 1) -> str:
+        return f"{self.name}.{number}"
+
+    def lines(self, *events: str, id: str = "") -> list[Line]:
+        """This test's lines in the ledger, or one entity's."""
+        lines = self.things.ledger.lines(f"{self.name}.", *events)
+        return [line for line in lines if line.entity == id] if id else lines
+
+    def looks(self, id: str = "") -> list[float]:
+        """When evaluations began; of the only entity, unless told otherwise."""
+        return [line.at for line in self.lines("look", id=id or self.id())]
+
+    def reached(self, id: str = "", *, looks: int = 1, timeout: float = 15) -> None:
+        """Wait until an entity has been looked at so often, and is at its goal and idle."""
+        id = id or self.id()
+
+        def done() -> bool:
+            return (
+                len(self.looks(id)) >= looks
+                and self.world.reached(id) == self.world.wanted(id)
+                and self.status(id) == "idle"
+            )
+
+        try:
+            poll(f"{id} has reached its goal", done, timeout=timeout)
+        except pytest.fail.Exception as error:
+            record = self.engine.describe(self.things.Thing(id))
+            pytest.fail(f"{error}; {len(self.looks(id))} looks, {record}")
+
+    def status(self, id: str = "") -> str | None:
+        record = self.engine.describe(self.things.Thing(id or self.id()))
+        return None if record is None else str(record.status)
+
+    def is_scheduled(self, id: str = "") -> bool:
+        return self.engine.is_scheduled(self.things.Thing(id or self.id()))
+
+    def settle(self, seconds: float = 0.0) -> None:
+        """Let time pass in which nothing may happen, until a plain task with a countdown is run."""
+        self._markers += 1
+        name = f"{self.name}.marker-{self._markers}"
+        self.things.app.send_task("acceptance.marker", (name,), countdown=seconds)
+        poll("the marker is run", lambda: self.lines("marker", id=name), timeout=seconds + 15)
+
+    def violations(self) -> list[Violation]:
+        return violations(self.lines(), lease=SETTINGS["goalstate_lease"])
+
+
+@pytest.fixture
+def scene(celery_setup: CeleryTestSetup, things: Things, request: pytest.FixtureRequest) -> Scene:
+    assert celery_setup.ready()
+    return Scene(celery_setup, things, re.sub(r"\W+", "-", request.node.name).strip("-"))
