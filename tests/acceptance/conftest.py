@@ -21,9 +21,10 @@ from pytest_celery import (
 from tests.acceptance.app import Things
 from tests.acceptance.ledger import Line, Violation, violations
 from tests.acceptance.nodes import BrokerProcess, WorkerProcess
-from tests.servers import Valkey, poll
+from tests.servers import RabbitMQ, Valkey, poll
 
-POOLS = ["prefork", "solo", "threads", "gevent"]
+# All over embedded Valkey, and one over RabbitMQ where that is installed.
+POOLS = ["prefork", "solo", "threads", "gevent", "prefork+rabbitmq"]
 
 # Short, so that recovery takes seconds; long enough for a busy machine with two cores.
 SETTINGS = {
@@ -44,6 +45,7 @@ SETTINGS = {
     scope="session", params=[pytest.param(pool, marks=pytest.mark.xdist_group(pool)) for pool in POOLS]
 )
 def pool(request: pytest.FixtureRequest) -> str:
+    """All tests of one pool run in one process, one after the other, and share its servers and workers."""
     return request.param
 
 
@@ -61,13 +63,13 @@ def index_server(directory: Path) -> Iterator[Valkey]:
 
 
 @pytest.fixture(scope="session")
-def broker_server(directory: Path) -> Iterator[Valkey]:
-    with Valkey(directory / "broker") as server:
+def broker_server(directory: Path, pool: str) -> Iterator[Valkey | RabbitMQ]:
+    with (RabbitMQ if pool.endswith("+rabbitmq") else Valkey)(directory / "broker") as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def celery_broker(broker_server: Valkey) -> CeleryTestBroker:
+def celery_broker(broker_server: Valkey | RabbitMQ) -> CeleryTestBroker:
     return CeleryTestBroker(BrokerProcess(broker_server))
 
 
@@ -98,7 +100,9 @@ def things(directory: Path, celery_broker: CeleryTestBroker, index_server: Valke
 @pytest.fixture(scope="session")
 def celery_worker_cluster(things: Things, directory: Path, pool: str) -> Iterator[CeleryWorkerCluster]:
     """Two workers, so that they race each other and can stand in for each other."""
-    workers = [WorkerProcess(directory, pool=pool, number=number) for number in (1, 2)]
+    workers = [
+        WorkerProcess(directory, pool=pool.removesuffix("+rabbitmq"), number=number) for number in (1, 2)
+    ]
     with contextlib.ExitStack() as stack:
         for worker in workers:
             worker.start()

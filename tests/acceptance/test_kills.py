@@ -78,7 +78,10 @@ class Chaos:
             self.enqueue_for(self.random.uniform(0.05, 0.5))
             ready = [worker for worker in self.scene.workers if worker.is_ready()]
             if ready:
-                self.kill(self.random.choice(ready), self.random.choice(VICTIMS.get(pool, ["worker"])))
+                self.kill(
+                    self.random.choice(ready),
+                    self.random.choice(VICTIMS.get(pool.removesuffix("+rabbitmq"), ["worker"])),
+                )
 
     def calm_down(self) -> None:
         """Wait until every entity is at its latest goal and idle."""
