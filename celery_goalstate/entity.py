@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Protocol, Self, TypeAlias, final
 
-from .backoff import delay_seconds
-from .exceptions import ActionTimeout, LeaseLost
-from .settings import NAME
+from celery_goalstate.backoff import delay_seconds
+from celery_goalstate.exceptions import ActionTimeout, LeaseLost
+from celery_goalstate.settings import NAME
 
 __all__ = [
     "Action",
@@ -307,11 +307,13 @@ def _refuse_coroutine_function(name: str, function: Callable[..., Any]) -> None:
 class Scheduler(Protocol):
     """What an action uses of the engine."""
 
-    def enqueue(self, entity: Entity | EntityRef, deadline: Any = None, **options: Any) -> Any:
-        """Schedule an evaluation."""
+    @property
+    def enqueue(self) -> Callable[..., Any]:
+        """Schedules an evaluation."""
 
-    def delete(self, entity: Entity | EntityRef) -> bool:
-        """Forget an entity."""
+    @property
+    def delete(self) -> Callable[[Entity | EntityRef], bool]:
+        """Forgets an entity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,7 +367,7 @@ class Context:
         now = self._clock()
         for budget in self._budgets:
             if now >= budget.ends:
-                raise ActionTimeout(f"the {budget.of} is used up")
+                raise ActionTimeout(f"the {budget.of} is over")
 
 
 class _ActionLogger(logging.LoggerAdapter[logging.Logger]):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from .entity import (
+from celery_goalstate.entity import (
     Action,
     ActionList,
     Budget,
@@ -34,8 +34,8 @@ from .entity import (
     as_action_list,
     delay_seconds,
 )
-from .exceptions import PermanentError, RetryAfter
-from .settings import KindOptions
+from celery_goalstate.exceptions import PermanentError, RetryAfter
+from celery_goalstate.settings import KindOptions
 
 #: After so many looks at once in a row that did not reach the goal, the back-off spaces the next ones.
 LOOKS_AT_ONCE = 10

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-from .backoff import Backoff, delay_seconds
-from .exceptions import ImproperlyConfigured
+from celery_goalstate.backoff import Backoff, delay_seconds
+from celery_goalstate.exceptions import ImproperlyConfigured
 
 # What is accepted --------------------------------------------------------------------------------
 
@@ -165,6 +165,16 @@ class KindOptions:
         """The delays between consecutive failures."""
         return Backoff(self.failure_retry_delay, self.max_retry_delay, self.jitter)
 
+    @property
+    def routing(self) -> Mapping[str, Any]:
+        """The task options that go with each publish."""
+        return {name: value for name, value in self.task_options.items() if name in ROUTING_OPTIONS}
+
+    @property
+    def of_task(self) -> Mapping[str, Any]:
+        """The task options that make the Celery task what it is."""
+        return {name: value for name, value in self.task_options.items() if name not in ROUTING_OPTIONS}
+
     def override(self, **options: Any) -> KindOptions:
         """These options with others in their place, as given to `register`.
 
@@ -190,6 +200,8 @@ class KindOptions:
 
 
 # The settings of an engine -----------------------------------------------------------------------
+
+_MISSING = object()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,12 +229,11 @@ class Settings:
         _refuse_unknown(conf, {"index_url", *own, *of_kinds})
 
         def read(checks: Mapping[str, _Check]) -> dict[str, Any]:
-            missing = object()
-            given = {name: conf.get(f"goalstate_{name}", missing) for name in checks}
+            given = {name: conf.get(f"goalstate_{name}", _MISSING) for name in checks}
             return {
                 name: checks[name](f"goalstate_{name}", value)
                 for name, value in given.items()
-                if value is not missing
+                if value is not _MISSING
             }
 
         values = read(own)
@@ -232,12 +243,13 @@ class Settings:
 
 
 def _refuse_unknown(conf: Mapping[str, Any], known: set[str]) -> None:
-    # With a namespace (Django's CELERY_) Celery lists the keys as they are spelled in the settings module.
-    prefix = getattr(conf, "prefix", None) or ""
     accepted = sorted(f"goalstate_{name}" for name in known)
     for key in conf:
-        name = key.removeprefix(prefix).lower()
-        if name.startswith("goalstate_") and name not in accepted:
+        # With a namespace (Django's CELERY_) Celery lists all names in the settings module, as spelled there;
+        # this package's are those that it finds again without the namespace.
+        _, found, rest = key.lower().partition("goalstate_")
+        name = found + rest
+        if found and name not in accepted and conf.get(name, _MISSING) is not _MISSING:
             raise ImproperlyConfigured(
                 f"unknown setting {key}.{_did_you_mean(name, accepted)} Accepted: {', '.join(accepted)}"
             )
@@ -332,7 +344,8 @@ def _index_on(setting: str, urls: list[str], use_ssl: Any, transport_options: An
     elif use_ssl and _scheme(url) in {"redis", "rediss"}:
         url = f"rediss://{url.partition('://')[2]}"
         if isinstance(use_ssl, Mapping):
-            url = _with_query(url, {name: _tls_value(value) for name, value in use_ssl.items()})
+            given = {name: value for name, value in use_ssl.items() if value is not None}
+            url = _with_query(url, {name: _tls_value(value) for name, value in given.items()})
     return _checked_url(setting, url)
 
 
@@ -380,5 +393,7 @@ def _query(url: str) -> dict[str, list[str]]:
 
 
 def _with_query(url: str, parameters: Mapping[str, str]) -> str:
+    if not parameters:
+        return url
     last = url.rpartition(";")[2]
     return f"{url}{'&' if urlsplit(last).query else '?'}{urlencode(parameters)}"

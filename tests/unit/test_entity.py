@@ -1,0 +1,387 @@
+from __future__ import annotations
+
+import enum
+import functools
+import logging
+import math
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from celery_goalstate.entity import (
+    Action,
+    ActionList,
+    Budget,
+    Context,
+    Entity,
+    EntityRef,
+    Requeue,
+    Stop,
+    action_logger,
+    as_action_list,
+    can_resync,
+)
+from celery_goalstate.exceptions import ActionTimeout, ImproperlyConfigured, LeaseLost
+
+
+class Order(Entity):
+    shipped = False
+
+    def ship(self, ctx: Context) -> None:
+        self.shipped = True
+
+    async def fly(self, ctx: Context) -> None: ...
+
+
+def reserve(ctx: Context, order: Order) -> None: ...
+
+
+# Kinds and ids -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("class_name", "kind"),
+    [
+        ("Order", "order"),
+        ("OrderItem", "order_item"),
+        ("HTTPServer", "http_server"),
+        ("Web2Host", "web2_host"),
+        ("VPNTunnelV2", "vpn_tunnel_v2"),
+        ("already_snake", "already_snake"),
+    ],
+)
+def test_a_kind_is_the_class_name_in_snake_case(class_name: str, kind: str) -> None:
+    assert type(class_name, (Entity,), {}).kind == kind  # type: ignore[attr-defined]
+
+
+def test_a_kind_can_be_given_and_is_not_inherited() -> None:
+    class Base(Entity):
+        kind = "shop.order-2"
+
+    class Derived(Base):
+        pass
+
+    assert Base.kind == "shop.order-2"
+    assert Derived.kind == "derived"
+
+
+@pytest.mark.parametrize(
+    "kind", ["", "Order", "order/item", "or der", "a:b", "{a}", "ordér", "order\n", 7, None]
+)
+def test_an_odd_kind_is_refused(kind: Any) -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"Odd\.kind is .*; accepted: lower-case letters"):
+        type("Odd", (Entity,), {"kind": kind})
+    with pytest.raises(ImproperlyConfigured, match=r"kind is .*; accepted"):
+        EntityRef(kind, "42")
+
+
+class Colour(enum.StrEnum):
+    RED = "red"
+
+
+@pytest.mark.parametrize(
+    ("given", "id_"),
+    [
+        ("42", "42"),
+        (42, "42"),
+        (-1, "-1"),
+        (0, "0"),
+        ("a/b:{c} d%", "a/b:{c} d%"),
+        ("žluťoučký 🐎", "žluťoučký 🐎"),
+        ("x" * 512, "x" * 512),
+        ("é" * 256, "é" * 256),
+        (Colour.RED, "red"),
+    ],
+)
+def test_ids_that_are_accepted(given: Any, id_: str) -> None:
+    order = Order(given)
+    assert order.get_id() == id_
+    assert type(order.get_id()) is str
+    assert order.ref == EntityRef("order", given)
+    assert Order.from_id(id_) == order
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ("", ValueError),
+        ("x" * 513, ValueError),
+        ("é" * 257, ValueError),
+        ("a\nb", ValueError),
+        ("a\x00", ValueError),
+        ("\x7f", ValueError),
+        ("\x85", ValueError),
+        ("\ud800", ValueError),
+        (True, TypeError),
+        (None, TypeError),
+        (1.0, TypeError),
+        (b"42", TypeError),
+        (["42"], TypeError),
+    ],
+)
+def test_ids_that_are_refused(given: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="an entity's id is ") as raised:
+        Order(given)
+    assert len(str(raised.value)) < 250
+    with pytest.raises(error, match="an entity's id is "):
+        EntityRef("order", given)
+
+
+def test_an_entity_is_its_kind_and_id() -> None:
+    class Host(Entity):
+        pass
+
+    assert Order("42") == Order(42)
+    assert Order("42") != Order("43")
+    assert Order("42") != Host("42")
+    assert Order("42") != "42"
+    assert len({Order("1"), Order("1"), Host("1")}) == 2
+    assert repr(Order("42")) == "<Order order/42>"
+    assert str(Order("42").ref) == "order/42"
+
+
+def test_an_entity_may_say_itself_what_its_id_is() -> None:
+    class Row(Entity):
+        def __init__(self, pk: int) -> None:
+            self.pk = pk
+
+        def get_id(self) -> str:
+            return f"row-{self.pk}"
+
+    assert Row(7).ref == EntityRef("row", "row-7")
+    assert Row(7) == Row(7)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda order: order.get_state(), "Order does not define get_state"),
+        (lambda order: order.get_goal_state(), "Order does not define get_goal_state"),
+        (lambda order: order.get_action_list("A", "B"), "Order defines neither `rules` nor get_action_list"),
+        (
+            lambda order: order.iter_unconverged(),
+            "Order cannot be resynced: it does not define iter_unconverged",
+        ),
+    ],
+)
+def test_what_a_class_does_not_define_is_named(call: Any, says: str) -> None:
+    with pytest.raises(NotImplementedError, match=says):
+        call(Order("42"))
+
+
+def test_rules_make_get_action_list_unnecessary() -> None:
+    class Table:
+        def actions(self, state: Any, goal_state: Any) -> list[str]:
+            return [f"{state}_to_{goal_state}"]
+
+    class Host(Entity):
+        rules = Table()
+
+    assert Host("1").get_action_list("up", "down") == ["up_to_down"]
+
+
+def test_whether_a_class_can_be_resynced_is_known_without_a_call() -> None:
+    class Host(Entity):
+        @classmethod
+        def iter_unconverged(cls) -> Iterable[str]:
+            raise AssertionError
+
+    class Rack(Host):
+        pass
+
+    class Shelf(Entity):
+        @staticmethod
+        def iter_unconverged() -> Iterable[str]:
+            return []
+
+    assert [can_resync(cls) for cls in (Order, Host, Rack, Shelf)] == [False, True, True, True]
+
+
+# What an action can say --------------------------------------------------------------------------
+
+
+def test_requeue_takes_seconds_or_a_timedelta() -> None:
+    assert Requeue(30).after == 30.0
+    assert Requeue(timedelta(minutes=1), stop=True) == Requeue(60, True)
+    assert Requeue(0) != Requeue(0, stop=True)
+    assert Stop() == Stop()
+
+
+@pytest.mark.parametrize("after", [-1, math.nan, math.inf, 1_764_000_000, "30", None, True])
+def test_requeue_refuses_what_is_no_delay(after: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="Requeue's delay is"):
+        Requeue(after)
+
+
+# Actions -----------------------------------------------------------------------------------------
+
+
+def names(action_list: ActionList) -> list[str]:
+    return [action.name for action in action_list.actions]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, []),
+        ([], []),
+        ((), []),
+        ([reserve], ["reserve"]),
+        ([reserve, "ship", Action("pack", reserve)], ["reserve", "ship", "pack"]),
+        ((reserve,), ["reserve"]),
+        (reserve, ["reserve"]),
+        ("ship", ["ship"]),
+        (Action("pack", reserve), ["pack"]),
+        (Action("pack", functools.partial(reserve)), ["pack"]),
+        (ActionList(["ship", reserve]), ["ship", "reserve"]),
+    ],
+)
+def test_what_an_action_list_may_be(value: Any, expected: list[str]) -> None:
+    assert names(as_action_list(value, Order("42"))) == expected
+
+
+def test_an_action_list_keeps_its_timeout() -> None:
+    action_list = ActionList([reserve], timeout=timedelta(seconds=5))
+    assert action_list.timeout == 5.0
+    assert as_action_list(action_list, Order("42")) is action_list
+
+
+def test_a_name_is_a_method_of_the_entity() -> None:
+    order = Order("42")
+    (action,) = as_action_list(["ship"], order).actions
+    action.execute(None, order)  # type: ignore[arg-type]
+    assert order.shipped
+
+
+class Unnamed:
+    def __call__(self, ctx: Context, order: Order) -> None: ...
+
+
+async def teleport(ctx: Context, order: Order) -> None: ...
+
+
+class Async:
+    __name__ = "asynchronous"
+
+    async def __call__(self, ctx: Context, order: Order) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ([lambda ctx, order: None], r'has no name of its own; give it one: Action\("\.\.\.", lambda\)'),
+        ([functools.partial(reserve)], "has no name of its own"),
+        (Unnamed(), "has no name of its own"),
+        ([42], "42 is no action; give"),
+        ([None], "None is no action; give"),
+        ([[reserve]], "is no action; give"),
+        (42, "42 is no action list; give"),
+        ({"ship": reserve}, "is no action list; give"),
+        ((action for action in [reserve]), "is no action list; give"),
+        (["shipp"], "<Order order/42> has no method 'shipp'"),
+        (["shipped"], "<Order order/42> has no method 'shipped'"),
+        (["fly"], "action fly is a coroutine function"),
+        ([teleport], "action teleport is a coroutine function"),
+        ([Async()], "action asynchronous is a coroutine function"),
+    ],
+)
+def test_what_is_no_action_is_refused_by_name(value: Any, says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        as_action_list(value, Order("42"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        (("", reserve), ValueError, "an action's name is ''"),
+        (("a\nb", reserve), ValueError, "an action's name is"),
+        ((7, reserve), ValueError, "an action's name is 7"),
+        (("pack", None), TypeError, "action pack executes None"),
+        (("pack", functools.partial(teleport)), TypeError, "action pack is a coroutine function"),
+        (("pack", reserve, 0), ValueError, "the timeout of action pack is 0"),
+        (("pack", reserve, -1), ValueError, "the timeout of action pack is -1"),
+        (("pack", reserve, "5"), TypeError, "the timeout of action pack is '5'"),
+    ],
+)
+def test_an_action_that_cannot_be_one_is_refused(
+    arguments: tuple[Any, ...], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        Action(*arguments)
+
+
+def test_the_timeout_of_a_list_is_checked() -> None:
+    with pytest.raises(ValueError, match="the timeout of an action list is nan"):
+        ActionList([], timeout=math.nan)
+
+
+# What an action gets -----------------------------------------------------------------------------
+
+
+class Engine:
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def enqueue(self, entity: Any, deadline: Any = None, **options: Any) -> str:
+        self.calls.append(("enqueue", entity, deadline, options))
+        return "enqueued"
+
+    def delete(self, entity: Any) -> bool:
+        self.calls.append(("delete", entity))
+        return True
+
+
+def context(now: float = 0.0, held: bool = True, *budgets: Budget) -> Context:
+    return Context(
+        engine=Engine(),
+        entity=Order("42"),
+        state="NEW",
+        goal_state="SHIPPED",
+        failures=2,
+        deadline=datetime(2026, 1, 1, tzinfo=UTC),
+        lateness=0.5,
+        fencing_token=7,
+        task=None,
+        log=action_logger(EntityRef("order", "42"), "ship"),
+        _budgets=budgets,
+        _clock=lambda: now,
+        _held=lambda: held,
+    )
+
+
+def test_an_action_may_schedule_and_delete_any_entity() -> None:
+    ctx = context()
+    assert ctx.enqueue(Order("43"), 30, replace=True) == "enqueued"
+    assert ctx.delete(EntityRef("host", "1")) is True
+    assert ctx.engine.calls == [  # type: ignore[attr-defined]
+        ("enqueue", Order("43"), 30, {"replace": True}),
+        ("delete", EntityRef("host", "1")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("now", "ends", "remaining"),
+    [(0, [], None), (3, [10], 7), (3, [10, 5], 2), (3, [4, 10], 1), (10, [10], 0), (99, [10, 5], 0)],
+)
+def test_remaining_is_the_tighter_budget(now: float, ends: list[float], remaining: float | None) -> None:
+    assert context(now, True, *(Budget(end, "x") for end in ends)).remaining() == remaining
+
+
+def test_check_raises_when_time_is_up_or_the_lease_is_lost() -> None:
+    budget = Budget(10, "timeout of the action list (5 s)")
+    context(9.9, True, budget).check()
+    context().check()
+    with pytest.raises(ActionTimeout, match=r"the timeout of the action list \(5 s\) is over"):
+        context(10, True, budget).check()
+    with pytest.raises(LeaseLost):
+        context(99, False, budget).check()
+
+
+def test_log_records_carry_kind_id_and_action(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "celery_goalstate.action"):
+        context().log.info("picked %d%%", 50, extra={"shelf": "B7"})
+    (record,) = caplog.records
+    assert record.getMessage() == "picked 50%"
+    assert (record.kind, record.id, record.action, record.shelf) == ("order", "42", "ship", "B7")  # type: ignore[attr-defined]

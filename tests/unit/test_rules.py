@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import enum
+import logging
+from typing import Any
+
+import pytest
+
+from celery_goalstate.entity import Action, ActionList, Context, Entity
+from celery_goalstate.rules import ANY, Rules
+
+
+class State(enum.Enum):
+    UP = "up"
+    DRAINED = "drained"
+    DOWN = "down"
+
+
+class Goal(enum.Enum):
+    UP = "up"
+    DOWN = "down"
+
+
+def drain(ctx: Context, entity: Entity) -> None: ...
+
+
+def power_off(ctx: Context, entity: Entity) -> None: ...
+
+
+def power_on(ctx: Context, entity: Entity) -> None: ...
+
+
+FLEET = Rules(
+    {
+        Goal.DOWN: {State.UP: [drain], State.DRAINED: [power_off], State.DOWN: []},
+        Goal.UP: {State.UP: [], State.DOWN: power_on},
+    }
+)
+
+
+def names(action_list: ActionList) -> list[str]:
+    return [action.name for action in action_list.actions]
+
+
+@pytest.mark.parametrize(
+    ("state", "goal", "expected"),
+    [
+        ("s", "g", "exact"),
+        ("other", "g", "any state"),
+        ("s", "other", "any goal"),
+        ("other", "other", "any of both"),
+    ],
+)
+def test_the_more_exact_cell_comes_first(state: str, goal: str, expected: str) -> None:
+    rules = Rules(
+        {
+            ANY: {ANY: Action("any of both", drain), "s": Action("any goal", drain)},
+            "g": {ANY: Action("any state", drain), "s": Action("exact", drain)},
+        }
+    )
+    assert names(rules.actions(state, goal)) == [expected]
+
+
+def test_any_state_of_the_goal_comes_before_the_state_of_any_goal() -> None:
+    rules = Rules({"g": {ANY: Action("goal's", drain)}, ANY: {"s": Action("state's", drain)}})
+    assert names(rules.actions("s", "g")) == ["goal's"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ([], []),
+        (drain, ["drain"]),
+        ("drain", ["drain"]),
+        (Action("a", drain), ["a"]),
+        ([drain, "b", Action("c", drain)], ["drain", "b", "c"]),
+        (ActionList([drain], timeout=5), ["drain"]),
+    ],
+)
+def test_what_a_cell_may_hold(cell: Any, expected: list[str]) -> None:
+    assert names(Rules({"g": {"s": cell}}).actions("s", "g")) == expected
+
+
+def test_the_timeout_of_a_cell_is_kept() -> None:
+    assert Rules({"g": {"s": ActionList([drain], timeout=5)}}).actions("s", "g").timeout == 5
+
+
+def test_an_empty_cell_is_a_deliberate_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    assert names(FLEET.actions(State.DOWN, Goal.DOWN)) == []
+    assert not caplog.records
+
+
+def test_a_missing_cell_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    assert names(FLEET.actions(State.DRAINED, Goal.UP)) == []
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage() == "no rule for state State.DRAINED and goal state Goal.UP: nothing is done"
+
+
+def test_missing_names_the_cells_that_no_rule_covers() -> None:
+    assert FLEET.missing(State, Goal) == [(State.DRAINED, Goal.UP)]
+    assert FLEET.missing([State.UP], [Goal.UP, Goal.DOWN]) == []
+    assert Rules({Goal.DOWN: {ANY: []}, ANY: {State.UP: []}}).missing(State, Goal) == [
+        (State.DRAINED, Goal.UP),
+        (State.DOWN, Goal.UP),
+    ]
+    assert Rules({ANY: {ANY: []}}).missing(State, Goal) == []
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ([], r"Rules is \[\]; a table is \{goal state: \{state: \[actions\]\}\}"),
+        ({"g": [drain]}, r"Rules\[g\] is \[.*\]; a table is"),
+        ({"g": {"s": None}}, r"Rules\[g\]\[s\] is None; write \[\] for a deliberate nothing"),
+        ({"g": {"s": 42}}, r"Rules\[g\]\[s\]: 42 is no action list"),
+        ({Goal.UP: {State.UP: [lambda ctx, entity: None]}}, r"Rules\[Goal.UP\]\[State.UP\]: .* has no name"),
+        ({"g": {"s": ""}}, r"Rules\[g\]\[s\]: an action's name is ''"),
+    ],
+)
+def test_a_table_of_another_shape_is_refused(table: Any, says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        Rules(table)
+
+
+def test_a_table_that_is_changed_later_changes_nothing() -> None:
+    row: dict[str, Any] = {"s": [drain]}
+    rules = Rules({"g": row})
+    row["s"].append(power_off)
+    row.clear()
+    assert names(rules.actions("s", "g")) == ["drain"]
+
+
+def test_rules_give_an_entity_its_actions() -> None:
+    class Host(Entity):
+        rules = FLEET
+
+    assert Host("1").get_action_list(State.UP, Goal.DOWN) is FLEET.actions(State.UP, Goal.DOWN)
+
+
+def test_any_reads_as_itself() -> None:
+    assert repr(ANY) == str(ANY) == "ANY"
+
+
+def test_the_table_as_a_flowchart() -> None:
+    rules = Rules({Goal.DOWN: {State.UP: [drain, power_off], State.DOWN: []}, 'say "up"': {ANY: "power_on"}})
+    assert rules.to_mermaid().splitlines() == [
+        "flowchart LR",
+        '    subgraph goal0["goal DOWN"]',
+        '        state0_0(["UP"]) --> actions0_0["drain → power_off"]',
+        '        state0_1(["DOWN"]) --> actions0_1["nothing to do"]',
+        "    end",
+        '    subgraph goal1["goal say &quot;up&quot;"]',
+        '        state1_0(["ANY"]) --> actions1_0["power_on"]',
+        "    end",
+    ]
