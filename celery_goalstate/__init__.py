@@ -1,0 +1,23 @@
+"""One scheduled evaluation per entity, driven from its state to its goal state by Celery."""
+
+from celery_goalstate.engine import Description, Engine, Enqueued, Status, current_engine, shared_entity
+from celery_goalstate.entity import Action, ActionList, Context, Entity, EntityRef, Requeue, Stop
+from celery_goalstate.rules import ANY, Rules
+
+__all__ = [
+    "ANY",
+    "Action",
+    "ActionList",
+    "Context",
+    "Description",
+    "Engine",
+    "Enqueued",
+    "Entity",
+    "EntityRef",
+    "Requeue",
+    "Rules",
+    "Status",
+    "Stop",
+    "current_engine",
+    "shared_entity",
+]

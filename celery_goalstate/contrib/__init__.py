@@ -1,0 +1,1 @@
+"""Optional integrations; each needs the extra of its name."""

@@ -1,1 +1,91 @@
 """CORE 2: the dedupe index, in memory and on Redis. See `base`."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from celery_goalstate.index.base import Index, Limits
+from celery_goalstate.index.memory import MemoryIndex
+from celery_goalstate.index.redis import RedisIndex
+from celery_goalstate.settings import Settings
+
+#: Seconds until an index that does not answer counts as unavailable.
+CONNECT_TIMEOUT = 2.0
+REPLY_TIMEOUT = 5.0
+
+
+def open_index(settings: Settings) -> Index:
+    """The index that the settings name. Connects when it is first used."""
+    limits = Limits(
+        eta_horizon=round(settings.eta_horizon * 1000),
+        lease=round(settings.lease * 1000),
+        resend_after=round(settings.resend_after * 1000),
+        window=settings.window,
+    )
+    if settings.index_url == "memory://":
+        return MemoryIndex(limits)
+    return RedisIndex(
+        _client(settings.index_url),
+        limits,
+        namespace=settings.namespace,
+        key_prefix=settings.key_prefix,
+        shards=settings.shards,
+    )
+
+
+def _client(url: str) -> redis.Redis | redis.RedisCluster:
+    # The client repeats nothing by itself: a transition that is repeated says so (see `base`).
+    options: dict[str, Any] = {
+        "decode_responses": True,
+        "socket_timeout": REPLY_TIMEOUT,
+        "socket_connect_timeout": CONNECT_TIMEOUT,
+    }
+    scheme = urlsplit(url).scheme
+    if scheme.endswith("+cluster"):
+        # A cluster's client follows its slots from node to node, within this many steps.
+        return redis.RedisCluster.from_url(
+            url.replace("+cluster", "", 1), retry=Retry(NoBackoff(), 3), **options
+        )
+    options["retry"] = Retry(NoBackoff(), 0)
+    if scheme == "sentinel":
+        return _sentinel_master(url, options)
+    return redis.Redis.from_url(url, **options)
+
+
+def _sentinel_master(url: str, options: dict[str, Any]) -> redis.Redis:
+    """`sentinel://[user:password@]host:port[/db][;sentinel://...]?master_name=...`, as kombu has it.
+
+    The credentials are those of the Redis server; those of the sentinels go by `sentinel_password`.
+    """
+    parts = [urlsplit(part) for part in url.split(";")]
+    query = dict(parse_qsl("&".join(part.query for part in parts)))
+    master_name = query.pop("master_name")
+    sentinel_password = query.pop("sentinel_password", None)
+    first = parts[0]
+    open_sentinel: Any = redis.Sentinel  # untyped in redis-py
+    sentinel = open_sentinel(
+        [(part.hostname or "localhost", part.port or 26379) for part in parts],
+        sentinel_kwargs={
+            "password": sentinel_password,
+            "socket_timeout": REPLY_TIMEOUT,
+            "socket_connect_timeout": CONNECT_TIMEOUT,
+        },
+    )
+    # Whatever else the URL says is read by redis-py's own parser.
+    plain = urlunsplit(("redis", "localhost", first.path, urlencode(query), ""))
+    parsed = redis.ConnectionPool.from_url(plain).connection_kwargs
+    parsed.pop("host"), parsed.pop("port", None)
+    credentials = {
+        "username": unquote(first.username) if first.username else None,
+        "password": unquote(first.password) if first.password else None,
+    }
+    master: redis.Redis = sentinel.master_for(master_name, **{**parsed, **credentials, **options})
+    return master
+
+
+__all__ = ["open_index"]

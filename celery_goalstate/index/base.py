@@ -153,7 +153,7 @@ class Report:
     looks: int = 0
     error: str = ""  #: empty: no error
     converged: bool | None = None  #: None: not looked at
-    task_id: str = ""  #: of this evaluation: a retry keeps it
+    task_id: str = ""  #: of this evaluation: a retry keeps it; empty: the retry gets a fresh one
     retries: int = 0  #: of this evaluation; its retry has one more
     fresh_task_id: str = ""  #: for a next look that is no retry
     respect_backoff: bool = False  #: an enqueue from outside cannot come before the back-off
@@ -195,6 +195,15 @@ class Record:
     finished: int | None = None  #: when the last evaluation ended
     started: int | None = None  #: when the evaluation under way began
     since: int | None = None  #: of a quarantined entity
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """An evaluation under way, also of an entity that was deleted since."""
+
+    id: str
+    lease: str
+    failures: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +296,9 @@ class Index(Protocol):
         no message tells, the one entity named as `probe` is sent in any case: when it arrives, it tells how
         far its queue is. The others are looked at again later.
         """
+
+    def running(self, kind: str, ids: Sequence[str]) -> list[Running]:
+        """The evaluations under way of these entities."""
 
     def forget(self, kind: str, ids: Sequence[str]) -> int:
         """Remove idle records that are past their time; how many."""

@@ -28,6 +28,7 @@ from celery_goalstate.index.base import (
     Report,
     Request,
     Run,
+    Running,
     Scheduled,
     Status,
     Survey,
@@ -298,7 +299,7 @@ class MemoryIndex:
         outside, since, own, deleted = entry.deadline, entry.since, entry.own, entry.deleted
         entry.forget_pending()
         entry.lease, entry.nonce, entry.due, entry.own, entry.deleted = "", "", None, None, False
-        entry.task_id, entry.last = report.task_id, name
+        entry.task_id, entry.last = report.task_id or entry.task_id, name
         if deleted and outside is None:
             del kind.entries[report.id]
             return Finished(Finish.ACCEPTED)
@@ -317,7 +318,7 @@ class MemoryIndex:
                 deadline = asked if report.respect_backoff else _earliest(asked, outside)
                 if report.respect_backoff:
                     entry.floor = asked
-                if deadline == asked:
+                if deadline == asked and report.task_id:
                     entry.retries = report.retries + 1
             else:
                 deadline = outside
@@ -471,6 +472,11 @@ class MemoryIndex:
         entry.score = now + patience * min(2**entry.resends, RESEND_INTERVALS)
         entry.task_id, entry.retries = task_id, 0
         return self._wakeup(id, entry)
+
+    def running(self, kind: str, ids: Sequence[str]) -> list[Running]:
+        with self._lock:
+            found = [(id, self._kinds[kind].entries.get(id)) for id in ids]
+            return [Running(id, entry.lease, entry.failures) for id, entry in found if entry and entry.lease]
 
     def forget(self, kind: str, ids: Sequence[str]) -> int:
         with self._lock:

@@ -30,6 +30,7 @@ from celery_goalstate.index.base import (
     Report,
     Request,
     Run,
+    Running,
     Scheduled,
     Status,
     Survey,
@@ -213,6 +214,15 @@ class RedisIndex:
         replies = self._transition("resend", kind, list(requests.items()), [probe or ""])
         return _wakeups(requests, replies)
 
+    def running(self, kind: str, ids: Sequence[str]) -> list[Running]:
+        replies = self._transition("describe", kind, [[id] for id in ids])
+        found = [(id, _fields(reply)) for id, reply in zip(ids, replies, strict=True) if reply]
+        return [
+            Running(id, fields["lease"], int(fields.get("failures", 0)))
+            for id, fields in found
+            if "lease" in fields
+        ]
+
     def forget(self, kind: str, ids: Sequence[str]) -> int:
         return sum(self._transition("forget", kind, [[id] for id in ids]))
 
@@ -339,11 +349,15 @@ def _pairs(reply: list[Any]) -> Iterable[tuple[str, str]]:
     return [(id, score) for id, score in reply]
 
 
+def _fields(reply: list[str]) -> dict[str, str]:
+    """The hash in a reply of `describe`, after status and score."""
+    return dict(zip(reply[2::2], reply[3::2], strict=True))
+
+
 def _record(id: str, reply: list[str] | None) -> Record | None:
     if not reply:
         return None
-    status, score = Status(reply[0]), float(reply[1])
-    fields = dict(zip(reply[2::2], reply[3::2], strict=True))
+    status, score, fields = Status(reply[0]), float(reply[1]), _fields(reply)
 
     def number(name: str) -> int | None:
         return int(fields[name]) if name in fields else None

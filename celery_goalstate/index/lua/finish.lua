@@ -34,7 +34,7 @@ local function finish(entity, report)
   local outside, since, own, deleted = fields.deadline, fields.since, fields.own, fields.deleted
   forget_pending(fields)
   fields.lease, fields.nonce, fields.due, fields.own, fields.deleted = nil, nil, nil, nil, nil
-  fields.task_id, fields.last = report[9], name
+  fields.task_id, fields.last = report[9] ~= '' and report[9] or fields.task_id, name
   local deadline
   if deleted and not outside then
     remove(entity)
@@ -56,7 +56,7 @@ local function finish(entity, report)
     elseif verdict == 'failed' then
       deadline = respect_backoff and asked or earliest(asked, outside)
       fields.floor = respect_backoff and asked or nil
-      if deadline == asked then
+      if deadline == asked and report[9] ~= '' then
         fields.retries = tonumber(report[10]) + 1
       end
     else

@@ -1,0 +1,680 @@
+"""The engine: the public facade, and the one place that wires the rest together."""
+
+from __future__ import annotations
+
+import builtins
+import enum
+import random
+import threading
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Any, TypeVar, overload
+
+from celery import Celery, current_app
+from kombu.utils.uuid import uuid
+
+from celery_goalstate import index as indexes
+from celery_goalstate import worker
+from celery_goalstate.entity import (
+    Action,
+    Context,
+    Entity,
+    EntityRef,
+    Requeue,
+    can_resync,
+    delay_seconds,
+)
+from celery_goalstate.exceptions import ImproperlyConfigured, UnknownKind
+from celery_goalstate.index.base import Index, Policy, Record, Request, Run, Scheduled
+from celery_goalstate.index.base import Status as IndexStatus
+from celery_goalstate.kind import DEFAULT_NAMESPACE, Kind, milliseconds
+from celery_goalstate.lease import LeaseKeeper
+from celery_goalstate.settings import KindOptions, Settings
+from celery_goalstate.sweeper import Sweeper
+from celery_goalstate.task import Evaluator, create_task, speaker
+from celery_goalstate.wakeup import Publisher
+
+#: An entity, or a reference to one whose class this process need not know.
+EntityLike = Entity | EntityRef
+#: When to look: seconds from now, a timedelta from now, or an aware datetime; None: now.
+Deadline = float | timedelta | datetime | None
+#: A kind by its name or its entity class.
+KindLike = str | type[Entity]
+
+E = TypeVar("E", bound=type[Entity])
+
+#: Entities that one round trip of `enqueue_many` and its like carries.
+BATCH = 1000
+#: The furthest deadline. What is further away is a mistake in the units.
+FURTHEST = timedelta(days=36_525)
+#: The one entity of the kind that resyncs another kind.
+RESYNC_ID = "all"
+
+
+class Status(enum.StrEnum):
+    """Where an entity stands. One that the engine does not track has none."""
+
+    SCHEDULED = "scheduled"  #: an evaluation is pending
+    RUNNING = "running"  #: a worker evaluates it now; a next evaluation may be pending
+    IDLE = "idle"  #: evaluated; nothing is pending
+    FAILED = "failed"  #: quarantined until somebody enqueues it
+
+
+_PUBLIC = {
+    IndexStatus.PARKED: Status.SCHEDULED,
+    IndexStatus.SENT: Status.SCHEDULED,
+    IndexStatus.RUNNING: Status.RUNNING,
+    IndexStatus.IDLE: Status.IDLE,
+    IndexStatus.FAILED: Status.FAILED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """What `enqueue` did. It has no truth value: say which of its fields is meant."""
+
+    changed: bool  #: did it change the schedule?
+    deadline: datetime | None  #: the one in force (UTC); None: nothing is pending
+    sent: bool  #: was a message published? If not, the index sends it in time
+
+    def __bool__(self) -> bool:
+        raise TypeError("an Enqueued is neither true nor false; look at .changed or .sent")
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """Everything that the index knows of an entity. Datetimes are UTC."""
+
+    kind: str
+    id: str
+    status: Status
+    deadline: datetime | None  #: of the pending evaluation
+    sent: bool  #: is a message under way for it? If not, it is parked in the index
+    failures: int  #: consecutive ones
+    error: str | None  #: of the last evaluation
+    task_id: str | None  #: of the Celery task under way, or of the last one
+    converged: (
+        bool | None
+    )  #: did the last evaluation reach the goal? None: it did not look, or there was none
+    finished: datetime | None  #: when the last evaluation ended
+    started: datetime | None  #: when the evaluation under way began
+    lease_expires: datetime | None  #: when its worker counts as lost, unless it renews
+    fencing_token: int | None  #: of the evaluation under way
+    quarantined: datetime | None  #: since when
+
+
+class Engine:
+    """Keeps entities on the way to their goal states: one scheduled evaluation per entity, on Celery.
+
+    `Engine(app)`, or `Engine()` and later `init_app(app)`. Settings are the `goalstate_*` of the app: read,
+    checked and frozen when the engine is first used. A `namespace` keeps several engines of one app apart.
+    """
+
+    def __init__(self, app: Celery | None = None, *, namespace: str | None = None) -> None:
+        self._app: Celery | None = None
+        self._namespace = namespace
+        self._registered: dict[str, tuple[type[Entity], dict[str, Any]]] = {}
+        self._kinds: dict[str, Kind] = {}
+        self._settings: Settings | None = None
+        self._parts: _Parts | None = None
+        self._lock = threading.RLock()
+        if app is not None:
+            self.init_app(app)
+
+    def __repr__(self) -> str:
+        return f"<Engine of {self._app.main if self._app else 'no app yet'}: {', '.join(self._registered)}>"
+
+    # -- setting up
+
+    def init_app(self, app: Celery) -> None:
+        """Attach the engine to a Celery app. Raises `ImproperlyConfigured` if it is attached already."""
+        if self._app is not None:
+            raise ImproperlyConfigured(f"this engine belongs to the app {self._app.main!r} already")
+        engines = _engines_of(app)
+        if self._namespace in engines:
+            raise ImproperlyConfigured(
+                f"the app {app.main!r} has an engine of namespace"
+                f" {self._namespace or DEFAULT_NAMESPACE!r} already"
+            )
+        self._app = app
+        engines[self._namespace] = self
+        for cls, options in self._registered.values():
+            self._create_task(cls, options)
+        for cls, options in _shared:
+            self.register(cls, **options)
+        _all_engines.add(self)
+        worker.install(
+            app,
+            self._namespace or DEFAULT_NAMESPACE,
+            settings=lambda: self.settings,
+            open_sweeper=self._open_sweeper,
+        )
+
+    @property
+    def app(self) -> Celery:
+        """The Celery app. Raises `ImproperlyConfigured` before `init_app`."""
+        if self._app is None:
+            raise ImproperlyConfigured("this engine has no Celery app: Engine(app), or engine.init_app(app)")
+        return self._app
+
+    @property
+    def settings(self) -> Settings:
+        """The settings, as frozen when they were first used. Raises `ImproperlyConfigured`."""
+        if self._settings is None:
+            self._settings = Settings.from_conf(self.app.conf, namespace=self._namespace)
+        return self._settings
+
+    @overload
+    def register(self, cls: E, /, **options: Any) -> E: ...
+    @overload
+    def register(self, /, **options: Any) -> Callable[[E], E]: ...
+    def register(self, cls: E | None = None, /, **options: Any) -> E | Callable[[E], E]:
+        """Register an entity class: bare, with options, or as a call. Options as in `KindOptions`.
+
+        Raises `ImproperlyConfigured` for a kind that is taken and for an option that cannot work, `TypeError`
+        for anything but an entity class.
+        """
+        if cls is None:
+            return lambda cls: self.register(cls, **options)
+        if not (isinstance(cls, type) and issubclass(cls, Entity)):
+            raise TypeError(f"{cls!r} cannot be registered; give a subclass of celery_goalstate.Entity")
+        known, _ = self._registered.get(cls.kind, (cls, None))
+        if known is not cls:
+            raise ImproperlyConfigured(
+                f"kind {cls.kind!r} of {_path(cls)} is taken by {_path(known)}; set `kind` on one of them"
+            )
+        validated = KindOptions().override(**options)
+        if validated.resync_every is not None and not can_resync(cls):
+            raise ImproperlyConfigured(
+                f"resync_every={validated.resync_every:g} needs iter_unconverged(), which {_path(cls)} lacks"
+            )
+        self._registered[cls.kind] = (cls, options)
+        if self._app is not None:
+            self._create_task(cls, options)
+        return cls
+
+    def _create_task(self, cls: type[Entity], options: dict[str, Any]) -> None:
+        of_task = dict(KindOptions().override(**options).of_task)
+        kind = cls.kind
+        create_task(
+            self.app, self._namespace or DEFAULT_NAMESPACE, kind, of_task, lambda: self._evaluator(kind)
+        )
+        if options.get("resync_every") is not None:
+            self._create_resync_task(cls, options)
+
+    def ref(self, kind: str, id: str | int) -> EntityRef:
+        """A reference to an entity, which can be enqueued without importing its class."""
+        return EntityRef(kind, id)  # type: ignore[arg-type]  # an int becomes its decimal string
+
+    # -- scheduling
+
+    def enqueue(
+        self,
+        entity: EntityLike,
+        deadline: Deadline = None,
+        *,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        replace: bool = False,
+        max_wait: float | timedelta | None = None,
+    ) -> Enqueued:
+        """Look at this entity then, or earlier if somebody asked for that: the earliest deadline wins.
+
+        `deadline` (or Celery's words, `eta` and `countdown`) is an aware datetime, a timedelta, or seconds
+        from now; none of them: now. The evaluation does not start before it.
+
+        `replace=True` sets exactly this deadline, also a later one: a burst of calls leads to one evaluation
+        (debounce), at the latest `max_wait` after the first of them.
+
+        Raises `IndexUnavailable`: it may or may not have been noted, and saying it again is safe. Raises
+        `ValueError`, `TypeError` or `UnknownKind` for bad input, before anything is written.
+        """
+        return self.prepare(
+            entity, deadline, eta=eta, countdown=countdown, replace=replace, max_wait=max_wait
+        )()
+
+    def prepare(
+        self,
+        entity: EntityLike,
+        deadline: Deadline = None,
+        *,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        replace: bool = False,
+        max_wait: float | timedelta | None = None,
+    ) -> Callable[[], Enqueued]:
+        """Check the arguments of an `enqueue` now, to be done later: when a transaction is committed, say."""
+        kind, id = self._identify(entity)
+        request = _request(id, _one_deadline(deadline, eta, countdown))
+        policy, bound = _policy(replace=replace, max_wait=max_wait)
+
+        def enqueue() -> Enqueued:
+            [scheduled] = self._parts_.index.enqueue(
+                kind, [request], policy=policy, max_wait=bound, inside=_speaker_of(kind)
+            )
+            sent = self._dispatch(kind, [scheduled]) and scheduled.wakeup is not None
+            return Enqueued(scheduled.changed, _datetime(scheduled.deadline), sent)
+
+        return enqueue
+
+    def enqueue_many(
+        self,
+        entities: Iterable[EntityLike],
+        deadline: Deadline = None,
+        *,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        spread: float | timedelta | None = None,
+        replace: bool = False,
+        max_wait: float | timedelta | None = None,
+    ) -> int:
+        """`enqueue` for many entities, in few round trips; how many schedules it changed.
+
+        `spread` (seconds or a timedelta) adds to each deadline a random part of it, so that they do not all
+        come due at once.
+        """
+        policy, bound = _policy(replace=replace, max_wait=max_wait)
+        return self._enqueue_all(
+            map(self._identify, entities), _one_deadline(deadline, eta, countdown), spread, policy, bound
+        )
+
+    def _enqueue_all(
+        self,
+        identified: Iterable[tuple[str, str]],
+        deadline: Deadline,
+        spread: float | timedelta | None,
+        policy: Policy,
+        max_wait: int | None = None,
+    ) -> int:
+        width = 0.0 if spread is None else delay_seconds(spread, "spread")
+        request = _request("checked", deadline)  # before anything is written
+        changed = 0
+        for batch in _batches(identified):
+            by_kind: defaultdict[str, builtins.list[Request]] = defaultdict(list)
+            for kind, id in batch:
+                by_kind[kind].append(_spread(request, id, milliseconds(random.random() * width)))  # noqa: S311
+            for kind, requests in by_kind.items():
+                scheduled = self._parts_.index.enqueue(
+                    kind, requests, policy=policy, max_wait=max_wait, inside=_speaker_of(kind)
+                )
+                self._dispatch(kind, scheduled)
+                changed += sum(each.changed for each in scheduled)
+        return changed
+
+    def resync(self, kind: KindLike, *, spread: float | timedelta | None = None, revive: bool = False) -> int:
+        """Enqueue what the entity class's `iter_unconverged()` yields; how many were scheduled by that.
+
+        Entities that are scheduled or evaluated already keep their deadline and back-off; quarantined ones
+        stay so, unless `revive=True`. Rebuilds the schedule after a loss of the index.
+        """
+        name = self._kind_name(kind)
+        cls = self._kind(name).entity_class
+        if not can_resync(cls):
+            raise ImproperlyConfigured(
+                f"{name} cannot be resynced: define {cls.__name__}.iter_unconverged(), a class method that"
+                " yields the ids of the entities whose state is not their goal state"
+            )
+        refs = (EntityRef(name, id) for id in cls.iter_unconverged())  # type: ignore[arg-type]
+        policy = Policy.REVIVE if revive else Policy.RESYNC
+        return self._enqueue_all(((ref.kind, ref.id) for ref in refs), None, spread, policy)
+
+    def _dispatch(self, kind: str, scheduled: Iterable[Scheduled]) -> bool:
+        wakeups = [each.wakeup for each in scheduled if each.wakeup is not None]
+        known = self._kinds.get(kind)
+        if known is None and kind in self._registered:
+            known = self._kind(kind)
+        return self._parts_.publisher.dispatch(kind, wakeups, known.options.routing if known else None)
+
+    # -- looking
+
+    def is_scheduled(self, entity: EntityLike) -> bool:
+        """Whether an evaluation is pending: waiting for its deadline, or for a worker."""
+        description = self.describe(entity)
+        return description is not None and description.deadline is not None
+
+    def describe(self, entity: EntityLike) -> Description | None:
+        """Everything that the index knows of the entity; None: it does not know it."""
+        return self.describe_many([entity])[0]
+
+    def describe_many(self, entities: Iterable[EntityLike]) -> builtins.list[Description | None]:
+        """`describe` for many entities, in few round trips."""
+        described: builtins.list[Description | None] = []
+        for batch in _batches(map(self._identify, entities)):
+            found: dict[tuple[str, str], Description | None] = {}
+            for kind, ids in _ids_by_kind(batch).items():
+                for id, record in zip(ids, self._parts_.index.describe(kind, ids), strict=True):
+                    found[kind, id] = None if record is None else _description(kind, record)
+            described += [found[identified] for identified in batch]
+        return described
+
+    def list(self, kind: KindLike, status: str | None = None, limit: int = 100) -> builtins.list[Description]:
+        """Up to `limit` entities of a kind, in one status or in all: those that are due first come first."""
+        name = self._kind_name(kind)
+        wanted = list(IndexStatus) if status is None else _index_statuses(status)
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise ValueError(f"limit is {limit!r}; give an integer, 1 or more")
+        found: builtins.list[Description] = []
+        for each in wanted:
+            records = self._parts_.index.records(name, each, limit)
+            found += [_description(name, record) for record in records]
+        return found[:limit]
+
+    def counts(self, kind: KindLike | None = None) -> dict[str, dict[Status, int]]:
+        """How many entities are in each status, by kind: of one kind, or of all that are registered."""
+        counted: dict[str, dict[Status, int]] = {}
+        for name in self._names(kind):
+            counted[name] = dict.fromkeys(Status, 0)
+            for status, count in self._parts_.index.counts(name).items():
+                counted[name][_PUBLIC[status]] += count
+        return counted
+
+    # -- operating
+
+    def delete(self, entity: EntityLike) -> bool:
+        """Forget the entity: its schedule, its failures, all of it; whether there was something to forget.
+
+        No evaluation of it starts any more; one under way finishes, and nothing follows it.
+        """
+        return self.delete_many([entity]) == 1
+
+    def delete_many(self, entities: Iterable[EntityLike]) -> int:
+        """`delete` for many entities, in few round trips; how many there were to forget."""
+        return sum(
+            sum(self._parts_.index.delete(kind, ids))
+            for batch in _batches(map(self._identify, entities))
+            for kind, ids in _ids_by_kind(batch).items()
+        )
+
+    def pause(self, kind: KindLike | None = None) -> None:
+        """Let no evaluation of a kind start (no kind: of all that are registered); those under way finish."""
+        for name in self._names(kind):
+            self._parts_.index.pause(name)
+
+    def resume(self, kind: KindLike | None = None) -> None:
+        """Undo `pause`. What came due meanwhile is evaluated from the next sweep on."""
+        for name in self._names(kind):
+            self._parts_.index.resume(name)
+
+    def paused(self, kind: KindLike) -> bool:
+        """Whether a kind is paused."""
+        return self._parts_.index.paused(self._kind_name(kind))
+
+    def stop(self) -> None:
+        """Pause everything: the name that other goal state engines have for it."""
+        self.pause()
+
+    def start(self) -> None:
+        """Resume everything."""
+        self.resume()
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The names of the registered kinds."""
+        return tuple(self._registered)
+
+    # -- the parts
+
+    @property
+    def _parts_(self) -> _Parts:
+        if self._parts is None:
+            with self._lock:
+                if self._parts is None:
+                    self._parts = _Parts.open(self.app, self.settings)
+        return self._parts
+
+    def _kind(self, name: str) -> Kind:
+        if name not in self._kinds:
+            if name not in self._registered:
+                known = ", ".join(self._registered) or "none"
+                raise UnknownKind(
+                    f"no entity class of kind {name!r} is registered with this engine; known: {known}"
+                )
+            cls, options = self._registered[name]
+            standing = RESYNC_ID if issubclass(cls, _Resync) else ""
+            self._kinds[name] = Kind(name, cls, self.settings.kind.override(**options), standing)
+        return self._kinds[name]
+
+    def _evaluator(self, kind: str) -> Evaluator:
+        parts = self._parts_
+        return Evaluator(
+            self._kind(kind), engine=self, index=parts.index, publisher=parts.publisher, keeper=parts.keeper
+        )
+
+    def _open_sweeper(self, name: str) -> Sweeper:
+        parts = self._parts_
+        return Sweeper(
+            name,
+            index=parts.index,
+            publisher=parts.publisher,
+            settings=self.settings,
+            kinds=lambda: {name: self._kind(name) for name in self._registered},
+        )
+
+    # -- what callers name
+
+    def _identify(self, entity: EntityLike) -> tuple[str, str]:
+        if isinstance(entity, EntityRef):
+            return entity.kind, entity.id
+        if not isinstance(entity, Entity):
+            raise TypeError(f"{entity!r} is no entity; give an Entity or engine.ref(kind, id)")
+        registered = self._registered.get(entity.kind)
+        if registered is None or not isinstance(entity, registered[0]):
+            raise UnknownKind(
+                f"{_path(type(entity))} is not registered with this engine;"
+                f" decorate it with @engine.register, or enqueue engine.ref({entity.kind!r}, ...)"
+            )
+        ref = entity.ref  # what get_id() returns is checked too
+        return ref.kind, ref.id
+
+    def _kind_name(self, kind: KindLike) -> str:
+        name = kind.kind if isinstance(kind, type) else kind
+        return EntityRef(name, RESYNC_ID).kind  # checked
+
+    def _names(self, kind: KindLike | None) -> tuple[str, ...]:
+        return self.kinds if kind is None else (self._kind_name(kind),)
+
+    # -- resync_every
+
+    def _create_resync_task(self, cls: type[Entity], options: dict[str, Any]) -> None:
+        """Resync a kind by an entity of its own: one at a time, retried, and as visible as any other.
+
+        Its tasks take the same way as those of the kind, to workers that know it.
+        """
+        every = KindOptions().override(**options).resync_every
+        assert every is not None  # noqa: S101 - the caller has looked
+        kind = cls.kind
+        resync = type(
+            f"Resync{cls.__name__}", (_Resync,), {"kind": f"{kind}.resync", "of": kind, "every": every}
+        )
+        own = KindOptions.__dataclass_fields__
+        passed_on = {name: value for name, value in options.items() if name not in own}
+        self.register(resync, converge=False, idle_ttl=None, **passed_on)
+
+
+class _Resync(Entity):
+    """A kind that is to be resynced every now and then."""
+
+    kind = "resync"
+    of: str
+    every: float
+
+    def get_state(self) -> str:
+        return "due"
+
+    def get_goal_state(self) -> str:
+        return "resynced"
+
+    def get_action_list(self, state: str, goal_state: str) -> Action:  # noqa: ARG002
+        return Action("resync", _resync)
+
+
+def _resync(ctx: Context, entity: _Resync) -> Requeue:
+    engine: Any = ctx.engine
+    ctx.log.info("%d entities of kind %s enqueued", engine.resync(entity.of, spread=entity.every), entity.of)
+    return Requeue(entity.every)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What an engine is made of, opened when it is first used."""
+
+    index: Index
+    publisher: Publisher
+    keeper: LeaseKeeper
+
+    @classmethod
+    def open(cls, app: Celery, settings: Settings) -> _Parts:
+        index = indexes.open_index(settings)
+        return cls(
+            index,
+            Publisher(app, index, settings.namespace),
+            LeaseKeeper(index, settings.lease),
+        )
+
+
+# Engines and shared entities ---------------------------------------------------------------------
+
+_all_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_shared: list[tuple[type[Entity], dict[str, Any]]] = []
+
+
+def _engines_of(app: Celery) -> dict[str | None, Engine]:
+    """The engines of an app by namespace; kept on the app, which knows nothing of them."""
+    engines: dict[str | None, Engine] | None = app.__dict__.get("goalstate_engines")
+    if engines is None:
+        engines = app.__dict__["goalstate_engines"] = {}
+    return engines
+
+
+def current_engine(namespace: str | None = None) -> Engine:
+    """The engine of Celery's current app, for code that cannot import the project's own.
+
+    Raises `ImproperlyConfigured` if that app has none.
+    """
+    app: Any = current_app._get_current_object()  # type: ignore[attr-defined]
+    engine = _engines_of(app).get(namespace)
+    if engine is None:
+        raise ImproperlyConfigured(
+            f"the current Celery app, {app.main!r}, has no engine; create one beside it: engine = Engine(app)"
+        )
+    return engine
+
+
+@overload
+def shared_entity(cls: E, /, **options: Any) -> E: ...
+@overload
+def shared_entity(**options: Any) -> Callable[[E], E]: ...
+def shared_entity(cls: E | None = None, /, **options: Any) -> E | Callable[[E], E]:
+    """Register an entity class with every engine, present and future, as `shared_task` does for tasks.
+
+    For reusable apps, which do not import the project's engine.
+    """
+    if cls is None:
+        return lambda cls: shared_entity(cls, **options)
+    for engine in list(_all_engines):
+        engine.register(cls, **options)
+    _shared.append((cls, options))
+    return cls
+
+
+# Arguments and replies ---------------------------------------------------------------------------
+
+
+def _one_deadline(deadline: Deadline, eta: datetime | None, countdown: float | None) -> Deadline:
+    given = {"deadline": deadline, "eta": eta, "countdown": countdown}
+    values = {name: value for name, value in given.items() if value is not None}
+    if len(values) > 1:
+        raise TypeError(f"give only one of {' and '.join(values)}: each says when to look")
+    if eta is not None and not isinstance(eta, datetime):
+        raise TypeError(f"eta is {eta!r}; give an aware datetime")
+    if countdown is not None and isinstance(countdown, datetime):
+        raise TypeError(f"countdown is {countdown!r}; give seconds, or the datetime as eta=")
+    return next(iter(values.values()), None)
+
+
+def _request(id: str, deadline: Deadline) -> Request:
+    """Relative deadlines stay relative: the index adds them to its own clock."""
+    if deadline is None:
+        return Request(id, delay=0, task_id=uuid())
+    if isinstance(deadline, datetime):
+        if deadline.utcoffset() is None:
+            raise ValueError(f"deadline is {deadline!r}, which has no time zone; give an aware datetime")
+        if deadline - datetime.now(UTC) > FURTHEST:
+            raise ValueError(f"deadline is {deadline!r}; give one within the next hundred years")
+        return Request(id, at=milliseconds(deadline.timestamp()), task_id=uuid())
+    if not isinstance(deadline, (int, float, timedelta)):
+        raise TypeError(f"deadline is {deadline!r}; give an aware datetime, a timedelta or seconds from now")
+    seconds = delay_seconds(deadline, "deadline")
+    if seconds > FURTHEST.total_seconds():
+        raise ValueError(f"deadline is {deadline!r} from now; give one within the next hundred years")
+    return Request(id, delay=milliseconds(seconds), task_id=uuid())
+
+
+def _spread(request: Request, id: str, more: int) -> Request:
+    if request.at is not None:
+        return Request(id, at=request.at + more, task_id=uuid())
+    return Request(id, delay=(request.delay or 0) + more, task_id=uuid())
+
+
+def _policy(*, replace: bool, max_wait: float | timedelta | None) -> tuple[Policy, int | None]:
+    if max_wait is None:
+        return (Policy.REPLACE if replace else Policy.EARLIEST), None
+    if not replace:
+        raise TypeError(f"max_wait={max_wait!r} bounds replace=True, which is not given")
+    return Policy.REPLACE, milliseconds(delay_seconds(max_wait, "max_wait"))
+
+
+def _speaker_of(kind: str) -> Run | None:
+    who = speaker.get()
+    return who.run if who is not None and who.kind == kind else None
+
+
+def _batches(identified: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    iterator = iter(identified)
+    while batch := list(islice(iterator, BATCH)):
+        yield batch
+
+
+def _ids_by_kind(identified: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    by_kind: defaultdict[str, list[str]] = defaultdict(list)
+    for kind, id in dict.fromkeys(identified):
+        by_kind[kind].append(id)
+    return by_kind
+
+
+def _index_statuses(status: str) -> list[IndexStatus]:
+    found = [inner for inner, public in _PUBLIC.items() if public == status]
+    if not found:
+        raise ValueError(f"status is {status!r}; give one of {', '.join(Status)}")
+    return found
+
+
+def _datetime(milliseconds: int | None) -> datetime | None:
+    return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def _description(kind: str, record: Record) -> Description:
+    return Description(
+        kind=kind,
+        id=record.id,
+        status=_PUBLIC[record.status],
+        deadline=_datetime(record.deadline),
+        sent=record.status is IndexStatus.SENT,
+        failures=record.failures,
+        error=record.error or None,
+        task_id=record.task_id or None,
+        converged=record.converged,
+        finished=_datetime(record.finished),
+        started=_datetime(record.started),
+        lease_expires=_datetime(record.lease_expires),
+        fencing_token=int(record.lease) if record.lease else None,
+        quarantined=_datetime(record.since),
+    )
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -1,0 +1,127 @@
+"""Leases that are held in this process, and the thread that renews them.
+
+The thread dies with its process, so that no lease outlives the evaluation that it stands for. It is a thread
+of `threading`: a greenlet under gevent, nothing at all in a process that never evaluates. It sleeps until a
+lease is a third of its length old; most evaluations have ended by then.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from celery_goalstate.exceptions import IndexUnavailable
+from celery_goalstate.index.base import Index, Run
+
+logger = logging.getLogger(__name__)
+
+#: A lease is renewed when it is this part of its length old ...
+RENEW_AT = 1 / 3
+#: ... and if the index did not answer, again after this part.
+TRY_AGAIN_AFTER = 1 / 10
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """One lease held in this process. Times are the process's own, in seconds."""
+
+    kind: str
+    run: Run
+    renew_at: float
+    expires: float  #: counted from *before* the index was asked: never later than the index has it
+    until: float  #: not renewed after that
+    lost: bool = False
+
+
+class LeaseKeeper:
+    """Renews the leases of one engine that are held in this process."""
+
+    def __init__(self, index: Index, lease: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._index = index
+        self._length = lease
+        self._clock = clock
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self._pid = os.getpid()
+        self._changed = threading.Condition()
+        self._leases: set[Lease] = set()
+        self._thread: threading.Thread | None = None
+        self._wakes_at = 0.0
+
+    @contextmanager
+    def keep(self, kind: str, run: Run, *, claimed_at: float, max_run: float) -> Iterator[Lease]:
+        """Renew a lease while the block runs, but not for longer than `max_run` seconds."""
+        lease = Lease(
+            kind,
+            run,
+            renew_at=claimed_at + self._length * RENEW_AT,
+            expires=claimed_at + self._length,
+            until=claimed_at + max_run,
+        )
+        if self._pid != os.getpid():  # a fork took the lock and the set along, but not the thread
+            self._start_afresh()
+        with self._changed:
+            self._leases.add(lease)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._renew_for_ever, name="goalstate-leases", daemon=True
+                )
+                self._thread.start()
+            elif lease.renew_at < self._wakes_at:
+                self._changed.notify()
+        try:
+            yield lease
+        finally:
+            with self._changed:
+                self._leases.discard(lease)
+
+    def held(self, lease: Lease) -> bool:
+        """Whether the lease is certainly still ours, by this process's clock alone."""
+        return not lease.lost and self._clock() < lease.expires
+
+    def _renew_for_ever(self) -> None:
+        while True:
+            with self._changed:
+                self._wakes_at = min((lease.renew_at for lease in self._leases), default=float("inf"))
+                wait = self._wakes_at - self._clock()
+                if wait > 0:
+                    self._changed.wait(None if wait == float("inf") else wait)
+                now = self._clock()
+                due = [lease for lease in self._leases if lease.renew_at <= now]
+            try:
+                self._renew(due)
+            except Exception:  # the thread must go on for the other leases
+                logger.exception("leases could not be renewed")
+
+    def _renew(self, leases: list[Lease]) -> None:
+        by_kind: defaultdict[str, list[Lease]] = defaultdict(list)
+        for lease in leases:
+            if self._clock() >= lease.until:
+                logger.warning(
+                    "%s/%s runs for longer than its max_run: its lease ends", lease.kind, lease.run.id
+                )
+                lease.renew_at = float("inf")
+            else:
+                by_kind[lease.kind].append(lease)
+        for kind, due in by_kind.items():
+            asked_at = self._clock()
+            for lease in due:
+                lease.renew_at = asked_at + self._length * TRY_AGAIN_AFTER
+            try:
+                renewed = self._index.renew(kind, [lease.run for lease in due])
+            except IndexUnavailable as error:
+                logger.warning("leases could not be renewed, trying again: %s", error)
+                continue
+            for lease, still_held in zip(due, renewed, strict=True):
+                if still_held:
+                    lease.renew_at = asked_at + self._length * RENEW_AT
+                    lease.expires = asked_at + self._length
+                else:
+                    lease.lost, lease.renew_at = True, float("inf")

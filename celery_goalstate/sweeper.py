@@ -1,0 +1,150 @@
+"""The sweeper: makes good what messages and workers fail to do. One worker at a time sweeps a shard.
+
+* parked entities whose deadline is near get their message;
+* overdue messages that are probably lost are sent again;
+* evaluations whose worker fell silent are ended as a failure, `WorkerLost`;
+* idle records past their time are forgotten;
+* entities that are always scheduled (resyncs) are scheduled, whatever became of the index.
+
+It runs none of the user's code, does little at a time, and waits for no broker: a batch that could not be
+published is parked again, and the next ones wait for longer and longer.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from kombu.utils.uuid import uuid
+
+from celery_goalstate.evaluation import failed
+from celery_goalstate.exceptions import WorkerLost
+from celery_goalstate.index.base import Finish, Index, Policy, Request, Run, Survey, Wakeup
+from celery_goalstate.kind import Kind, milliseconds
+from celery_goalstate.settings import Settings
+from celery_goalstate.task import report
+from celery_goalstate.wakeup import Publisher
+
+logger = logging.getLogger(__name__)
+
+#: Entities of each sort that one sweep handles per shard: some 50 ms of publishing.
+LIMIT = 100
+#: A shard is another sweeper's after so many intervals without a sweep, and at least so many seconds.
+HOLD_INTERVALS, HOLD_SECONDS = 5, 1.0
+#: The longest that publishing rests after errors of the broker, in seconds.
+LONGEST_REST = 30.0
+#: The next probe is sent after this part of `resend_after`, then at doubling intervals up to so many of it.
+FIRST_PROBE, LAST_PROBE = 0.5, 8.0
+
+
+@dataclass(slots=True)
+class _Probes:
+    """When the next probe of a shard may be sent. Times in seconds."""
+
+    interval: float
+    next_at: float = 0.0
+
+
+class Sweeper:
+    """Sweeps the kinds of one engine."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        index: Index,
+        publisher: Publisher,
+        settings: Settings,
+        kinds: Callable[[], Mapping[str, Kind]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name = name
+        self._index = index
+        self._publisher = publisher
+        self._settings = settings
+        self._kinds = kinds
+        self._clock = clock
+        self._probes: dict[tuple[str, int], _Probes] = {}
+        self._rest = 0.0  # how long publishing rests after the last error
+        self._rests_until = 0.0
+        self._standing_at = 0.0
+
+    def sweep(self) -> bool:
+        """Sweep once; whether there is more to do at once. Raises `IndexUnavailable`."""
+        kinds = self._kinds()
+        self._schedule_standing(kinds)
+        hold = max(HOLD_INTERVALS * self._settings.sweep_interval, HOLD_SECONDS)
+        surveys = self._index.survey(kinds, sweeper=self._name, hold=milliseconds(hold), limit=LIMIT)
+        more = False
+        for survey in surveys:
+            if survey:
+                more |= self._sweep(kinds[survey.kind], survey)
+        return more
+
+    def _sweep(self, kind: Kind, survey: Survey) -> bool:
+        if survey.expired:
+            self._index.forget(kind.name, survey.expired)
+        if survey.lost:
+            self._end_lost(kind, survey.lost)
+        if self._clock() < self._rests_until:
+            return False
+        published = True
+        if survey.due:
+            due = {id: uuid() for id in survey.due}
+            published = self._dispatch(kind, self._index.promote(kind.name, due))
+        if survey.suspect and published:
+            published = self._dispatch(kind, self._resend(kind, survey))
+        full = LIMIT in {len(survey.due), len(survey.suspect), len(survey.lost), len(survey.expired)}
+        return full and published
+
+    def _end_lost(self, kind: Kind, ids: Sequence[str]) -> None:
+        """End evaluations whose lease ran out; the index checks again that it did."""
+        reports = []
+        for running in self._index.running(kind.name, ids):
+            outcome = failed(WorkerLost(), running.failures, kind.options)
+            run = Run(running.id, running.lease)
+            # No task id: the lost one may have been revoked, which is how a stuck evaluation is ended.
+            reports.append(report(run, outcome, kind, task_id="", retries=0, expired_only=True))
+        for ended, finished in zip(reports, self._index.finish(kind.name, reports), strict=True):
+            if finished.result is Finish.ACCEPTED:
+                logger.warning("%s/%s was being evaluated by a worker that fell silent", kind.name, ended.id)
+            if finished.wakeup:
+                self._dispatch(kind, [finished.wakeup])
+
+    def _resend(self, kind: Kind, survey: Survey) -> list[Wakeup]:
+        """Send lost messages again; where nothing tells how far a queue is, one message to find out."""
+        now, patience = self._clock(), self._settings.resend_after
+        probes = self._probes.setdefault((kind.name, survey.shard), _Probes(FIRST_PROBE * patience))
+        if now > probes.next_at + LAST_PROBE * patience:
+            probes.interval = FIRST_PROBE * patience  # the last one was sent long ago, for something else
+        probe = survey.suspect[0] if now >= probes.next_at else None
+        wakeups = self._index.resend(kind.name, {id: uuid() for id in survey.suspect}, probe=probe)
+        if any(wakeup.id != probe for wakeup in wakeups):
+            probes.interval = FIRST_PROBE * patience  # a message came through: the next one will tell soon
+        elif wakeups:
+            probes.next_at = now + probes.interval
+            probes.interval = min(2 * probes.interval, LAST_PROBE * patience)
+        return wakeups
+
+    def _schedule_standing(self, kinds: Mapping[str, Kind]) -> None:
+        now = self._clock()
+        if now < self._standing_at:
+            return
+        self._standing_at = now + self._settings.resend_after
+        for kind in kinds.values():
+            if kind.standing:
+                request = Request(kind.standing, delay=0, task_id=uuid())
+                [scheduled] = self._index.enqueue(kind.name, [request], policy=Policy.RESYNC)
+                if scheduled.wakeup:
+                    self._dispatch(kind, [scheduled.wakeup])
+
+    def _dispatch(self, kind: Kind, wakeups: Sequence[Wakeup]) -> bool:
+        published = self._publisher.dispatch(kind.name, wakeups, kind.options.routing, patient=False)
+        if published:
+            self._rest = 0.0
+        else:
+            self._rest = min(LONGEST_REST, self._rest * 2 or self._settings.sweep_interval)
+            self._rests_until = self._clock() + self._rest
+        return published

@@ -1,0 +1,160 @@
+"""The message that wakes a worker: how it is written, published, and read.
+
+A wake-up says which entity to look at, and carries the token that the index expects. It is disposable: the
+index is the truth, and a wake-up that is lost, late or doubled changes nothing but the time.
+
+    task     goalstate.<kind>
+    args     [[id, token], ...]      one pair
+    kwargs   {"resent_at": ms}       on a message that is sent once more, else nothing
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from celery import Celery
+from celery.exceptions import Retry
+from celery.result import EagerResult
+
+from celery_goalstate.entity import EntityRef
+from celery_goalstate.index.base import Index, Wakeup
+from celery_goalstate.kind import task_name
+
+logger = logging.getLogger(__name__)
+
+#: Messages that one flush of a connection carries; those of a flush that failed are all parked again.
+BATCH = 500
+
+#: In eager mode: how often one entity is evaluated within one outermost `enqueue`.
+EAGER_LOOKS = 10
+
+
+def read_message(wakeups: Any, resent_at: Any) -> tuple[tuple[str, str], int | None]:
+    """The id and token of a message, and when it was sent again. Raises `ValueError` for any other."""
+    match wakeups, resent_at:
+        case [[str(id), str(token)]], (None | int()):
+            return (EntityRef("any", id).id, token), resent_at
+    raise ValueError(
+        f"a wake-up is [[id, token]], not {str(wakeups)[:100]} (resent_at={str(resent_at)[:20]})"
+    )
+
+
+class Publisher:
+    """Publishes the wake-ups of one engine."""
+
+    def __init__(self, app: Celery, index: Index, namespace: str) -> None:
+        self._app = app
+        self._index = index
+        self._namespace = namespace
+        self._eager = _EagerQueue()
+
+    def dispatch(
+        self,
+        kind: str,
+        wakeups: Sequence[Wakeup],
+        options: Mapping[str, Any] | None = None,
+        *,
+        patient: bool = True,
+    ) -> bool:
+        """Publish wake-ups; whether all were. Those that were not are parked: the sweeper sends them later.
+
+        `options` are the kind's routing options. A caller that must not wait is not `patient`: it gives up
+        at the first error of the broker.
+        """
+        if self._app.conf.task_always_eager:
+            self._evaluate_inline(kind, wakeups)
+            return True
+        for start in range(0, len(wakeups), BATCH):
+            batch = wakeups[start : start + BATCH]
+            try:
+                self._publish(kind, batch, {**(options or {}), **({} if patient else {"retry": False})})
+            except Exception as error:  # noqa: BLE001 - the index has noted them: whatever it was, they are sent later
+                left = wakeups[start:]
+                logger.warning(
+                    "%d wake-ups of kind %s could not be published, the sweeper sends them later: %s: %s",
+                    len(left), kind, type(error).__name__, error,
+                )  # fmt: skip
+                self._index.put_back(kind, left)
+                return False
+        return True
+
+    def _publish(self, kind: str, wakeups: Sequence[Wakeup], options: Mapping[str, Any]) -> None:
+        with self._app.producer_or_acquire() as producer:
+            if len(wakeups) == 1:
+                self._send(kind, wakeups[0], producer, options)
+                return
+            with producer.batch(BATCH):
+                for wakeup in wakeups:
+                    self._send(kind, wakeup, producer, options)
+
+    def _send(self, kind: str, wakeup: Wakeup, producer: Any, options: Mapping[str, Any]) -> None:
+        self._app.send_task(
+            task_name(kind, self._namespace),
+            args=([[wakeup.id, wakeup.token]],),
+            kwargs={} if wakeup.resent_at is None else {"resent_at": wakeup.resent_at},
+            argsrepr=f"([[{wakeup.id!r}, {wakeup.token!r}]],)",
+            kwargsrepr=repr({"entity": f"{kind}/{wakeup.id}"}),  # what Flower shows and searches
+            task_id=wakeup.task_id,
+            retries=wakeup.retries,
+            countdown=wakeup.delay / 1000,
+            producer=producer,
+            serializer="json",
+            add_to_parent=False,
+            **{"ignore_result": True, **options},
+        )
+
+    def _evaluate_inline(self, kind: str, wakeups: Sequence[Wakeup]) -> None:
+        """`task_always_eager`: evaluate what is due before returning, one after the other and never nested.
+
+        What an evaluation enqueues waits until it has ended. What is not due stays in the index.
+        """
+        queue = self._eager
+        queue.waiting.extend((kind, wakeup) for wakeup in wakeups)
+        if queue.draining:
+            return
+        looks: Counter[tuple[str, str]] = Counter()
+        queue.draining = True
+        try:
+            while queue.waiting:
+                kind, wakeup = queue.waiting.popleft()
+                looks[kind, wakeup.id] += 1
+                if wakeup.delay > 0:
+                    self._index.put_back(kind, [wakeup])
+                elif looks[kind, wakeup.id] > EAGER_LOOKS:
+                    self._index.put_back(kind, [wakeup])
+                    logger.warning(
+                        "%s/%s is left alone after %d looks in a row", kind, wakeup.id, EAGER_LOOKS
+                    )
+                else:
+                    self._apply(kind, wakeup)
+        finally:
+            queue.draining = False
+            while queue.waiting:
+                kind, wakeup = queue.waiting.popleft()
+                self._index.put_back(kind, [wakeup])
+
+    def _apply(self, kind: str, wakeup: Wakeup) -> None:
+        task = self._app.tasks.get(task_name(kind, self._namespace))
+        if task is None:
+            logger.error(
+                "no entity class of kind %s is registered in this process: %s waits", kind, wakeup.id
+            )
+            self._index.put_back(kind, [wakeup])
+            return
+        try:
+            result: EagerResult[Any] = task.apply(
+                args=([[wakeup.id, wakeup.token]],), task_id=wakeup.task_id, retries=wakeup.retries
+            )
+        except Retry as retry:  # task_eager_propagates: show what went wrong, not how it goes on
+            raise (retry.exc if isinstance(retry.exc, Exception) else retry) from None
+        logger.debug("%s/%s: %s", kind, wakeup.id, result.result)
+
+
+class _EagerQueue(threading.local):
+    def __init__(self) -> None:
+        self.waiting: deque[tuple[str, Wakeup]] = deque()
+        self.draining = False

@@ -1,0 +1,100 @@
+"""What the engine adds to a Celery worker: the sweeper, on the timer of the worker's main process.
+
+A callback must neither block for long nor let an error escape: either would hold up the consumer.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery, bootsteps
+from kombu.utils.uuid import uuid
+
+from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
+from celery_goalstate.settings import Settings
+from celery_goalstate.sweeper import Sweeper
+
+logger = logging.getLogger(__name__)
+
+
+class SweeperStep(bootsteps.StartStopStep):
+    """Sweeps while the worker runs, whatever its pool."""
+
+    requires = ("celery.worker.components:Timer", "celery.worker.components:Pool")
+    settings: Callable[[], Settings]
+    open_sweeper: Callable[[str], Sweeper]
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        self._unreachable = False
+        self._running = False
+        self._timer: Any = None
+        self._next: Any = None
+
+    def start(self, parent: Any) -> None:
+        """Check the settings, then sweep every `sweep_interval` seconds."""
+        settings = type(self).settings()
+        if settings.index_url == "memory://":
+            _refuse_processes(parent)
+        self._sweeper = type(self).open_sweeper(f"{parent.hostname}:{os.getpid()}:{uuid()[:8]}")
+        self._interval = settings.sweep_interval
+        self._timer = parent.timer
+        self._running = True
+        self._next = self._timer.call_after(0.0, self._tick)
+
+    def stop(self, parent: Any) -> None:  # noqa: ARG002 - bootsteps' signature
+        """Sweep no more; another worker takes over."""
+        self._running = False
+        if self._next is not None:
+            self._next.cancel()
+
+    def terminate(self, parent: Any) -> None:
+        """A cold shutdown's `stop`."""
+        self.stop(parent)
+
+    def _tick(self) -> None:
+        wait = self._interval
+        try:
+            if self._sweeper.sweep():
+                wait = 0.0
+            if self._unreachable:
+                logger.info("the index answers again")
+            self._unreachable = False
+        except IndexUnavailable as error:
+            if not self._unreachable:
+                logger.warning("the sweeper waits for the index: %s", error)
+            self._unreachable = True
+        except Exception:
+            logger.exception("a sweep failed; the next one comes in %g s", wait)
+        finally:
+            if self._running:
+                self._next = self._timer.call_after(wait, self._tick)
+
+
+def _refuse_processes(worker: Any) -> None:
+    from celery.concurrency.prefork import TaskPool
+
+    if issubclass(worker.pool_cls, TaskPool):
+        raise ImproperlyConfigured(
+            "the index memory:// lives in one process, and the pool prefork has several:"
+            " set goalstate_index_url, or use --pool=solo or --pool=threads"
+        )
+
+
+def install(
+    app: Celery, name: str, *, settings: Callable[[], Settings], open_sweeper: Callable[[str], Sweeper]
+) -> None:
+    """Add the sweeper of one engine to every worker of the app."""
+    step = type(
+        f"GoalStateSweeper({name})",
+        (SweeperStep,),
+        {
+            "name": f"celery_goalstate.Sweeper.{name}",
+            "settings": staticmethod(settings),
+            "open_sweeper": staticmethod(open_sweeper),
+        },
+    )
+    app.steps["worker"].add(step)
