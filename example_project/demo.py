@@ -46,6 +46,7 @@ def main():
     )
     parser.add_argument("--once", action="store_true", help="end when the rack has converged; for CI")
     once = parser.parse_args().once
+    sys.stdout.reconfigure(line_buffering=True)  # progress, also into a pipe
     try:
         with Processes() as processes:
             return run(processes, once)
@@ -77,7 +78,7 @@ def run(processes, once):
     print(f"logs    {processes.directory}")
     print(f"all up after {time.monotonic() - started:.1f} s\n")
 
-    Site(site_url).put_into_maintenance(RACK)
+    put_into_maintenance(processes, site_url, RACK)
     seconds = follow(processes, Host.objects.filter(rack=RACK))
     good = summarise(Host.objects.filter(rack=RACK), seconds)
     if once:
@@ -189,27 +190,21 @@ def fetch(url):
         return response.read()
 
 
-class Site:
-    """The site as a browser sees it: a cookie, a form, a token in the form."""
-
-    def __init__(self, url):
-        self.url = url
-        cookies = urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
-        self._opener = urllib.request.build_opener(direct, cookies)
-
-    def put_into_maintenance(self, rack):
-        page = self._opener.open(f"{self.url}?rack={rack}", timeout=10).read().decode()
+def put_into_maintenance(processes, site_url, rack):
+    """Press the button as a browser does: with the page's cookie, and the token in its form."""
+    cookies = urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
+    opener = urllib.request.build_opener(direct, cookies)
+    try:
+        page = opener.open(f"{site_url}?rack={rack}", timeout=10).read().decode()
         token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page)
-        if token is None:
-            raise DemoError("the fleet page has no form")
-        form = urllib.parse.urlencode({"csrfmiddlewaretoken": token[1], "goal": "DOWN"}).encode()
-        print(f"POST {self.url}racks/{rack}/goal goal=DOWN")
-        try:
-            self._opener.open(f"{self.url}racks/{rack}/goal", form, timeout=10).close()
-        except urllib.error.HTTPError as error:
-            raise DemoError(
-                f"the site refused: {error} {error.read().decode(errors='replace')[:500]}"
-            ) from error
+        form = urllib.parse.urlencode({"csrfmiddlewaretoken": token and token[1], "goal": "DOWN"}).encode()
+        print(f"POST {site_url}racks/{rack}/goal goal=DOWN")
+        opener.open(f"{site_url}racks/{rack}/goal", form, timeout=10).close()
+    except urllib.error.HTTPError as error:
+        raise DemoError(f"the site refused: {error} {error.read().decode(errors='replace')[:500]}") from error
+    except OSError as error:
+        processes.check()  # gone, it has more to say than the broken connection
+        raise DemoError(f"the site does not answer: {error}") from error
 
 
 def follow(processes, hosts):

@@ -36,7 +36,7 @@ def drain(ctx, entity):
     with locked(entity.get_id()) as host:
         host.state = State.DRAINING
         host.drain_looks += 1
-        host.trouble = _refusal(host)
+        host.trouble = refusal(host, host.drain_looks)
         if host.trouble:
             host.drain_failures += 1
             host.events.create(kind=Event.Kind.FAILURE, text=f"drain failed: {host.trouble}")
@@ -79,9 +79,9 @@ def change_pool(ctx, entity):
             host.pool = host.goal_pool
 
 
-def _refusal(host):
+def refusal(host, look):
     """Why this look fails, or nothing. Decided by name and look, so that every run tells the same story."""
-    chance = random.Random(f"{host.name}/{host.drain_looks}")
+    chance = random.Random(f"{host.name}/{look}")
     if chance.random() >= FAILURE_RATE:
         return ""
     return chance.choice(

@@ -58,7 +58,8 @@ class Command(BaseCommand):
                     raise ValueError(f"{host.name} is listed twice")  # noqa: TRY301 - one place adds path and line
                 hosts[host.name] = host
         except (ValueError, csv.Error) as error:
-            raise CommandError(f"{path}, line {reader.line_num}: {error}") from error
+            # The inner reader's count: the outer one lags behind when a line cannot be parsed.
+            raise CommandError(f"{path}, line {reader.reader.line_num}: {error}") from error
         if not hosts:
             raise CommandError(f"{path} lists no hosts")
         return list(hosts.values())
