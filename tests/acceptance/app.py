@@ -153,18 +153,16 @@ class Things:
 
         @self.engine.register
         class Thing(Entity):
-            @classmethod
-            def from_id(cls, id: str) -> Thing:
-                ledger.write("look", id)
-                return cls(id)
-
             def get_state(self) -> int:
+                self.read_at = time.monotonic()
                 return world.reached(self.get_id())
 
             def get_goal_state(self) -> int:
                 return world.wanted(self.get_id())
 
             def get_action_list(self, state: int, goal_state: int) -> list[Action]:
+                # Noted here, since the states are read a second time after the actions.
+                ledger.write("look", self.get_id(), at=self.read_at)
                 steps = enumerate(world.steps(self.get_id()))
                 return [
                     Action(f"{n}-{step.split(':')[0]}", Step(world, ledger, n, step)) for n, step in steps

@@ -37,7 +37,7 @@ SETTINGS = {
     "goalstate_lease": 2.0,
     "goalstate_resend_after": 1.0,
     "goalstate_sweep_interval": 0.1,
-    "goalstate_eta_horizon": 5.0,
+    "goalstate_eta_horizon": 2.0,
 }
 
 

@@ -36,8 +36,8 @@ class Ledger:
     """The file. Events, and the fields that they need:
 
     `enqueue` (delay, call) and `enqueued` (call) before and after an enqueue, `delete` and `deleted`
-    likewise; `look` when an evaluation begins; `start` and `end` (token, action, outcome) of each of its
-    actions; `kill` (pids) before a kill, `freeze` (pids) after a SIGSTOP; `marker` when a plain task ran.
+    likewise; `look` when an evaluation reads the state; `start` and `end` (token, action, outcome) of each
+    of its actions; `kill` (pids) before a kill, `freeze` (pids) after a SIGSTOP; `marker` when a plain task ran.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,11 +46,12 @@ class Ledger:
         self._lines: list[Line] = []  # what was read so far
         self._read = 0  # its length in bytes
 
-    def write(self, event: str, entity: str = "", **fields: Any) -> None:
+    def write(self, event: str, entity: str = "", *, at: float | None = None, **fields: Any) -> None:
+        """Write a line: about now, or about a moment just past on the monotonic clock."""
         line = {
             "event": event,
             "entity": entity,
-            "at": time.monotonic(),
+            "at": time.monotonic() if at is None else at,
             "pid": os.getpid(),
             "fields": fields,
         }
@@ -100,7 +101,7 @@ def violations(lines: Iterable[Line], *, lease: float) -> list[Violation]:
     """Every broken guarantee: call it when nothing is pending or running any more. `lease` in seconds."""
     by_entity: dict[str, list[Line]] = defaultdict(list)
     signals = []
-    for line in lines:
+    for line in sorted(lines, key=lambda line: line.at):
         if line.entity:
             by_entity[line.entity].append(line)
         else:
