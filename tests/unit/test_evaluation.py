@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
 from celery_goalstate.entity import Action, ActionList, Context, Entity, EntityRef, Requeue, Stop
 from celery_goalstate.evaluation import (
@@ -416,6 +417,13 @@ def test_what_ends_the_process_is_not_caught(world: World, error: BaseException)
     world.action("drain", raises=error)
     with pytest.raises(type(error)):
         world.evaluate()
+
+
+@pytest.mark.parametrize("error", [Retry(when=5), Ignore(), Reject(requeue=True), SoftTimeLimitExceeded()])
+def test_what_means_something_to_celery_is_a_failure_here(world: World, error: Exception) -> None:
+    world.action("drain", raises=error)
+    outcome = world.evaluate()
+    assert (outcome.error, outcome.delay, outcome.failures) == (error, 10.0, 1)
 
 
 def test_retry_after_brings_its_own_delay_and_is_not_counted(world: World) -> None:

@@ -138,8 +138,9 @@ def test_rules_give_an_entity_its_actions() -> None:
     assert Host("1").get_action_list(State.UP, Goal.DOWN) is FLEET.actions(State.UP, Goal.DOWN)
 
 
-def test_any_reads_as_itself() -> None:
+def test_any_and_rules_read_as_they_are_written() -> None:
     assert repr(ANY) == str(ANY) == "ANY"
+    assert repr(Rules({ANY: {"s": []}})) == "Rules({ANY: {'s': ActionList(actions=(), timeout=None)}})"
 
 
 def test_the_table_as_a_flowchart() -> None:
