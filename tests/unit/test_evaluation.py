@@ -419,7 +419,7 @@ def test_what_ends_the_process_is_not_caught(world: World, error: BaseException)
         world.evaluate()
 
 
-@pytest.mark.parametrize("error", [Retry(when=5), Ignore(), Reject(requeue=True), SoftTimeLimitExceeded()])
+@pytest.mark.parametrize("error", [Retry("later"), Ignore(), Reject(requeue=True), SoftTimeLimitExceeded()])
 def test_what_means_something_to_celery_is_a_failure_here(world: World, error: Exception) -> None:
     world.action("drain", raises=error)
     outcome = world.evaluate()
