@@ -109,7 +109,7 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             (os.killpg if group else os.kill)(self.pid, number)
 
-    def wait(self, timeout: float = 10.0) -> int:
+    def wait(self, timeout: float | None = 10.0) -> int:
         """The exit code, once the process has ended; subprocess.TimeoutExpired after `timeout` seconds."""
         assert self._process, "not started"
         return self._process.wait(timeout)

@@ -37,7 +37,8 @@ class Ledger:
 
     `enqueue` (delay, call) and `enqueued` (call) before and after an enqueue, `delete` and `deleted`
     likewise; `look` when an evaluation reads the state; `start` and `end` (token, action, outcome) of each
-    of its actions; `kill` (pids) before a kill, `freeze` (pids) after a SIGSTOP; `marker` when a plain task ran.
+    of its actions; `kill` (pids) before a kill, `freeze` (pids) after a SIGSTOP; `marker` when a plain task
+    ran.
     """
 
     def __init__(self, path: Path) -> None:

@@ -6,8 +6,6 @@ and `WorkerProcess` have these, so `CeleryTestBroker`, `CeleryTestWorker` and `c
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal as signals
 import sys
 import threading
@@ -60,19 +58,12 @@ class BrokerProcess:
 
 
 class WorkerProcess:
-    """A Celery worker as the container of a worker node, with a supervisor that starts it again when it ends.
-
-    As after a `kill -9` in real life, the children of a prefork pool outlive their worker for as long as they
-    have something to do.
-    """
+    """A Celery worker as a worker node's container, with a supervisor that starts it again when it ends."""
 
     def __init__(self, directory: Path, *, pool: str, number: int, concurrency: int = 2) -> None:
         self.id = uuid.uuid4().hex[:12]
         self.name = f"{pool}-{number}"
         self.starts = 0
-        self._former: list[
-            int
-        ] = []  # the process groups of killed workers, which may outlive them for a moment
         self._process = Process(
             [
                 *(sys.executable, "-m", "celery", "--app", "tests.acceptance.worker", "worker"),
@@ -96,7 +87,7 @@ class WorkerProcess:
             self._process.start()
             self.starts += 1
             self._process.wait(timeout=None)
-            self._former.append(self._process.pid)
+            self._process.signal(signals.SIGKILL, group=True)  # children that outlived it
 
     @property
     def pid(self) -> int:
@@ -156,9 +147,6 @@ class WorkerProcess:
         while self._supervisor.is_alive():
             self._process.kill()
             self._supervisor.join(timeout=0.1)
-        for group in self._former:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(group, signals.SIGKILL)
 
     def version(self) -> str:
         return celery.__version__

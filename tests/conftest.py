@@ -1,0 +1,21 @@
+"""What all tests share: summaries of what a test has counted, shown at the end of the run."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what tests recorded with `record_property("summary", line)`, in whichever process they ran."""
+    summaries = [
+        value
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", None) == "call"
+        for name, value in report.user_properties
+        if name == "summary"
+    ]
+    if summaries:
+        terminalreporter.section("counted")
+        for summary in summaries:
+            terminalreporter.line(summary)
