@@ -550,18 +550,33 @@ def _engines_of(app: Celery) -> dict[str | None, Engine]:
     return engines
 
 
+def engine_of(app: Celery, namespace: str | None = None) -> Engine:
+    """The engine of a Celery app; with several, the one of this namespace (None: the default one).
+
+    Raises `ImproperlyConfigured` if the app has none.
+    """
+    engines = {name or DEFAULT_NAMESPACE: engine for name, engine in _engines_of(app).items()}
+    if not engines:
+        raise ImproperlyConfigured(
+            f"the Celery app {app.main!r} has no engine; create one beside it: engine = Engine(app)"
+        )
+    if namespace is None and len(engines) == 1:
+        return next(iter(engines.values()))
+    wanted = namespace or DEFAULT_NAMESPACE
+    if wanted not in engines:
+        raise ImproperlyConfigured(
+            f"the Celery app {app.main!r} has no engine of namespace {wanted!r}; known: {', '.join(engines)}"
+        )
+    return engines[wanted]
+
+
 def current_engine(namespace: str | None = None) -> Engine:
     """The engine of Celery's current app, for code that cannot import the project's own.
 
     Raises `ImproperlyConfigured` if that app has none.
     """
     app: Any = current_app._get_current_object()  # type: ignore[attr-defined]
-    engine = _engines_of(app).get(namespace)
-    if engine is None:
-        raise ImproperlyConfigured(
-            f"the current Celery app, {app.main!r}, has no engine; create one beside it: engine = Engine(app)"
-        )
-    return engine
+    return engine_of(app, namespace)
 
 
 @overload

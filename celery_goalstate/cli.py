@@ -1,0 +1,477 @@
+"""`celery goalstate`: see how entities stand, and operate the engine, from a shell.
+
+Loads what a worker of the app loads, so it knows the same kinds. Exit codes: 0 done, 1 not found, 2 bad
+usage, 3 the index does not answer.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+from celery.bin.base import CeleryCommand, CeleryOption
+
+from celery_goalstate.engine import Description, Engine, Status, engine_of
+from celery_goalstate.entity import EntityRef
+from celery_goalstate.exceptions import GoalStateError, IndexUnavailable
+from celery_goalstate.settings import safe_url
+
+NOT_FOUND, UNAVAILABLE = 1, 3
+
+#: In which order `list` shows entities: first what a person may have to do something about.
+ORDER = (Status.FAILED, Status.RUNNING, Status.SCHEDULED, Status.IDLE)
+
+#: Characters of an error in a table; `show` has all of it.
+ERROR_WIDTH = 60
+
+
+@click.group()
+@click.option("--namespace", help="Which engine, if the app has several.")
+@click.pass_context
+def goalstate(ctx: click.Context, namespace: str | None) -> None:
+    """See and operate entities on the way to their goal states."""
+    ctx.meta[__name__] = namespace
+
+
+# What is given on the command line ---------------------------------------------------------------
+
+
+_DURATION = re.compile(r"(?=\d)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", re.ASCII)
+
+
+def _parse_duration(ctx: click.Context, param: click.Parameter, value: str | None) -> timedelta | None:
+    if value is None:
+        return None
+    match = _DURATION.fullmatch(value)
+    if match is None:
+        raise click.BadParameter(f"{value!r} is no duration; give 30s, 5m, 2h, 1d or 1h30m, say", ctx, param)
+    days, hours, minutes, seconds = (int(number or 0) for number in match.groups())
+    try:
+        return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    except OverflowError:
+        raise click.BadParameter(f"{value!r} is too long", ctx, param) from None
+
+
+def _parse_time(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
+    if value is None:
+        return None
+    try:
+        when = datetime.fromisoformat(value)
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} is no ISO 8601 time; give 2030-01-31T07:30Z, say", ctx, param
+        ) from None
+    if when.tzinfo is None:
+        raise click.BadParameter(
+            f"{value!r} does not name its time zone; append Z for UTC, or +01:00, say", ctx, param
+        )
+    return when
+
+
+_as_json = click.option("--json", "as_json", cls=CeleryOption, is_flag=True, help="For machines.")
+
+
+class _Unavailable(click.ClickException):
+    exit_code = UNAVAILABLE
+
+
+@contextmanager
+def _engine(ctx: click.Context) -> Iterator[Engine]:
+    """The engine that a command is about; its errors become one line and an exit code."""
+    app, url = ctx.obj.app, ""
+    try:
+        app.loader.import_default_modules()  # the entities, as in a worker
+        engine = engine_of(app, ctx.meta[__name__])
+        url = engine.settings.index_url
+        if url == "memory://":
+            raise click.UsageError(
+                "the index is memory://, which lives within one process: there is nothing to see from"
+                " another one. Set goalstate_index_url"
+            )
+        yield engine
+    except IndexUnavailable as error:
+        raise _Unavailable(f"{error}: {safe_url(url)}") from error
+    except GoalStateError as error:
+        hint = " Or name yours: celery -A PROJECT goalstate ..." if app.main == "default" else ""
+        raise click.UsageError(f"{error}.{hint}" if hint else str(error)) from error
+
+
+def _ref(kind: str, id: str) -> EntityRef:
+    try:
+        return EntityRef(kind, id)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _check_kind(engine: Engine, kind: str) -> None:
+    """Refuse a kind that no worker of the app evaluates: most likely a slip of the pen."""
+    if kind not in engine.kinds:
+        raise click.UsageError(_unknown(engine, kind))
+
+
+def _unknown(engine: Engine, kind: str) -> str:
+    close = difflib.get_close_matches(kind, engine.kinds, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    return f"no entity class of kind {kind!r} is registered.{hint} Known: {', '.join(engine.kinds) or 'none'}"
+
+
+def _not_found(ctx: click.Context, engine: Engine, kind: str, what: str) -> None:
+    """Say that there is nothing, and why that may be; exit 1."""
+    hint = "" if kind in engine.kinds else f" ({_unknown(engine, kind)})"
+    click.echo(f"{what}{hint}", err=True)
+    ctx.exit(NOT_FOUND)
+
+
+# The commands ------------------------------------------------------------------------------------
+
+
+@goalstate.command(cls=CeleryCommand)
+@click.argument("kind")
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@click.option(
+    "--in",
+    "delay",
+    cls=CeleryOption,
+    metavar="DURATION",
+    callback=_parse_duration,
+    help="Not before that: 30s, 5m, 2h, 1d.",
+)
+@click.option(
+    "--at",
+    cls=CeleryOption,
+    metavar="TIME",
+    callback=_parse_time,
+    help="Not before that: ISO 8601 with a time zone.",
+)
+@_as_json
+@click.pass_context
+def enqueue(
+    ctx: click.Context,
+    kind: str,
+    ids: Sequence[str],
+    delay: timedelta | None,
+    at: datetime | None,
+    as_json: bool,
+) -> None:
+    """Look at entities: now, or at a deadline. The earliest deadline wins.
+
+    Revives an entity that is quarantined.
+    """
+    if delay is not None and at is not None:
+        raise click.UsageError("give --in or --at, not both")
+    refs = [_ref(kind, id) for id in ids]
+    with _engine(ctx) as engine:
+        _check_kind(engine, kind)
+        try:
+            done = {str(ref): engine.enqueue(ref, at if delay is None else delay) for ref in refs}
+        except ValueError as error:  # a deadline that is too far away
+            raise click.UsageError(str(error)) from error
+    if as_json:
+        _print_json([{"entity": entity, **asdict(each)} for entity, each in done.items()])
+        return
+    for entity, each in done.items():
+        when = "unchanged" if each.deadline is None else f"scheduled {_relative(each.deadline)}"
+        click.echo(f"{entity}: {when}{'' if each.changed else ', as it was before'}")
+
+
+@goalstate.command(cls=CeleryCommand)
+@click.argument("kind")
+@click.argument("id")
+@_as_json
+@click.pass_context
+def show(ctx: click.Context, kind: str, id: str, as_json: bool) -> None:
+    """Everything that is known of an entity, and what will happen next."""
+    ref = _ref(kind, id)
+    with _engine(ctx) as engine:
+        found = engine.describe(ref)
+        paused = engine.paused(kind)
+        if as_json:
+            _print_json(None if found is None else _details(found, paused))
+        if found is None:
+            _not_found(ctx, engine, kind, f"{ref} is not known: never enqueued, deleted, or idle for long")
+        elif not as_json:
+            _print_details(found, paused)
+
+
+@goalstate.command("list", cls=CeleryCommand)
+@click.option("--kind", cls=CeleryOption, help="Entities of this kind.")
+@click.option(
+    "--status",
+    cls=CeleryOption,
+    type=click.Choice([str(status) for status in Status]),
+    help="Entities in this status.",
+)
+@click.option(
+    "--limit", cls=CeleryOption, type=click.IntRange(min=1), default=50, show_default=True, help="At most."
+)
+@_as_json
+@click.pass_context
+def list_(ctx: click.Context, kind: str | None, status: str | None, limit: int, as_json: bool) -> None:
+    """Entities of a kind or in a status; without either, how many there are of each."""
+    with _engine(ctx) as engine:
+        if kind is None and status is None:
+            _list_counts(ctx, engine, as_json)
+            return
+        if kind is not None:
+            _ref(kind, "checked")
+        kinds = engine.kinds if kind is None else (kind,)
+        statuses = ORDER if status is None else (status,)
+        found = [
+            each for wanted in statuses for name in kinds for each in engine.list(name, wanted, limit + 1)
+        ]
+        shown = found[:limit]
+        if as_json:
+            _print_json([asdict(each) for each in shown])
+        if not found:
+            what = " ".join(filter(None, ["no", status, "entities", kind and f"of kind {kind}"]))
+            _not_found(ctx, engine, kind or next(iter(engine.kinds), ""), what)
+        elif not as_json:
+            _print_table(["entity", "status", "when", "goal", "failures", "error"], [_row(d) for d in shown])
+            if len(found) > limit:
+                click.echo(f"There are more than these {limit}; see --limit.", err=True)
+
+
+@goalstate.command(cls=CeleryCommand)
+@click.argument("kind")
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@_as_json
+@click.pass_context
+def delete(ctx: click.Context, kind: str, ids: Sequence[str], as_json: bool) -> None:
+    """Forget entities: their schedules, failures, all of it. What they stand for is not touched."""
+    refs = [_ref(kind, id) for id in ids]
+    with _engine(ctx) as engine:
+        done = {str(ref): engine.delete(ref) for ref in refs}
+        if as_json:
+            _print_json([{"entity": entity, "deleted": deleted} for entity, deleted in done.items()])
+        else:
+            for entity in (entity for entity, deleted in done.items() if deleted):
+                click.echo(f"{entity}: deleted")
+        if unknown := [entity for entity, deleted in done.items() if not deleted]:
+            _not_found(ctx, engine, kind, f"not known: {', '.join(unknown)}")
+
+
+@goalstate.command(cls=CeleryCommand)
+@click.argument("kind", required=False)
+@_as_json
+@click.pass_context
+def pause(ctx: click.Context, kind: str | None, as_json: bool) -> None:
+    """Let no evaluation start, of one kind or of all; those under way finish."""
+    _switch(ctx, kind, Engine.pause, "paused", as_json)
+
+
+@goalstate.command(cls=CeleryCommand)
+@click.argument("kind", required=False)
+@_as_json
+@click.pass_context
+def resume(ctx: click.Context, kind: str | None, as_json: bool) -> None:
+    """Undo `pause`. What came due meanwhile is evaluated now."""
+    _switch(ctx, kind, Engine.resume, "resumed", as_json)
+
+
+def _switch(
+    ctx: click.Context, kind: str | None, switch: Callable[[Engine, str], None], done: str, as_json: bool
+) -> None:
+    with _engine(ctx) as engine:
+        if kind is not None:
+            _check_kind(engine, kind)
+        kinds = engine.kinds if kind is None else (kind,)
+        for name in kinds:
+            switch(engine, name)
+    if as_json:
+        _print_json({done: kinds})
+    else:
+        click.echo(f"{done}: {', '.join(kinds) or 'nothing, for no entity classes are registered'}")
+
+
+@goalstate.command(cls=CeleryCommand)
+@click.argument("kind")
+@click.option(
+    "--spread",
+    cls=CeleryOption,
+    metavar="DURATION",
+    callback=_parse_duration,
+    help="Spread the deadlines over that: 30s, 5m, 2h, 1d.",
+)
+@click.option("--revive", cls=CeleryOption, is_flag=True, help="Those that are quarantined too.")
+@_as_json
+@click.pass_context
+def resync(ctx: click.Context, kind: str, spread: timedelta | None, revive: bool, as_json: bool) -> None:
+    """Enqueue what the kind's iter_unconverged() finds: after a loss of the index, say.
+
+    What is scheduled already keeps its deadline and its back-off.
+    """
+    with _engine(ctx) as engine:
+        _check_kind(engine, kind)
+        count = engine.resync(kind, spread=spread, revive=revive)
+    if as_json:
+        _print_json({"kind": kind, "enqueued": count})
+    else:
+        click.echo(f"{kind}: {count} enqueued")
+
+
+# For people --------------------------------------------------------------------------------------
+
+
+def _list_counts(ctx: click.Context, engine: Engine, as_json: bool) -> None:
+    counts = engine.counts()
+    paused = {kind: engine.paused(kind) for kind in counts}
+    if as_json:
+        _print_json({kind: {**counts[kind], "paused": paused[kind]} for kind in counts})
+    if not counts:
+        click.echo("no entity classes are registered", err=True)
+        ctx.exit(NOT_FOUND)
+    elif not as_json:
+        _print_table(
+            ["kind", *Status, ""],
+            [[kind, *map(str, counts[kind].values()), "paused" * paused[kind]] for kind in counts],
+        )
+
+
+def _row(found: Description) -> list[str]:
+    error = found.error or ""
+    return [
+        f"{found.kind}/{found.id}",
+        found.status,
+        _when(found),
+        {True: "reached", False: "not reached", None: ""}[found.converged],
+        str(found.failures or ""),
+        error if len(error) <= ERROR_WIDTH else f"{error[: ERROR_WIDTH - 1]}…",
+    ]
+
+
+def _when(found: Description) -> str:
+    """The point in time that matters in this status."""
+    if found.status is Status.SCHEDULED and found.deadline is not None:
+        late = _lateness(found)
+        return f"{_span(late)} overdue" if late >= 1 else _relative(found.deadline)
+    if found.status is Status.RUNNING and found.started is not None:
+        return f"for {_span(_seconds_since(found.started))}"
+    since = found.quarantined or found.finished
+    return "" if since is None else _relative(since)
+
+
+def _print_details(found: Description, paused: bool) -> None:
+    late = _lateness(found)
+    overdue = f", {_span(late)} overdue" if late >= 1 else f", {_relative(found.deadline)}"
+    reached = {True: ", goal reached", False: ", goal not reached", None: ""}[found.converged]
+    lines = {
+        "deadline": found.deadline and _absolute(found.deadline) + overdue,
+        "running since": found.started and _moment(found.started),
+        "quarantined": found.quarantined and _moment(found.quarantined),
+        "last look": found.finished and f"ended {_moment(found.finished)}{reached}",
+        "failures": found.failures and str(found.failures),
+        "error": found.error,
+        "task id": found.task_id,
+    }
+    click.echo(f"{found.kind}/{found.id}: {found.status}\n")
+    for name, value in lines.items():
+        if value:
+            click.echo(f"  {name:<14} {value}")
+    click.echo(f"\n{_next(found, paused)}")
+
+
+def _next(found: Description, paused: bool) -> str:
+    """What will happen next, and what could be done about it."""
+    if paused and found.deadline is not None:
+        then = "Its evaluation under way finishes. " if found.status is Status.RUNNING else ""
+        return f"{then}The kind is paused: nothing starts until `goalstate resume {found.kind}`."
+    match found.status:
+        case Status.RUNNING:
+            expires = found.lease_expires
+            lost = "" if expires is None else f" if it falls silent, its lease ends {_relative(expires)}"
+            again = " It is looked at once more after that." if found.deadline else ""
+            return f"A worker evaluates it now;{lost} and the failure backs off.{again}"
+        case Status.FAILED:
+            return (
+                "It is quarantined: nothing happens until somebody enqueues it:"
+                f" `goalstate enqueue {found.kind} {found.id}`."
+            )
+        case Status.IDLE if found.converged is False:
+            return (
+                "Nothing is pending, though its goal is not reached: its actions changed nothing and asked"
+                " for no further look. Enqueue it when that should be different."
+            )
+        case Status.IDLE:
+            return "Nothing is pending, until somebody enqueues it."
+    retry = f" That is the retry after {_in_a_row(found.failures)}." if found.failures else ""
+    if _lateness(found) < 1:
+        return f"A worker evaluates it at its deadline.{retry}"
+    if found.sent:
+        return (
+            "It waits for a free worker; are they busy, or is none running for its queue? A message that was"
+            f" lost is sent again by itself.{retry}"
+        )
+    return (
+        "It is overdue, and no message is under way: is a worker of this app running, whose sweeper sends it?"
+        f" If so: does the broker answer, or are very many due before it?{retry}"
+    )
+
+
+def _in_a_row(failures: int) -> str:
+    return "1 failure" if failures == 1 else f"{failures} failures in a row"
+
+
+def _lateness(found: Description) -> float:
+    """Seconds since the deadline of a pending evaluation; 0 if it is not over."""
+    return 0.0 if found.deadline is None else max(0.0, _seconds_since(found.deadline))
+
+
+def _seconds_since(when: datetime) -> float:
+    return (datetime.now(UTC) - when).total_seconds()
+
+
+def _relative(when: datetime | None) -> str:
+    """`in 4 min` or `12 s ago`."""
+    if when is None:
+        return "never"
+    ago = _seconds_since(when)
+    if abs(ago) < 1:
+        return "now"
+    return f"{_span(ago)} ago" if ago > 0 else f"in {_span(-ago)}"
+
+
+def _span(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    for limit, unit, name in ((7200, 60, "min"), (172_800, 3600, "h"), (63_072_000, 86_400, "d")):
+        if seconds < limit:
+            return f"{round(seconds / unit, 1):g} {name}"
+    return f"{round(seconds / 31_557_600, 1):g} years"
+
+
+def _absolute(when: datetime) -> str:
+    return when.strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _moment(when: datetime) -> str:
+    return f"{_absolute(when)}, {_relative(when)}"
+
+
+def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    lines = [[heading.upper() for heading in headings], *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+# For machines ------------------------------------------------------------------------------------
+
+
+def _details(found: Description, paused: bool) -> dict[str, Any]:
+    return {
+        **asdict(found),
+        "lateness": round(_lateness(found), 3),
+        "paused": paused,
+        "next": _next(found, paused),
+    }
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=datetime.isoformat))

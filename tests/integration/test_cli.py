@@ -1,0 +1,454 @@
+"""`celery goalstate`, over an index on an embedded Valkey: what it does, says, and exits with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.bin.base import CLIContext
+from click.testing import CliRunner, Result
+
+from celery_goalstate import Description, Engine, Entity, Status, cli
+from celery_goalstate.index import open_index
+from celery_goalstate.index.base import Claim, Report, Verdict
+from tests.servers import Valkey, free_port
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    with Valkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture
+def engine(valkey: Valkey) -> Iterator[Engine]:
+    app = Celery("shop", broker=valkey.url, set_as_current=False)
+    engine = Engine(app)
+
+    @engine.register
+    class Order(Entity):
+        @classmethod
+        def iter_unconverged(cls) -> list[str]:
+            return ["1", "2"]
+
+    @engine.register
+    class Parcel(Entity):
+        pass
+
+    yield engine
+    with valkey.client() as client:
+        client.flushall()
+
+
+def run(app: Celery, *arguments: str) -> Result:
+    context = CLIContext(app=app, no_color=True, workdir=None)
+    result = CliRunner().invoke(cli.goalstate, list(arguments), obj=context)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+@pytest.fixture
+def goalstate(engine: Engine) -> Command:
+    return lambda *arguments: run(engine.app, *arguments)
+
+
+def evaluate(engine: Engine, id: str, verdict: Verdict | None, **report: Any) -> None:
+    """What a worker would tell the index of an entity that is due: the verdict, or None while it runs."""
+    index = open_index(engine.settings)
+    [record] = index.describe("order", [id])
+    assert record is not None
+    [claim] = index.claim("order", [(id, record.token)], nonce="nonce", task_id="task")
+    assert isinstance(claim, Claim)
+    if verdict is not None:
+        index.finish("order", [Report(id, claim.lease, verdict, report.pop("delay", None), **report)])
+    index.close()
+
+
+class TestEnqueue:
+    def test_now(self, engine: Engine, goalstate: Command) -> None:
+        result = goalstate("enqueue", "order", "42", "43")
+        assert result.exit_code == 0
+        assert result.output == "order/42: scheduled now\norder/43: scheduled now\n"
+        assert all(engine.is_scheduled(engine.ref("order", id)) for id in ("42", "43"))
+
+    @pytest.mark.parametrize(
+        ("given", "seconds"),
+        [("30s", 30), ("5m", 300), ("2h", 7200), ("1d", 86_400), ("1h30m", 5400)],
+    )
+    def test_in(self, engine: Engine, goalstate: Command, given: str, seconds: int) -> None:
+        assert goalstate("enqueue", "order", "42", "--in", given).exit_code == 0
+        found = engine.describe(engine.ref("order", "42"))
+        assert found is not None
+        assert found.deadline is not None
+        assert abs(found.deadline - datetime.now(UTC) - timedelta(seconds=seconds)) < timedelta(seconds=5)
+
+    @pytest.mark.parametrize("given", ["2099-01-31T07:30Z", "2099-01-31T08:30:00+01:00"])
+    def test_at(self, engine: Engine, goalstate: Command, given: str) -> None:
+        assert goalstate("enqueue", "order", "42", "--at", given).exit_code == 0
+        found = engine.describe(engine.ref("order", "42"))
+        assert found is not None
+        assert found.deadline == datetime(2099, 1, 31, 7, 30, tzinfo=UTC)
+
+    def test_an_earlier_deadline_stays(self, goalstate: Command) -> None:
+        goalstate("enqueue", "order", "42", "--in", "5m")
+        result = goalstate("enqueue", "order", "42", "--in", "2h")
+        assert result.output == "order/42: scheduled in 5 min, as it was before\n"
+
+    def test_json(self, goalstate: Command) -> None:
+        [enqueued] = json.loads(
+            goalstate("enqueue", "order", "42", "--at", "2099-01-31T07:30Z", "--json").stdout
+        )
+        assert enqueued == {
+            "entity": "order/42",
+            "changed": True,
+            "deadline": "2099-01-31T07:30:00+00:00",
+            "sent": False,
+        }
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["order", "42", "--in", "soon"], "'soon' is no duration; give 30s, 5m"),
+            (["order", "42", "--in", "5"], "'5' is no duration"),
+            (["order", "42", "--in", ""], "'' is no duration"),
+            (["order", "42", "--in", "-5s"], "'-5s' is no duration"),
+            (["order", "42", "--in", "9999999999999d"], "is too long"),
+            (["order", "42", "--in", "99999d"], "within the next hundred years"),
+            (["order", "42", "--at", "tomorrow"], "'tomorrow' is no ISO 8601 time"),
+            (["order", "42", "--at", "2099-01-31T07:30"], "does not name its time zone; append Z"),
+            (["order", "42", "--in", "5m", "--at", "2099-01-31T07:30Z"], "--in or --at, not both"),
+            (
+                ["oder", "42"],
+                "no entity class of kind 'oder' is registered. Did you mean order? Known: order",
+            ),
+            (["Order", "42"], "kind is 'Order'; accepted: lower-case letters"),
+            (["order", "4\n2"], "an entity's id is '4\\n2'"),
+            (["order"], "Missing argument"),
+        ],
+    )
+    def test_bad_usage(self, engine: Engine, goalstate: Command, arguments: list[str], said: str) -> None:
+        result = goalstate("enqueue", *arguments)
+        assert result.exit_code == 2
+        assert said in result.output
+        assert engine.counts("order")["order"] == dict.fromkeys(Status, 0)
+
+
+class TestShow:
+    def test_scheduled(self, goalstate: Command) -> None:
+        goalstate("enqueue", "order", "42", "--at", "2099-01-31T07:30Z")
+        result = goalstate("show", "order", "42")
+        assert result.exit_code == 0
+        assert result.output.startswith("order/42: scheduled\n")
+        assert "deadline       2099-01-31 07:30:00 UTC, in " in result.output
+        assert "A worker evaluates it at its deadline." in result.output
+
+    def test_retry(self, engine: Engine, goalstate: Command) -> None:
+        goalstate("enqueue", "order", "42")
+        evaluate(engine, "42", Verdict.FAILED, delay=240_000, failures=3, error="OSError: no route to host")
+        result = goalstate("show", "order", "42")
+        assert "failures       3\n" in result.output
+        assert "error          OSError: no route to host\n" in result.output
+        assert "in 4 min\n" in result.output
+        assert "the retry after 3 failures in a row" in result.output
+
+    def test_running(self, engine: Engine, goalstate: Command) -> None:
+        goalstate("enqueue", "order", "42")
+        evaluate(engine, "42", None)
+        result = goalstate("show", "order", "42")
+        assert result.output.startswith("order/42: running\n")
+        assert "its lease ends in 30 s" in result.output
+        goalstate("enqueue", "order", "42")
+        assert "looked at once more after that" in goalstate("show", "order", "42").output
+
+    def test_quarantined(self, engine: Engine, goalstate: Command) -> None:
+        goalstate("enqueue", "order", "42")
+        evaluate(engine, "42", Verdict.QUARANTINED, failures=1, error="PermanentError: card stolen")
+        result = goalstate("show", "order", "42")
+        assert result.output.startswith("order/42: failed\n")
+        assert "`goalstate enqueue order 42`" in result.output
+
+    @pytest.mark.parametrize(
+        ("converged", "said", "follows"),
+        [
+            (True, "goal reached", "Nothing is pending, until somebody enqueues it."),
+            (False, "goal not reached", "Nothing is pending, though its goal is not reached"),
+        ],
+    )
+    def test_idle(self, engine: Engine, goalstate: Command, converged: bool, said: str, follows: str) -> None:
+        goalstate("enqueue", "order", "42")
+        evaluate(engine, "42", Verdict.DONE, converged=converged)
+        output = goalstate("show", "order", "42").output
+        assert said in output
+        assert follows in output
+
+    def test_paused(self, goalstate: Command) -> None:
+        goalstate("enqueue", "order", "42")
+        goalstate("pause", "order")
+        assert "nothing starts until `goalstate resume order`" in goalstate("show", "order", "42").output
+
+    def test_json(self, engine: Engine, goalstate: Command) -> None:
+        goalstate("enqueue", "order", "42")
+        evaluate(engine, "42", Verdict.QUARANTINED, failures=1, error="PermanentError: card stolen")
+        shown = json.loads(goalstate("show", "order", "42", "--json").stdout)
+        assert shown["status"] == "failed"
+        assert shown["deadline"] is None
+        assert shown["lateness"] == 0
+        assert shown["paused"] is False
+        assert datetime.fromisoformat(shown["quarantined"]).tzinfo is not None
+        assert shown["next"].startswith("It is quarantined")
+
+    def test_unknown(self, goalstate: Command) -> None:
+        result = goalstate("show", "order", "42")
+        assert result.exit_code == 1
+        assert result.stdout == ""
+        assert "order/42 is not known: never enqueued" in result.stderr
+
+    def test_unknown_kind(self, goalstate: Command) -> None:
+        result = goalstate("show", "oder", "42", "--json")
+        assert result.exit_code == 1
+        assert result.stdout == "null\n"
+        assert "Did you mean order?" in result.stderr
+
+
+NOW = datetime.now(UTC)
+
+
+def description(**fields: Any) -> Description:
+    absent = dict.fromkeys(Description.__dataclass_fields__)
+    return Description(**{**absent, "kind": "order", "id": "42", "sent": False, "failures": 0, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "when", "follows"),
+    [
+        (
+            {"status": Status.SCHEDULED, "deadline": NOW + timedelta(hours=2, minutes=31)},
+            "in 2.5 h",
+            "at its deadline",
+        ),
+        (
+            {"status": Status.SCHEDULED, "deadline": NOW - timedelta(minutes=10), "sent": True},
+            "10 min overdue",
+            "waits for a free worker",
+        ),
+        (
+            {"status": Status.SCHEDULED, "deadline": NOW - timedelta(minutes=10)},
+            "10 min overdue",
+            "no message is under way: is a worker of this app running",
+        ),
+        (
+            {"status": Status.RUNNING, "started": NOW - timedelta(days=3)},
+            "for 3 d",
+            "A worker evaluates it now",
+        ),
+        ({"status": Status.FAILED, "quarantined": NOW - timedelta(days=900)}, "2.5 years ago", "quarantined"),
+        ({"status": Status.IDLE, "finished": NOW - timedelta(minutes=3)}, "3 min ago", "Nothing is pending"),
+    ],
+)
+def test_words(fields: dict[str, Any], when: str, follows: str) -> None:
+    assert cli._when(description(**fields)) == when
+    assert follows in cli._next(description(**fields), paused=False)
+
+
+class TestList:
+    def test_counts(self, engine: Engine, goalstate: Command) -> None:
+        goalstate("enqueue", "order", "1", "2", "--in", "1h")
+        goalstate("enqueue", "order", "3")
+        evaluate(engine, "3", Verdict.QUARANTINED)
+        goalstate("pause", "parcel")
+        result = goalstate("list")
+        assert result.exit_code == 0
+        assert [line.split() for line in result.output.splitlines()] == [
+            ["KIND", "SCHEDULED", "RUNNING", "IDLE", "FAILED"],
+            ["order", "2", "0", "0", "1"],
+            ["parcel", "0", "0", "0", "0", "paused"],
+        ]
+        assert json.loads(goalstate("list", "--json").stdout)["order"] == {
+            "scheduled": 2,
+            "running": 0,
+            "idle": 0,
+            "failed": 1,
+            "paused": False,
+        }
+
+    def test_rows(self, engine: Engine, goalstate: Command) -> None:
+        goalstate("enqueue", "order", "1", "--in", "1h")
+        goalstate("enqueue", "order", "2")
+        evaluate(engine, "2", Verdict.QUARANTINED, failures=7, error=f"OSError: {'x' * 100}")
+        goalstate("enqueue", "parcel", "3", "--in", "2h")
+        lines = goalstate("list", "--kind", "order").output.splitlines()
+        assert lines[0].split() == ["ENTITY", "STATUS", "WHEN", "GOAL", "FAILURES", "ERROR"]
+        assert lines[1].startswith("order/2  failed     ")
+        assert lines[1].endswith(f"7         OSError: {'x' * 50}…")
+        assert lines[2] == "order/1  scheduled  in 60 min"
+        assert len(lines) == 3
+
+    def test_status_over_all_kinds(self, goalstate: Command) -> None:
+        goalstate("enqueue", "order", "1", "--in", "1h")
+        goalstate("enqueue", "parcel", "3", "--in", "2h")
+        listed = json.loads(goalstate("list", "--status", "scheduled", "--json").stdout)
+        assert [(each["kind"], each["id"]) for each in listed] == [("order", "1"), ("parcel", "3")]
+
+    def test_limit(self, goalstate: Command) -> None:
+        goalstate("enqueue", "order", *map(str, range(6)), "--in", "1h")
+        result = goalstate("list", "--kind", "order", "--limit", "5")
+        assert len(result.stdout.splitlines()) == 6
+        assert "more than these 5; see --limit" in result.stderr
+
+    def test_nothing(self, goalstate: Command) -> None:
+        result = goalstate("list", "--kind", "order", "--status", "failed")
+        assert result.exit_code == 1
+        assert result.stderr == "no failed entities of kind order\n"
+        assert goalstate("list", "--status", "failed", "--json").stdout == "[]\n"
+        assert "Did you mean order?" in goalstate("list", "--kind", "oder").stderr
+
+    @pytest.mark.parametrize("arguments", [["--status", "lost"], ["--limit", "0"], ["--kind", "Or der"]])
+    def test_bad_usage(self, goalstate: Command, arguments: list[str]) -> None:
+        assert goalstate("list", *arguments).exit_code == 2
+
+
+class TestDelete:
+    def test_known_and_unknown(self, engine: Engine, goalstate: Command) -> None:
+        goalstate("enqueue", "order", "42", "--in", "1h")
+        result = goalstate("delete", "order", "42", "43")
+        assert result.exit_code == 1
+        assert result.stdout == "order/42: deleted\n"
+        assert result.stderr == "not known: order/43\n"
+        assert engine.describe(engine.ref("order", "42")) is None
+
+    def test_json(self, goalstate: Command) -> None:
+        goalstate("enqueue", "order", "42", "--in", "1h")
+        result = goalstate("delete", "order", "42", "--json")
+        assert result.exit_code == 0
+        assert json.loads(result.stdout) == [{"entity": "order/42", "deleted": True}]
+
+
+class TestPauseAndResume:
+    def test_one_kind(self, engine: Engine, goalstate: Command) -> None:
+        assert goalstate("pause", "order").output == "paused: order\n"
+        assert (engine.paused("order"), engine.paused("parcel")) == (True, False)
+        assert json.loads(goalstate("resume", "order", "--json").stdout) == {"resumed": ["order"]}
+        assert not engine.paused("order")
+
+    def test_all_kinds(self, engine: Engine, goalstate: Command) -> None:
+        assert goalstate("pause").output == "paused: order, parcel\n"
+        assert engine.paused("order")
+        assert engine.paused("parcel")
+        assert goalstate("resume").output == "resumed: order, parcel\n"
+
+    def test_unknown_kind(self, goalstate: Command) -> None:
+        assert goalstate("pause", "oder").exit_code == 2
+
+
+class TestResync:
+    def test_what_is_not_converged(self, engine: Engine, goalstate: Command) -> None:
+        goalstate("enqueue", "order", "2", "--in", "1h")
+        result = goalstate("resync", "order", "--spread", "10m")
+        assert (result.exit_code, result.output) == (0, "order: 1 enqueued\n")
+        assert engine.is_scheduled(engine.ref("order", "1"))
+        again = goalstate("resync", "order", "--json")
+        assert json.loads(again.stdout) == {"kind": "order", "enqueued": 0}
+
+    def test_revive(self, engine: Engine, goalstate: Command) -> None:
+        goalstate("enqueue", "order", "1")
+        evaluate(engine, "1", Verdict.QUARANTINED)
+        assert goalstate("resync", "order").output == "order: 1 enqueued\n"
+        assert goalstate("resync", "order", "--revive").output == "order: 1 enqueued\n"
+
+    def test_a_kind_that_cannot(self, goalstate: Command) -> None:
+        result = goalstate("resync", "parcel")
+        assert result.exit_code == 2
+        assert "define Parcel.iter_unconverged()" in result.output
+
+
+class TestWhichEngine:
+    def test_namespaces(self, engine: Engine, goalstate: Command) -> None:
+        other = Engine(engine.app, namespace="billing")
+
+        @other.register
+        class Invoice(Entity):
+            pass
+
+        assert goalstate("--namespace", "billing", "enqueue", "invoice", "1").exit_code == 0
+        assert "invoice" in goalstate("--namespace", "billing", "list").output
+        assert "invoice" not in goalstate("list").output
+        unknown = goalstate("--namespace", "biling", "list")
+        assert unknown.exit_code == 2
+        assert "no engine of namespace 'biling'; known: default, billing" in unknown.output
+
+    def test_none(self) -> None:
+        result = run(Celery("bare", set_as_current=False), "list")
+        assert result.exit_code == 2
+        assert "the Celery app 'bare' has no engine" in result.output
+
+    def test_no_entity_classes(self, valkey: Valkey) -> None:
+        app = Celery("bare", broker=valkey.url, set_as_current=False)
+        Engine(app)
+        result = run(app, "list")
+        assert (result.exit_code, result.stderr) == (1, "no entity classes are registered\n")
+
+    def test_an_index_that_cannot_be_seen_from_here(self) -> None:
+        app = Celery("bare", broker="memory://", set_as_current=False)
+        Engine(app)
+        result = run(app, "list")
+        assert result.exit_code == 2
+        assert "memory://, which lives within one process" in result.output
+
+
+SHOP = """
+from celery import Celery
+from celery_goalstate import Engine
+
+app = Celery("shop", broker={url!r}, include=["shop_entities"])
+app.conf.broker_transport_options = {{"socket_connect_timeout": 2}}
+engine = Engine(app)
+"""
+ENTITIES = """
+from celery_goalstate import Entity
+from shop import engine
+
+@engine.register
+class Order(Entity):
+    pass
+"""
+
+
+class TestRealProcess:
+    """As it is called: through Celery's own command, with entities in modules that a worker imports."""
+
+    def call(self, directory: Path, url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        (directory / "shop.py").write_text(SHOP.format(url=url))
+        (directory / "shop_entities.py").write_text(ENTITIES)
+        return subprocess.run(
+            [sys.executable, "-m", "celery", "-A", "shop", "goalstate", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=directory,
+            timeout=60,
+            check=False,
+        )
+
+    def test_work(self, engine: Engine, valkey: Valkey, tmp_path: Path) -> None:
+        enqueued = self.call(tmp_path, valkey.url, "enqueue", "order", "42", "--in", "5m")
+        assert (enqueued.returncode, enqueued.stderr) == (0, "")
+        assert enqueued.stdout == "order/42: scheduled in 5 min\n"
+        assert engine.is_scheduled(engine.ref("order", "42"))
+        assert self.call(tmp_path, valkey.url, "show", "order", "43").returncode == 1
+        assert self.call(tmp_path, valkey.url, "pause", "oder").returncode == 2
+
+    def test_the_index_does_not_answer(self, tmp_path: Path) -> None:
+        url = f"redis://user:s3cret@127.0.0.1:{free_port()}/0"
+        listed = self.call(tmp_path, url, "list")
+        assert listed.returncode == 3
+        assert listed.stdout == ""
+        assert listed.stderr.startswith("Error: the index did not answer (ConnectionError): redis://user:**@")
+        assert len(listed.stderr.splitlines()) == 1
