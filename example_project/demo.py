@@ -147,7 +147,13 @@ def start_services(processes, env):
     if importlib.util.find_spec("flower"):
         flower_port = free_port(5555)
         flower_url = f"http://127.0.0.1:{flower_port}/"
-        processes.start("flower", *celery, "flower", "--address=127.0.0.1", f"--port={flower_port}", env=env)
+        flower = (
+            "flower",
+            "--address=127.0.0.1",
+            f"--port={flower_port}",
+            f"--conf={HERE / 'flowerconfig.py'}",
+        )
+        processes.start("flower", *celery, *flower, env=env)
 
     wait_for("the site to answer", lambda: fetch(f"{site_url}healthz"), processes)
     wait_for("the worker to answer", lambda: app.control.ping(timeout=0.5), processes)

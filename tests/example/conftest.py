@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from celery import current_app
 
 from tests.servers import poll, require
 
@@ -53,10 +54,13 @@ def database() -> Iterator[None]:
 @pytest.fixture
 def fleet(database: None) -> Iterator[None]:
     """The shipped inventory, and an engine that knows none of it."""
+    before = current_app._get_current_object()
+    engine.app.set_current()  # other tests in this process have apps too
     call_command("load_inventory", ROOT / "example_project" / "inventory.csv", verbosity=0)
     yield
     engine.delete_many(HostEntity(name) for name in Host.objects.values_list("name", flat=True))
     call_command("flush", verbosity=0, interactive=False)
+    before.set_current()
 
 
 @pytest.fixture
