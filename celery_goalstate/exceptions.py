@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 
 class GoalStateError(Exception):
     """The root of this package's errors."""
@@ -34,9 +36,9 @@ class RetryAfter(GoalStateError):  # noqa: N818 - reads as the instruction that 
     It neither counts towards `max_failures` nor makes the back-off grow: the other side said when to return.
     """
 
-    def __init__(self, seconds: float, message: str | None = None) -> None:
-        super().__init__(message or f"look again in {seconds:g} s")
-        self.seconds = seconds
+    def __init__(self, seconds: float | timedelta, message: str | None = None) -> None:
+        self.seconds = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
+        super().__init__(message or f"look again in {self.seconds:g} s")
 
     def __reduce__(self) -> tuple[type[RetryAfter], tuple[float, str]]:
         return type(self), (self.seconds, str(self))
