@@ -18,19 +18,19 @@ class GoalStateError(Exception):
         super().__init__(message if message is not None else (type(self).__doc__ or "").split("\n")[0])
 
 
-class ImproperlyConfigured(GoalStateError, ValueError):  # noqa: N818 - the name that Celery and Django users know
+class ImproperlyConfigured(GoalStateError, ValueError):
     """A setting or an option has a value that cannot work."""
 
 
-class UnknownKind(GoalStateError, LookupError):  # noqa: N818 - names the thing, as KeyError does
+class UnknownKind(GoalStateError, LookupError):
     """No entity class of this kind is registered with the engine."""
 
 
-class IndexUnavailable(GoalStateError):  # noqa: N818 - a condition that passes, not a mistake
+class IndexUnavailable(GoalStateError):
     """The index did not answer; the change may or may not have been noted, and saying it again is safe."""
 
 
-class RetryAfter(GoalStateError):  # noqa: N818 - reads as the instruction that it is: raise RetryAfter(30)
+class RetryAfter(GoalStateError):
     """Raised by an action: a failure whose next look comes after `seconds` instead of after the back-off.
 
     It neither counts towards `max_failures` nor makes the back-off grow: the other side said when to return.
@@ -48,13 +48,13 @@ class PermanentError(GoalStateError):
     """Raised by an action: trying again is useless; the entity is quarantined until somebody enqueues it."""
 
 
-class ActionTimeout(GoalStateError):  # noqa: N818 - the counterpart of the built-in TimeoutError
+class ActionTimeout(GoalStateError):
     """The time budget of an action or of its list is used up."""
 
 
-class LeaseLost(GoalStateError):  # noqa: N818 - as above: states what happened
+class LeaseLost(GoalStateError):
     """The evaluation no longer holds its entity's lease; another may be under way, so it stops here."""
 
 
-class WorkerLost(GoalStateError):  # noqa: N818 - Celery's WorkerLostError, seen from the entity
+class WorkerLost(GoalStateError):
     """The worker that evaluated the entity died, or was out of reach for longer than its lease."""
