@@ -107,11 +107,11 @@ class Sweeper:
             run = Run(running.id, running.lease)
             # No task id: the lost one may have been revoked, which is how a stuck evaluation is ended.
             reports.append(report(run, outcome, kind, task_id="", retries=0, expired_only=True))
-        for ended, finished in zip(reports, self._index.finish(kind.name, reports), strict=True):
+        replies = self._index.finish(kind.name, reports)
+        for ended, finished in zip(reports, replies, strict=True):
             if finished.result is Finish.ACCEPTED:
                 logger.warning("%s/%s was being evaluated by a worker that fell silent", kind.name, ended.id)
-            if finished.wakeup:
-                self._dispatch(kind, [finished.wakeup])
+        self._dispatch(kind, [finished.wakeup for finished in replies if finished.wakeup])
 
     def _resend(self, kind: Kind, survey: Survey) -> list[Wakeup]:
         """Send lost messages again; where nothing tells how far a queue is, one message to find out."""
@@ -132,15 +132,20 @@ class Sweeper:
         now = self._clock()
         if now < self._standing_at:
             return
-        self._standing_at = now + self._settings.resend_after
         for kind in kinds.values():
             if kind.standing:
                 request = Request(kind.standing, delay=0, task_id=uuid())
                 [scheduled] = self._index.enqueue(kind.name, [request], policy=Policy.RESYNC)
                 if scheduled.wakeup:
                     self._dispatch(kind, [scheduled.wakeup])
+        self._standing_at = now + self._settings.resend_after
 
     def _dispatch(self, kind: Kind, wakeups: Sequence[Wakeup]) -> bool:
+        if not wakeups:
+            return True  # which tells nothing of the broker
+        if self._clock() < self._rests_until:
+            self._index.put_back(kind.name, wakeups)
+            return False
         published = self._publisher.dispatch(kind.name, wakeups, kind.options.routing, patient=False)
         if published:
             self._rest = 0.0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,10 @@ from celery_goalstate.sweeper import Sweeper
 logger = logging.getLogger(__name__)
 
 
+#: After a sweep that failed comes a pause of so many times what it took.
+LOOP_SHARE = 4
+
+
 class SweeperStep(bootsteps.StartStopStep):
     """Sweeps while the worker runs, whatever its pool."""
 
@@ -29,7 +34,8 @@ class SweeperStep(bootsteps.StartStopStep):
 
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
-        self._unreachable = False
+        self._sweeper: Sweeper | None = None
+        self._problem = ""  # why the last sweep failed; told once, not every second
         self._running = False
         self._timer: Any = None
         self._next: Any = None
@@ -39,7 +45,7 @@ class SweeperStep(bootsteps.StartStopStep):
         settings = type(self).settings()
         if settings.index_url == "memory://":
             _refuse_processes(parent)
-        self._sweeper = type(self).open_sweeper(f"{parent.hostname}:{os.getpid()}:{uuid()[:8]}")
+        self._name = f"{parent.hostname}:{os.getpid()}:{uuid()[:8]}"
         self._interval = settings.sweep_interval
         self._timer = parent.timer
         self._running = True
@@ -56,22 +62,35 @@ class SweeperStep(bootsteps.StartStopStep):
         self.stop(parent)
 
     def _tick(self) -> None:
-        wait = self._interval
+        began, more = time.monotonic(), False
         try:
-            if self._sweeper.sweep():
-                wait = 0.0
-            if self._unreachable:
-                logger.info("the index answers again")
-            self._unreachable = False
+            more = self._sweep()
         except IndexUnavailable as error:
-            if not self._unreachable:
+            if self._is_news(error):
                 logger.warning("the sweeper waits for the index: %s", error)
-            self._unreachable = True
-        except Exception:
-            logger.exception("a sweep failed; the next one comes in %g s", wait)
+        except Exception as error:
+            if self._is_news(error):
+                logger.exception("a sweep failed; it is tried again and again")
         finally:
+            # An index that lets its callers wait may have its share of the worker's loop, and no more.
+            patience = LOOP_SHARE * (time.monotonic() - began) if self._problem else 0.0
             if self._running:
-                self._next = self._timer.call_after(wait, self._tick)
+                self._next = self._timer.call_after(
+                    0.0 if more else max(self._interval, patience), self._tick
+                )
+
+    def _sweep(self) -> bool:
+        if self._sweeper is None:
+            self._sweeper = type(self).open_sweeper(self._name)
+        more = self._sweeper.sweep()
+        if self._problem:
+            logger.info("the sweeper works again")
+            self._problem = ""
+        return more
+
+    def _is_news(self, error: Exception) -> bool:
+        before, self._problem = self._problem, f"{type(error).__name__}: {error}"
+        return before != self._problem
 
 
 def _refuse_processes(worker: Any) -> None:
