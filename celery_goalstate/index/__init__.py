@@ -9,9 +9,10 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from celery_goalstate.exceptions import IndexUnavailable
 from celery_goalstate.index.base import Index, Limits
 from celery_goalstate.index.memory import MemoryIndex
-from celery_goalstate.index.redis import RedisIndex
+from celery_goalstate.index.redis import UNAVAILABLE, RedisIndex
 from celery_goalstate.settings import Settings
 
 #: Seconds until an index that does not answer counts as unavailable.
@@ -20,7 +21,10 @@ REPLY_TIMEOUT = 5.0
 
 
 def open_index(settings: Settings) -> Index:
-    """The index that the settings name. Connects when it is first used."""
+    """The index that the settings name. Connects when it is first used.
+
+    But for a cluster, which is asked for its nodes at once: that may raise `IndexUnavailable`.
+    """
     limits = Limits(
         eta_horizon=round(settings.eta_horizon * 1000),
         lease=round(settings.lease * 1000),
@@ -48,9 +52,12 @@ def _client(url: str) -> redis.Redis | redis.RedisCluster:
     scheme = urlsplit(url).scheme
     if scheme.endswith("+cluster"):
         # A cluster's client follows its slots from node to node, within this many steps.
-        return redis.RedisCluster.from_url(
-            url.replace("+cluster", "", 1), retry=Retry(NoBackoff(), 3), **options
-        )
+        try:
+            return redis.RedisCluster.from_url(
+                url.replace("+cluster", "", 1), retry=Retry(NoBackoff(), 3), **options
+            )
+        except UNAVAILABLE as error:
+            raise IndexUnavailable(f"the index did not answer ({type(error).__name__})") from error
     options["retry"] = Retry(NoBackoff(), 0)
     if scheme == "sentinel":
         return _sentinel_master(url, options)
