@@ -33,7 +33,7 @@ from celery_goalstate.index.base import Index, Policy, Record, Request, Run, Sch
 from celery_goalstate.index.base import Status as IndexStatus
 from celery_goalstate.kind import DEFAULT_NAMESPACE, Kind, milliseconds
 from celery_goalstate.lease import LeaseKeeper
-from celery_goalstate.settings import KindOptions, Settings
+from celery_goalstate.settings import NAME, ROUTING_OPTIONS, KindOptions, Settings
 from celery_goalstate.sweeper import Sweeper
 from celery_goalstate.task import Evaluator, create_task, speaker
 from celery_goalstate.wakeup import Publisher
@@ -51,6 +51,7 @@ E = TypeVar("E", bound=type[Entity])
 BATCH = 1000
 #: The furthest deadline. What is further away is a mistake in the units.
 FURTHEST = timedelta(days=36_525)
+_NEVER = datetime.max.replace(tzinfo=UTC)
 #: The one entity of the kind that resyncs another kind.
 RESYNC_ID = "all"
 
@@ -116,7 +117,7 @@ class Engine:
 
     def __init__(self, app: Celery | None = None, *, namespace: str | None = None) -> None:
         self._app: Celery | None = None
-        self._namespace = namespace
+        self._namespace = None if namespace is None else NAME("namespace", namespace)
         self._registered: dict[str, tuple[type[Entity], dict[str, Any]]] = {}
         self._kinds: dict[str, Kind] = {}
         self._settings: Settings | None = None
@@ -134,14 +135,13 @@ class Engine:
         """Attach the engine to a Celery app. Raises `ImproperlyConfigured` if it is attached already."""
         if self._app is not None:
             raise ImproperlyConfigured(f"this engine belongs to the app {self._app.main!r} already")
-        engines = _engines_of(app)
-        if self._namespace in engines:
+        engines, namespace = _engines_of(app), self._namespace or DEFAULT_NAMESPACE
+        if namespace in engines:
             raise ImproperlyConfigured(
-                f"the app {app.main!r} has an engine of namespace"
-                f" {self._namespace or DEFAULT_NAMESPACE!r} already"
+                f"the app {app.main!r} has an engine of namespace {namespace!r} already"
             )
         self._app = app
-        engines[self._namespace] = self
+        engines[namespace] = self
         for cls, options in self._registered.values():
             self._create_task(cls, options)
         for cls, options in _shared:
@@ -149,7 +149,7 @@ class Engine:
         _all_engines.add(self)
         worker.install(
             app,
-            self._namespace or DEFAULT_NAMESPACE,
+            namespace,
             settings=lambda: self.settings,
             open_sweeper=self._open_sweeper,
         )
@@ -180,21 +180,23 @@ class Engine:
         """
         if cls is None:
             return lambda cls: self.register(cls, **options)
-        if not (isinstance(cls, type) and issubclass(cls, Entity)):
-            raise TypeError(f"{cls!r} cannot be registered; give a subclass of celery_goalstate.Entity")
-        known, _ = self._registered.get(cls.kind, (cls, None))
-        if known is not cls:
-            raise ImproperlyConfigured(
-                f"kind {cls.kind!r} of {_path(cls)} is taken by {_path(known)}; set `kind` on one of them"
-            )
-        validated = KindOptions().override(**options)
-        if validated.resync_every is not None and not can_resync(cls):
-            raise ImproperlyConfigured(
-                f"resync_every={validated.resync_every:g} needs iter_unconverged(), which {_path(cls)} lacks"
-            )
+        _check_registration(cls, options)
+        if cls.kind in self._registered:
+            known, known_options = self._registered[cls.kind]
+            if known is not cls:
+                raise ImproperlyConfigured(
+                    f"kind {cls.kind!r} of {_path(cls)} is taken by {_path(known)}; set `kind` on one of them"
+                )
+            if known_options != options:
+                raise ImproperlyConfigured(
+                    f"{_path(cls)} is registered already, with the options {known_options}, not {options}"
+                )
+            return cls
         self._registered[cls.kind] = (cls, options)
         if self._app is not None:
             self._create_task(cls, options)
+        if can_resync(cls):
+            self._register_resync(cls, options)
         return cls
 
     def _create_task(self, cls: type[Entity], options: dict[str, Any]) -> None:
@@ -203,8 +205,6 @@ class Engine:
         create_task(
             self.app, self._namespace or DEFAULT_NAMESPACE, kind, of_task, lambda: self._evaluator(kind)
         )
-        if options.get("resync_every") is not None:
-            self._create_resync_task(cls, options)
 
     def ref(self, kind: str, id: str | int) -> EntityRef:
         """A reference to an entity, which can be enqueued without importing its class."""
@@ -253,8 +253,9 @@ class Engine:
         policy, bound = _policy(replace=replace, max_wait=max_wait)
 
         def enqueue() -> Enqueued:
-            [scheduled] = self._parts_.index.enqueue(
-                kind, [request], policy=policy, max_wait=bound, inside=_speaker_of(kind)
+            index = self._parts_.index
+            [scheduled] = index.enqueue(
+                kind, [request], policy=policy, max_wait=bound, inside=_speaker_in(index, kind)
             )
             sent = self._dispatch(kind, [scheduled]) and scheduled.wakeup is not None
             return Enqueued(scheduled.changed, _datetime(scheduled.deadline), sent)
@@ -292,14 +293,14 @@ class Engine:
     ) -> int:
         width = 0.0 if spread is None else delay_seconds(spread, "spread")
         request = _request("checked", deadline)  # before anything is written
-        changed = 0
+        index, changed = self._parts_.index, 0
         for batch in _batches(identified):
             by_kind: defaultdict[str, builtins.list[Request]] = defaultdict(list)
             for kind, id in batch:
                 by_kind[kind].append(_spread(request, id, milliseconds(random.random() * width)))  # noqa: S311
             for kind, requests in by_kind.items():
-                scheduled = self._parts_.index.enqueue(
-                    kind, requests, policy=policy, max_wait=max_wait, inside=_speaker_of(kind)
+                scheduled = index.enqueue(
+                    kind, requests, policy=policy, max_wait=max_wait, inside=_speaker_in(index, kind)
                 )
                 self._dispatch(kind, scheduled)
                 changed += sum(each.changed for each in scheduled)
@@ -357,10 +358,13 @@ class Engine:
         wanted = list(IndexStatus) if status is None else _index_statuses(status)
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise ValueError(f"limit is {limit!r}; give an integer, 1 or more")
-        found: builtins.list[Description] = []
-        for each in wanted:
-            records = self._parts_.index.records(name, each, limit)
-            found += [_description(name, record) for record in records]
+        found = [
+            _description(name, record)
+            for each in wanted
+            for record in self._parts_.index.records(name, each, limit)
+        ]
+        if status == Status.SCHEDULED:  # parked or sent: two orders
+            found.sort(key=lambda description: description.deadline or _NEVER)
         return found[:limit]
 
     def counts(self, kind: KindLike | None = None) -> dict[str, dict[Status, int]]:
@@ -413,8 +417,12 @@ class Engine:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The names of the registered kinds."""
-        return tuple(self._registered)
+        """The names of the registered kinds, and of those that resync them every now and then."""
+        return tuple(
+            name
+            for name, (cls, _) in list(self._registered.items())
+            if not issubclass(cls, _Resync) or self._kind(name).standing
+        )
 
     # -- the parts
 
@@ -423,7 +431,7 @@ class Engine:
         if self._parts is None:
             with self._lock:
                 if self._parts is None:
-                    self._parts = _Parts.open(self.app, self.settings)
+                    self._parts = _Parts.open(self.app, self.settings, self._namespace or DEFAULT_NAMESPACE)
         return self._parts
 
     def _kind(self, name: str) -> Kind:
@@ -434,8 +442,9 @@ class Engine:
                     f"no entity class of kind {name!r} is registered with this engine; known: {known}"
                 )
             cls, options = self._registered[name]
-            standing = RESYNC_ID if issubclass(cls, _Resync) else ""
-            self._kinds[name] = Kind(name, cls, self.settings.kind.override(**options), standing)
+            standing = issubclass(cls, _Resync) and self._resync_every(cls.of) is not None
+            resolved = self.settings.kind.override(**options)
+            self._kinds[name] = Kind(name, cls, resolved, RESYNC_ID if standing else "")
         return self._kinds[name]
 
     def _evaluator(self, kind: str) -> Evaluator:
@@ -451,7 +460,7 @@ class Engine:
             index=parts.index,
             publisher=parts.publisher,
             settings=self.settings,
-            kinds=lambda: {name: self._kind(name) for name in self._registered},
+            kinds=lambda: {name: self._kind(name) for name in self.kinds},
         )
 
     # -- what callers name
@@ -471,28 +480,27 @@ class Engine:
         return ref.kind, ref.id
 
     def _kind_name(self, kind: KindLike) -> str:
-        name = kind.kind if isinstance(kind, type) else kind
-        return EntityRef(name, RESYNC_ID).kind  # checked
+        if isinstance(kind, type) and issubclass(kind, Entity):
+            return kind.kind
+        return NAME("kind", kind)  # type: ignore[no-any-return]
 
     def _names(self, kind: KindLike | None) -> tuple[str, ...]:
         return self.kinds if kind is None else (self._kind_name(kind),)
 
     # -- resync_every
 
-    def _create_resync_task(self, cls: type[Entity], options: dict[str, Any]) -> None:
+    def _register_resync(self, cls: type[Entity], options: dict[str, Any]) -> None:
         """Resync a kind by an entity of its own: one at a time, retried, and as visible as any other.
 
-        Its tasks take the same way as those of the kind, to workers that know it.
+        Whether that is asked for is only known with the settings. Its tasks take the same way as those of
+        the kind, to workers that know it; limits of a single evaluation are not for them.
         """
-        every = KindOptions().override(**options).resync_every
-        assert every is not None  # noqa: S101 - the caller has looked
-        kind = cls.kind
-        resync = type(
-            f"Resync{cls.__name__}", (_Resync,), {"kind": f"{kind}.resync", "of": kind, "every": every}
-        )
-        own = KindOptions.__dataclass_fields__
-        passed_on = {name: value for name, value in options.items() if name not in own}
-        self.register(resync, converge=False, idle_ttl=None, **passed_on)
+        resync = type(f"Resync{cls.__name__}", (_Resync,), {"kind": f"{cls.kind}.resync", "of": cls.kind})
+        routing = {name: value for name, value in options.items() if name in ROUTING_OPTIONS}
+        self.register(resync, converge=False, max_failures=None, **routing)
+
+    def _resync_every(self, kind: str) -> float | None:
+        return self._kind(kind).options.resync_every
 
 
 class _Resync(Entity):
@@ -500,7 +508,6 @@ class _Resync(Entity):
 
     kind = "resync"
     of: str
-    every: float
 
     def get_state(self) -> str:
         return "due"
@@ -512,10 +519,11 @@ class _Resync(Entity):
         return Action("resync", _resync)
 
 
-def _resync(ctx: Context, entity: _Resync) -> Requeue:
+def _resync(ctx: Context, entity: _Resync) -> Requeue | None:
     engine: Any = ctx.engine
-    ctx.log.info("%d entities of kind %s enqueued", engine.resync(entity.of, spread=entity.every), entity.of)
-    return Requeue(entity.every)
+    every = engine._resync_every(entity.of)
+    ctx.log.info("%d entities of kind %s enqueued", engine.resync(entity.of, spread=every), entity.of)
+    return None if every is None else Requeue(every)
 
 
 @dataclass(frozen=True, slots=True)
@@ -527,13 +535,10 @@ class _Parts:
     keeper: LeaseKeeper
 
     @classmethod
-    def open(cls, app: Celery, settings: Settings) -> _Parts:
+    def open(cls, app: Celery, settings: Settings, namespace: str) -> _Parts:
+        """`namespace` is the one in the tasks' names; that of the index may be set otherwise."""
         index = indexes.open_index(settings)
-        return cls(
-            index,
-            Publisher(app, index, settings.namespace),
-            LeaseKeeper(index, settings.lease),
-        )
+        return cls(index, Publisher(app, index, namespace), LeaseKeeper(index, settings.lease))
 
 
 # Engines and shared entities ---------------------------------------------------------------------
@@ -542,9 +547,9 @@ _all_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 _shared: list[tuple[type[Entity], dict[str, Any]]] = []
 
 
-def _engines_of(app: Celery) -> dict[str | None, Engine]:
+def _engines_of(app: Celery) -> dict[str, Engine]:
     """The engines of an app by namespace; kept on the app, which knows nothing of them."""
-    engines: dict[str | None, Engine] | None = app.__dict__.get("goalstate_engines")
+    engines: dict[str, Engine] | None = app.__dict__.get("goalstate_engines")
     if engines is None:
         engines = app.__dict__["goalstate_engines"] = {}
     return engines
@@ -555,7 +560,7 @@ def engine_of(app: Celery, namespace: str | None = None) -> Engine:
 
     Raises `ImproperlyConfigured` if the app has none.
     """
-    engines = {name or DEFAULT_NAMESPACE: engine for name, engine in _engines_of(app).items()}
+    engines = _engines_of(app)
     if not engines:
         raise ImproperlyConfigured(
             f"the Celery app {app.main!r} has no engine; create one beside it: engine = Engine(app)"
@@ -590,10 +595,21 @@ def shared_entity(cls: E | None = None, /, **options: Any) -> E | Callable[[E], 
     """
     if cls is None:
         return lambda cls: shared_entity(cls, **options)
+    _check_registration(cls, options)
     for engine in list(_all_engines):
         engine.register(cls, **options)
     _shared.append((cls, options))
     return cls
+
+
+def _check_registration(cls: Any, options: dict[str, Any]) -> None:
+    if not (isinstance(cls, type) and issubclass(cls, Entity)) or cls is Entity:
+        raise TypeError(f"{cls!r} cannot be registered; give a subclass of celery_goalstate.Entity")
+    every = KindOptions().override(**options).resync_every
+    if every is not None and not can_resync(cls):
+        raise ImproperlyConfigured(
+            f"resync_every={every:g} needs iter_unconverged(), which {_path(cls)} lacks"
+        )
 
 
 # Arguments and replies ---------------------------------------------------------------------------
@@ -643,9 +659,10 @@ def _policy(*, replace: bool, max_wait: float | timedelta | None) -> tuple[Polic
     return Policy.REPLACE, milliseconds(delay_seconds(max_wait, "max_wait"))
 
 
-def _speaker_of(kind: str) -> Run | None:
+def _speaker_in(index: Index, kind: str) -> Run | None:
+    """The evaluation of this engine and kind that speaks, if there is one."""
     who = speaker.get()
-    return who.run if who is not None and who.kind == kind else None
+    return who.run if who is not None and who.index is index and who.kind == kind else None
 
 
 def _batches(identified: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:

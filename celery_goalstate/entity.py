@@ -92,7 +92,7 @@ class Entity:
     """
 
     #: Names the entities of this class; by default the class's name in snake_case.
-    kind: ClassVar[str]
+    kind: ClassVar[str] = "entity"
 
     #: Goal state -> state -> actions. Makes `get_action_list` unnecessary.
     rules: ClassVar[ActionTable | None] = None

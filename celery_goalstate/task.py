@@ -16,18 +16,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery, Task
-from celery.exceptions import Reject, Retry
+from celery.exceptions import Reject, Retry, TaskPredicate
 from celery.utils.serialization import get_pickleable_exception
 from kombu.utils.uuid import uuid
 
 from celery_goalstate.entity import EntityRef, Scheduler
 from celery_goalstate.evaluation import Evaluation, Outcome, error_text, evaluate
-from celery_goalstate.exceptions import IndexUnavailable
+from celery_goalstate.exceptions import GoalStateError, IndexUnavailable
 from celery_goalstate.index.base import (
     Claim,
     Finish,
@@ -59,9 +60,11 @@ REFUSALS = {
 }
 
 
-class Speaker(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Speaker:
     """The evaluation under way in this thread or greenlet."""
 
+    index: Index  #: tells engines apart: each may have a kind of this name
     kind: str
     run: Run
 
@@ -82,14 +85,14 @@ class Evaluator:
         self._publisher = publisher
         self._keeper = keeper
 
-    def handle(self, task: Task[Any, Any], wakeups: Any, resent_at: Any) -> str:
+    def handle(self, task: Task[Any, Any], args: Any, kwargs: Any) -> str:
         """Evaluate the entity of one message; the line that Flower shows.
 
         Raises what tells Celery how the evaluation ended: `Retry` or the error that quarantined the entity.
         """
         try:
-            (id, token), resent_at = read_message(wakeups, resent_at)
-        except (TypeError, ValueError) as error:
+            id, token, resent_at = read_message(args, kwargs)
+        except ValueError as error:
             logger.error("%s rejected a malformed message: %s", task.name, error)  # noqa: TRY400 - no traceback
             raise Reject(str(error), requeue=False) from error
 
@@ -142,7 +145,7 @@ class Evaluator:
             engine=self._engine,
             task=task.request,
         )
-        with _speaking(Speaker(self._kind.name, lease.run)):
+        with _speaking(Speaker(self._index, self._kind.name, lease.run)):
             return evaluate(evaluation, self._kind.options, retry_after=_celery_retry_after)
 
     def _report(self, task: Task[Any, Any], run: Run, outcome: Outcome) -> Report:
@@ -154,15 +157,15 @@ class Evaluator:
         """Tell the index, again and again while the lease lasts: the actions have been executed."""
         while True:
             try:
-                [finished] = self._index.finish(self._kind.name, [report])
+                try:
+                    [finished] = self._index.finish(self._kind.name, [report])
+                    return finished
+                except IndexUnavailable:
+                    if not self._keeper.held(lease):
+                        raise
+                    time.sleep(TRY_AGAIN_AFTER)
             except SoftTimeLimitExceeded:
-                continue  # it struck after the actions; a report is safe to repeat
-            except IndexUnavailable:
-                if not self._keeper.held(lease):
-                    raise
-                time.sleep(TRY_AGAIN_AFTER)
-            else:
-                return finished
+                pass  # it struck after the actions; a report is safe to repeat
 
     def _dispatch(self, wakeups: list[Wakeup]) -> None:
         self._publisher.dispatch(self._kind.name, wakeups, self._kind.options.routing)
@@ -172,8 +175,12 @@ class Evaluator:
         if outcome.error is None:
             return str(outcome)
         if outcome.quarantined:
+            if isinstance(outcome.error, TaskPredicate):  # what it says to Celery is not meant for this task
+                raise GoalStateError(error_text(outcome.error)) from outcome.error
             raise outcome.error
-        when = None if finished.deadline is None else datetime.fromtimestamp(finished.deadline / 1000, UTC)
+        if finished.deadline is None:  # a failure has a next look, unless the entity is gone
+            return f"{outcome}; dropped, since the entity was deleted"
+        when = datetime.fromtimestamp(finished.deadline / 1000, UTC)
         error = get_pickleable_exception(outcome.error)  # it crosses to the pool's parent process
         raise Retry(str(outcome), exc=error, when=when) from outcome.error
 
@@ -210,8 +217,8 @@ def create_task(
 ) -> Any:
     """Create the Celery task of a kind; `evaluator` is asked for when the first message comes."""
 
-    def evaluate_entity(self: Task[Any, Any], wakeups: Any, resent_at: Any = None) -> str:
-        return evaluator().handle(self, wakeups, resent_at)
+    def evaluate_entity(self: Task[Any, Any], *args: Any, **kwargs: Any) -> str:
+        return evaluator().handle(self, args, kwargs)
 
     evaluate_entity.__doc__ = f"Evaluate an entity of kind {kind}."
     options = {"ignore_result": True, **task_options}
@@ -222,6 +229,7 @@ def create_task(
         name=task_name(kind, namespace),
         serializer="json",
         typing=False,
+        shared=False,  # or every other app of the process got it too, with this app's engine
         **options,
     )
 

@@ -11,6 +11,7 @@ index is the truth, and a wake-up that is lost, late or doubled changes nothing 
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
@@ -33,14 +34,17 @@ BATCH = 500
 EAGER_LOOKS = 10
 
 
-def read_message(wakeups: Any, resent_at: Any) -> tuple[tuple[str, str], int | None]:
-    """The id and token of a message, and when it was sent again. Raises `ValueError` for any other."""
-    match wakeups, resent_at:
-        case [[str(id), str(token)]], (None | int()):
-            return (EntityRef("any", id).id, token), resent_at
-    raise ValueError(
-        f"a wake-up is [[id, token]], not {str(wakeups)[:100]} (resent_at={str(resent_at)[:20]})"
-    )
+_TOKEN = re.compile(r"[0-9]{1,20}")
+
+
+def read_message(args: Any, kwargs: Any) -> tuple[str, str, int | None]:
+    """The id and the token of a message, and when it was sent again. Raises `ValueError` for any other."""
+    match args, kwargs.get("resent_at"):
+        case [[[str(id), str(token)]]], (None | int()) as resent_at if (
+            _TOKEN.fullmatch(token) and 0 <= (resent_at or 0) < 2**53 and kwargs.keys() <= {"resent_at"}
+        ):
+            return EntityRef("any", id).id, token, resent_at
+    raise ValueError(f"a wake-up is ([[id, token]],) {{}}, not {args!r:.100} {kwargs!r:.100}")
 
 
 class Publisher:

@@ -1,0 +1,264 @@
+"""Bad input: refused with a text that names the value and what is accepted, before anything is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from celery_goalstate import Engine, Entity, shared_entity
+from celery_goalstate.exceptions import GoalStateError, ImproperlyConfigured, UnknownKind
+from tests.integration.conftest import MakeApp, Truth, World, is_empty
+
+NAIVE = datetime(2030, 1, 1)  # noqa: DTZ001 - the point
+BAD_DEADLINES = [
+    (NAIVE, "datetime.datetime(2030, 1, 1, 0, 0)", "aware datetime"),
+    (-1, "-1", "0 or more"),
+    (-0.001, "-0.001", "0 or more"),
+    (timedelta(seconds=-1), "seconds=86399", "0 or more"),
+    (math.nan, "nan", "finite"),
+    (math.inf, "inf", "finite"),
+    (1_800_000_000, "1800000000", "timestamp"),
+    (1e9, "1000000000.0", "timestamp"),
+    (True, "True", "number of seconds"),
+    ("5", "'5'", "aware datetime, a timedelta or seconds"),
+    ([], "[]", "aware datetime, a timedelta or seconds"),
+    (timedelta(days=40_000), "days=40000", "hundred years"),
+    (datetime(9999, 12, 31, tzinfo=UTC), "9999", "hundred years"),
+]
+
+
+@pytest.mark.parametrize(("deadline", "value", "accepted"), BAD_DEADLINES, ids=str)
+def test_a_bad_deadline(world: World, deadline: Any, value: str, accepted: str) -> None:
+    for enqueue in (world.engine.enqueue, lambda *args: world.engine.enqueue_many([args[0]], args[1])):
+        with pytest.raises((ValueError, TypeError)) as caught:
+            enqueue(world.entity("1"), deadline)
+        assert value in str(caught.value)
+        assert accepted in str(caught.value)
+    assert is_empty(world.index, "order")
+    assert world.messages() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"eta": NAIVE}, "datetime.datetime"),
+        ({"eta": 5}, "eta is 5"),
+        ({"countdown": -1}, "-1"),
+        ({"countdown": datetime(2030, 1, 1, tzinfo=UTC)}, "eta="),
+        ({"eta": datetime(2030, 1, 1, tzinfo=UTC), "countdown": 1}, "eta and countdown"),
+        ({"deadline": 1, "countdown": 1}, "deadline and countdown"),
+        ({"max_wait": 5}, "max_wait=5"),
+        ({"replace": True, "max_wait": -5}, "-5"),
+        ({"replace": True, "max_wait": math.nan}, "nan"),
+    ],
+    ids=str,
+)
+def test_bad_options_of_an_enqueue(world: World, options: dict[str, Any], text: str) -> None:
+    for enqueue in (
+        lambda: world.engine.enqueue(world.entity("1"), **options),
+        lambda: world.engine.enqueue_many([world.entity("1")], **options),
+        lambda: world.engine.prepare(world.entity("1"), **options),
+    ):
+        with pytest.raises((ValueError, TypeError), match=text):
+            enqueue()
+    assert is_empty(world.index, "order")
+
+
+def test_a_bad_spread(world: World) -> None:
+    for spread in (-1, math.nan, "x", 1e9):
+        with pytest.raises((ValueError, TypeError), match=r"spread"):
+            world.engine.enqueue_many([world.entity("1")], spread=spread)
+    assert is_empty(world.index, "order")
+
+
+BAD_IDS: list[Any] = [
+    "",
+    "x" * 513,
+    "ü" * 257,
+    "a\nb",
+    "a\x00",
+    "\x7f",
+    "\x9b",
+    "\ud800",
+    None,
+    1.5,
+    True,
+    b"x",
+    ["x"],
+]
+
+
+@pytest.mark.parametrize("id", BAD_IDS, ids=lambda id: repr(id)[:12])
+def test_a_bad_id(world: World, id: Any) -> None:
+    for make in (world.entity, lambda id: world.engine.ref("order", id)):
+        with pytest.raises((ValueError, TypeError)) as caught:
+            world.engine.enqueue(make(id))
+        assert repr(id)[:40].rstrip("'") in str(caught.value)
+        assert "512 bytes" in str(caught.value) or "a string or an int" in str(caught.value)
+    assert is_empty(world.index, "order")
+
+
+@pytest.mark.parametrize("id", BAD_IDS, ids=lambda id: repr(id)[:12])
+def test_a_bad_id_that_only_get_id_tells(world: World, truth: Truth, id: Any) -> None:
+    class Evasive(Entity):
+        def get_id(self) -> Any:
+            return id
+
+    world.engine.register(Evasive)
+    for call in (world.engine.enqueue, world.engine.describe, world.engine.delete, world.engine.is_scheduled):
+        with pytest.raises((ValueError, TypeError), match=r"an entity's id is"):
+            call(Evasive("fine"))
+    assert is_empty(world.index, "evasive")
+
+
+def test_the_longest_id_and_an_int(world: World) -> None:
+    longest = "ü" * 256
+    world.engine.enqueue(world.entity(longest))
+    world.engine.enqueue(world.entity(42))
+    world.engine.enqueue(world.engine.ref("order", 42))
+    assert {each.id for each in world.engine.list("order")} == {longest, "42"}
+
+
+def test_an_unregistered_class(world: World) -> None:
+    class Stranger(Entity):
+        pass
+
+    class Impostor(Entity):
+        kind = "order"
+
+    for entity in (Stranger("1"), Impostor("1")):
+        with pytest.raises(UnknownKind, match=rf"{type(entity).__name__} is not registered.*engine.register"):
+            world.engine.enqueue(entity)
+        with pytest.raises(UnknownKind):
+            world.engine.enqueue_many([world.entity("1"), entity])
+    with pytest.raises(UnknownKind, match=r"'stranger'.*known: order"):
+        world.engine.resync("stranger")
+    assert is_empty(world.index, "order", "stranger")
+
+
+@pytest.mark.parametrize("entity", ["order/1", None, 1, Entity, ("order", "1")], ids=repr)
+def test_no_entity_at_all(world: World, entity: Any) -> None:
+    for call in (world.engine.enqueue, world.engine.describe, world.engine.delete, world.engine.is_scheduled):
+        with pytest.raises(TypeError, match=r"is no entity; give an Entity or engine.ref"):
+            call(entity)
+    for call_many in (world.engine.enqueue_many, world.engine.describe_many, world.engine.delete_many):
+        with pytest.raises(TypeError, match=r"is no entity"):
+            call_many([world.entity("1"), entity])
+    assert is_empty(world.index, "order")
+
+
+def test_two_classes_of_one_kind(world: World, truth: Truth) -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"kind 'order' of .* is taken by .*; set `kind`"):
+        world.engine.register(truth.entity("order"))
+    assert world.engine.register(world.entity) is world.entity  # the same class again is no second one
+
+
+@pytest.mark.parametrize(
+    "kind", ["", "Order", "a b", "ordér", "a{b}", "a:b", "a/b", "a\n", None, 5], ids=repr
+)
+def test_a_kind_with_odd_characters(world: World, kind: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"lower-case letters, digits"):
+        type("Odd", (Entity,), {"kind": kind})
+    for call in (
+        lambda: world.engine.ref(kind, "1"),
+        lambda: world.engine.list(kind),
+        lambda: world.engine.paused(kind),
+        lambda: world.engine.resync(kind),
+    ):
+        with pytest.raises((ValueError, TypeError), match=r"kind is .*lower-case letters, digits"):
+            call()
+
+
+def test_a_class_that_is_no_entity_is_no_kind(world: World) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"int"):
+        world.engine.pause(int)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"no_such": 1}, "unknown option no_such=1"),
+        ({"max_failure": 1}, "Did you mean max_failures?"),
+        ({"failure_retry_delay": -1}, "failure_retry_delay is -1; accepted: seconds"),
+        ({"max_failures": 0}, "max_failures is 0; accepted: an integer, 1 or more"),
+        ({"jitter": "yes"}, "jitter is 'yes'; accepted: True or False"),
+        ({"idle_ttl": "1d"}, "idle_ttl is '1d'"),
+        ({"max_run": math.inf}, "max_run is inf"),
+        ({"name": "x"}, "name='x' cannot be given"),
+        ({"bind": True}, "bind=True cannot be given"),
+        ({"serializer": "pickle"}, "serializer='pickle' cannot be given"),
+        ({"expires": 5}, "expires=5 cannot be given"),
+        ({"autoretry_for": (ValueError,)}, "cannot be given"),
+        ({"max_retries": 5}, "max_retries=5 cannot be given: see max_failures"),
+    ],
+    ids=str,
+)
+def test_bad_options_of_a_kind(world: World, truth: Truth, options: dict[str, Any], text: str) -> None:
+    kind = truth.entity("refused")
+    for register in (world.engine.register, shared_entity):
+        with pytest.raises(GoalStateError) as caught:
+            register(**options)(kind)
+        assert isinstance(caught.value, ValueError)
+        assert text in str(caught.value)
+    assert world.engine.kinds == ("order",)
+    assert "goalstate.refused" not in world.app.tasks
+
+
+def test_a_resync_of_what_cannot_be_resynced(world: World) -> None:
+    class Mute(Entity):
+        pass
+
+    with pytest.raises(ImproperlyConfigured, match=r"resync_every=60 needs iter_unconverged\(\).*Mute"):
+        world.engine.register(resync_every=60)(Mute)
+    world.engine.register(Mute)
+    with pytest.raises(ImproperlyConfigured, match=r"define Mute.iter_unconverged\(\)"):
+        world.engine.resync("mute")
+
+
+@pytest.mark.parametrize("what", ["order", 5, object, Entity("1")], ids=repr)
+def test_what_cannot_be_registered(world: World, what: Any) -> None:
+    for register in (world.engine.register, shared_entity):
+        with pytest.raises(
+            TypeError, match=r"cannot be registered; give a subclass of celery_goalstate\.Entity"
+        ):
+            register(what)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, True, None, "5"], ids=repr)
+def test_a_bad_limit(world: World, limit: Any) -> None:
+    with pytest.raises(ValueError, match=rf"limit is {limit!r}; give an integer"):
+        world.engine.list("order", limit=limit)
+
+
+def test_a_bad_status(world: World) -> None:
+    with pytest.raises(ValueError, match=r"status is 'parked'; give one of scheduled, running, idle, failed"):
+        world.engine.list("order", status="parked")
+
+
+@pytest.mark.parametrize("namespace", ["", "Shop", "a b", "{x}", 5], ids=repr)
+def test_a_bad_namespace(make_app: MakeApp, namespace: Any) -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"namespace is .*lower-case letters"):
+        Engine(make_app(), namespace=namespace)
+
+
+def test_an_engine_without_an_app(truth: Truth) -> None:
+    engine = Engine()
+    entity = engine.register(truth.entity())
+    calls: list[Callable[[], Any]] = [
+        lambda: engine.enqueue(entity("1")),
+        lambda: engine.describe(entity("1")),
+        engine.counts,
+        lambda: engine.settings,
+    ]
+    for call in calls:
+        with pytest.raises(ImproperlyConfigured, match=r"Engine\(app\), or engine\.init_app\(app\)"):
+            call()
+
+
+def test_an_enqueued_has_no_truth_value(world: World) -> None:
+    with pytest.raises(TypeError, match=r"\.changed or \.sent"):
+        bool(world.engine.enqueue(world.entity("1")))
