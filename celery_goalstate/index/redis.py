@@ -303,7 +303,10 @@ class RedisIndex:
                 return replies
             except UNAVAILABLE as error:
                 if attempts < 1 or isinstance(error, errors.TimeoutError):
-                    raise IndexUnavailable(f"the index did not answer ({type(error).__name__})") from error
+                    # Redis' own words name hosts and ports, never a password.
+                    raise IndexUnavailable(
+                        f"the index did not answer: {type(error).__name__}: {error}"
+                    ) from error
 
     def _send(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
         if len(commands) == 1:
