@@ -45,11 +45,15 @@ def main():
         prog="python -m example_project.demo", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--once", action="store_true", help="end when the rack has converged; for CI")
-    once = parser.parse_args().once
+    parser.add_argument("--site-port", type=int, default=8000, help="default: 8000; any other if it is taken")
+    parser.add_argument(
+        "--flower-port", type=int, default=5555, help="default: 5555; any other if it is taken"
+    )
+    arguments = parser.parse_args()
     sys.stdout.reconfigure(line_buffering=True)  # progress, also into a pipe
     try:
         with Processes() as processes:
-            return run(processes, once)
+            return run(processes, arguments)
     except (ChildDied, DemoError) as error:
         print(f"\ndemo: {error}", file=sys.stderr)
         return 1
@@ -58,7 +62,7 @@ def main():
         return interrupted.code
 
 
-def run(processes, once):
+def run(processes, arguments):
     started = time.monotonic()
     broker = f"redis://127.0.0.1:{free_port()}/0"
     env = environment(processes.directory, broker)
@@ -68,7 +72,7 @@ def run(processes, once):
     start_valkey(processes, broker, env)
     call_command("migrate", verbosity=0)
     call_command("load_inventory", HERE / "inventory.csv", verbosity=0)
-    site_url, flower_url = start_services(processes, env)
+    site_url, flower_url = start_services(processes, env, arguments)
 
     from .fleet.models import Host
 
@@ -81,7 +85,7 @@ def run(processes, once):
     put_into_maintenance(processes, site_url, RACK)
     seconds = follow(processes, Host.objects.filter(rack=RACK))
     good = summarise(Host.objects.filter(rack=RACK), seconds)
-    if once:
+    if arguments.once:
         return 0 if good else 1
     print(f"\nsite    {site_url}   try another rack, or put {RACK} back into service")
     if flower_url:
@@ -125,7 +129,7 @@ def start_valkey(processes, broker, env):
     client.close()
 
 
-def start_services(processes, env):
+def start_services(processes, env, arguments):
     """Worker, site and Flower, all at once, for each takes a second or two. Return the two URLs."""
     from .celery import app
 
@@ -139,13 +143,13 @@ def start_services(processes, env):
         "--without-gossip",
     )
     processes.start("worker", *celery, *worker, env=env)
-    site_port = free_port(8000)
+    site_port = free_port(arguments.site_port)
     # Not a server for production, but a real one: threads, sockets, and nothing more to install.
     site = ("runserver", "--noreload", "--insecure", f"127.0.0.1:{site_port}")
     processes.start("site", sys.executable, "-m", "example_project.manage", *site, env=env)
     site_url, flower_url = f"http://127.0.0.1:{site_port}/", None
     if importlib.util.find_spec("flower"):
-        flower_port = free_port(5555)
+        flower_port = free_port(arguments.flower_port)
         flower_url = f"http://127.0.0.1:{flower_port}/"
         flower = (
             "flower",

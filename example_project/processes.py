@@ -17,7 +17,7 @@ END_WITHIN = 10.0
 POLL = 0.05
 
 
-class ChildDied(Exception):  # noqa: N818 - says what happened
+class ChildDied(Exception):
     """A child ended that should be running."""
 
 
@@ -50,7 +50,7 @@ class Processes:
         self._deaf = True
         for child in reversed(self._children.values()):
             _end(child)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        _remove(self.directory)
         os.kill(self._guard, signal.SIGKILL)
         os.waitpid(self._guard, 0)
         os.close(self._to_guard)
@@ -124,16 +124,23 @@ def _fork_guard(directory):
         os.close(writer)
         with os.fdopen(reader) as pids:
             groups = [int(line) for line in pids]  # ends when the program does
-        for group in groups:
-            _interrupt_leader(group)
         deadline = time.monotonic() + END_WITHIN
-        while time.monotonic() < deadline and any(_alive(group) for group in groups):
-            time.sleep(POLL)
-        for group in groups:
+        for group in reversed(groups):
+            _interrupt_leader(group)
+            while _alive(group) and time.monotonic() < deadline:
+                time.sleep(POLL)
             _kill_group(group)
-        shutil.rmtree(directory, ignore_errors=True)
+        _remove(directory)
     finally:
         os._exit(0)  # never back into the program that it is a copy of
+
+
+def _remove(directory):
+    """Remove the directory, though one that was killed just now may write into it for a moment yet."""
+    deadline = time.monotonic() + END_WITHIN
+    while directory.exists() and time.monotonic() < deadline:
+        shutil.rmtree(directory, ignore_errors=True)
+        time.sleep(POLL)
 
 
 def _interrupt_leader(pid):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 from celery import current_app
 
-from tests.servers import poll, require
+from tests.servers import free_port, poll, require
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,9 +75,11 @@ class Demo:
         self.tmp = directory / "tmp"
         self.tmp.mkdir()
         self._output = directory / "output.txt"
+        # Others may run a demo at the same time, on the ports that it likes best.
+        ports = ["--site-port", str(free_port()), "--flower-port", str(free_port())]
         with self._output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "example_project.demo", *options],
+                [sys.executable, "-m", "example_project.demo", *ports, *options],
                 cwd=ROOT,
                 env={**_environment(), "TMPDIR": str(self.tmp)},
                 stdout=output,
