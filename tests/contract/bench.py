@@ -150,13 +150,13 @@ class Bench:
         (survey,) = self.index.survey([KIND], sweeper=sweeper, hold=hold, limit=limit)
         return survey
 
-    def promote(self, id: str = "a", task_id: str = "promoted") -> Wakeup | None:
-        replies = self.index.promote(KIND, {id: task_id})
+    def promote(self, id: str = "a", *, task_id: str | None = None) -> Wakeup | None:
+        replies = self.index.promote(KIND, {id: task_id or self._name("task")})
         return replies[0] if replies else None
 
-    def resend(self, id: str = "a", *, task_id: str = "resent", probe: bool = True) -> Wakeup | None:
+    def resend(self, id: str = "a", *, task_id: str | None = None, probe: bool = True) -> Wakeup | None:
         """The sweeper looks for a lost message; as a probe it is sent again in any case."""
-        replies = self.index.resend(KIND, {id: task_id}, probe=id if probe else None)
+        replies = self.index.resend(KIND, {id: task_id or self._name("task")}, probe=id if probe else None)
         return replies[0] if replies else None
 
     # -- what there is

@@ -152,7 +152,8 @@ class RedisLane:
                 assert kind_of_key == "hash", key
                 id = rest[2:]
                 assert self.index._shard(id) == shard, f"{key} is in the wrong shard"
-                rows.setdefault((kind, id), Row(shard=shard)).fields.update(content)
+                said = {name: text for name, text in content.items() if text}
+                rows.setdefault((kind, id), Row(shard=shard)).fields.update(said)
             elif rest in set(Status):
                 assert kind_of_key == "zset", key
                 for id, score in content:

@@ -1,0 +1,161 @@
+"""What a user may expect of an entity, and nothing of how an index does it.
+
+The model knows enqueues, deadlines, deletes, evaluations and time. It has no statuses, no tokens and no
+messages: whether a message is the right one is the index's business; that an evaluation may start is ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from celery_goalstate.index.base import Policy, Verdict
+
+
+@dataclass(eq=False)
+class Evaluation:
+    """One evaluation, from its claim on. `over` once its end was accepted, or once it was given up."""
+
+    id: str
+    lease: str
+    began: int  #: when in the order of all that happened
+    expires: int
+    deleted: bool = False  #: its entity was deleted meanwhile
+    over: bool = False
+    given_up: bool = False  #: the sweeper ended it: its own report must be refused
+
+
+@dataclass
+class Ask:
+    """An enqueue that is owed an evaluation, one that begins after it."""
+
+    when: int  #: in the order of all that happened
+    own: bool = False  #: from inside the entity's own evaluation, whose failure discards it
+
+
+@dataclass
+class Entity:
+    """One entity, in the eyes of those who enqueue it."""
+
+    known: bool = False
+    due: int | None = None  #: not before this it is evaluated next; None while it is being evaluated
+    since: int | None = None  #: the first enqueue from outside that waits
+    floor: int = 0  #: no enqueue brings it before this
+    failures: int = 0
+    looks: int = 0
+    quarantined: bool = False
+    forgotten_at: int | None = None
+    evaluation: Evaluation | None = None
+    noted: int | None = None  #: deadline asked for during the evaluation
+    own: int | None = None  #: likewise, from inside
+    fence: int = 0  #: the highest fencing token seen
+    owed: list[Ask] = field(default_factory=list)
+
+    @property
+    def pending(self) -> int | None:
+        """When it is evaluated next, as far as is known now."""
+        return earliest(self.noted, self.own) if self.evaluation else self.due
+
+    @property
+    def visible(self) -> bool:
+        """Whether it exists in the eyes of those who ask."""
+        return self.known and not (self.evaluation and self.evaluation.deleted and self.noted is None)
+
+    def enqueue(
+        self, now: int, wanted: int, policy: Policy, max_wait: int | None, speaker: str | None
+    ) -> tuple[bool, int | None]:
+        """Whether the schedule changes, and the deadline in force. `speaker`: its own evaluation's lease."""
+        resync = policy in {Policy.RESYNC, Policy.REVIVE}
+        wanted = max(wanted, now)
+        evaluation, before = self.evaluation, self.pending
+        if resync and self.visible and (evaluation or self.due is not None):
+            return False, before
+        if speaker and not evaluation and (self.due is not None or self.quarantined):
+            return False, before
+        if self.quarantined and policy is Policy.RESYNC:
+            return False, None
+
+        if evaluation and speaker == evaluation.lease and not evaluation.deleted:
+            self.own = self._agreed(self.own, wanted, now, policy, max_wait)
+        elif evaluation:
+            self.noted = self._agreed(self.noted, wanted, now, policy, max_wait)
+            self.since = self.since or now
+        else:
+            if self.due is None:
+                self.known, self.quarantined, self.failures, self.looks = True, False, 0, 0
+                self.since = self.forgotten_at = None
+            self.due = self._agreed(self.due, wanted, now, policy, max_wait)
+            self.since = self.since or now
+        return self.pending != before, self.pending
+
+    def _agreed(
+        self, current: int | None, wanted: int, now: int, policy: Policy, max_wait: int | None
+    ) -> int | None:
+        if policy is not Policy.REPLACE:
+            return earliest(current, max(wanted, self.floor))
+        if max_wait is not None:
+            wanted = min(wanted, max(now, (self.since or now) + max_wait))
+        wanted = max(wanted, self.floor)
+        return current if current is not None and max(current, wanted) <= now else wanted
+
+    def start(self, evaluation: Evaluation) -> None:
+        self.evaluation, self.fence = evaluation, int(evaluation.lease)
+        self.due = self.since = None
+        self.floor = 0
+        self.owed = [ask for ask in self.owed if ask.when > evaluation.began]
+
+    def finish(
+        self,
+        now: int,
+        verdict: Verdict,
+        delay: int | None,
+        failures: int,
+        looks: int,
+        respect_backoff: bool,
+        idle_ttl: int | None,
+    ) -> None:
+        """Its evaluation ends."""
+        assert self.evaluation
+        evaluation, noted, own = self.evaluation, self.noted, self.own
+        self.evaluation = self.noted = self.own = None
+        evaluation.over = True
+        asked = None if delay is None else now + delay
+        if evaluation.deleted:
+            self.due, self.known, self.failures, self.looks = noted, noted is not None, 0, 0
+            return
+        self.failures, self.looks = failures, looks
+        if verdict is Verdict.DONE:
+            self.due = earliest(asked, noted, own)
+        else:
+            self.owed = [ask for ask in self.owed if not ask.own]
+            self.due = noted
+            if verdict is Verdict.FAILED:
+                self.due = asked if respect_backoff else earliest(asked, noted)
+                self.floor = asked or 0 if respect_backoff else 0
+            elif noted is not None:
+                self.failures = 0
+            else:
+                self.quarantined = True
+        if self.due is None:
+            self.since = None
+            if verdict is Verdict.DONE and idle_ttl is not None:
+                self.forgotten_at = now + idle_ttl
+
+    def delete(self) -> bool:
+        """Whether there was something to delete."""
+        was_there = self.visible
+        self.owed = []
+        if self.evaluation:
+            self.evaluation.deleted = True
+            self.noted = self.own = self.since = None
+        else:
+            self.forget()
+        return was_there
+
+    def forget(self) -> None:
+        """Begin again as if it had never been known; fencing tokens go on rising."""
+        self.__dict__.update(Entity(fence=self.fence).__dict__)
+
+
+def earliest(*deadlines: int | None) -> int | None:
+    """The earliest of those that are given."""
+    return min((deadline for deadline in deadlines if deadline is not None), default=None)

@@ -1,0 +1,629 @@
+"""Any interleaving of everything that can happen, on the reference and on Redis.
+
+Producers enqueue, workers claim, renew and finish or stall beyond their lease, operators delete and pause,
+the sweeper sweeps, messages are lost, duplicated and reordered, commands are repeated, time passes. The
+model (`model.Entity`) says what may be expected; after every step everything that is stored is looked at,
+and at the end all that is owed must have been evaluated.
+
+On Redis the reference runs beside it with the same clock: both must give the same replies, tokens included,
+and store the same fields.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from celery_goalstate.index.base import (
+    SHORTEST_DELAY,
+    Claim,
+    Finish,
+    Limits,
+    Policy,
+    Refused,
+    Report,
+    Request,
+    Run,
+    Status,
+    Verdict,
+    Wakeup,
+)
+from tests.contract.bench import KIND
+from tests.contract.conftest import LANES
+from tests.contract.lanes import Clock, Lane, MemoryLane, RedisLane, check
+from tests.contract.model import Ask, Entity, Evaluation
+
+LIMITS = Limits(eta_horizon=100, lease=100, resend_after=200, window=2)
+IDS = ("a", "b", "c")
+
+ids = st.sampled_from(IDS)
+delays = st.sampled_from([0, 0, 1, 20, 50, 99, 100, 101, 150, 300, 1_000, 86_400_000])
+times = st.sampled_from([1, 20, 49, 50, 99, 100, 101, 200])
+numbers = st.integers(0, 1_000)  # which of those there are
+rarely = st.sampled_from([False, False, False, True])
+
+
+class Twins:
+    """The index under test and the reference, told the same: any difference fails."""
+
+    def __init__(self, lane: Lane, twin: Lane) -> None:
+        self._lane = lane
+        self._twin = twin
+
+    def __getattr__(self, name: str) -> Any:
+        def both(*args: Any, **kwargs: Any) -> Any:
+            reply = getattr(self._lane.index, name)(*args, **kwargs)
+            expected = getattr(self._twin.index, name)(*args, **kwargs)
+            assert reply == expected, f"{name}{args}{kwargs}"
+            return reply
+
+        return both
+
+
+class Machine(RuleBasedStateMachine):
+    """Three entities of one kind, any number of workers, a channel that cannot be trusted."""
+
+    steps = 0  #: of all machines of a test
+
+    def __init__(self, lane: Lane, twin: Lane | None) -> None:
+        super().__init__()
+        self.lane, self.twin = lane, twin
+        self.clock = lane.clock
+        self.index: Any = Twins(lane, twin) if twin else lane.index
+        self.entities: defaultdict[str, Entity] = defaultdict(Entity)
+        self.channel: list[Wakeup] = []
+        self.evaluations: list[
+            Evaluation
+        ] = []  # the latest ones; some are over, or only believe they are not
+        self.reported: dict[str, Report] = {}  # by lease
+        self.last_claim: tuple[list[tuple[str, str]], str, list[Any]] | None = None
+        self.paused = False
+        self.sweeper, self.swept_until = "", 0
+        self.happened = 0  # numbers all that happens, since much can happen within a millisecond
+
+    def _next(self) -> int:
+        self.happened += 1
+        return self.happened
+
+    def _name(self) -> str:
+        return f"task-{self._next()}"
+
+    def _publish(self, wakeup: Wakeup | None, *, again: bool = False) -> None:
+        if wakeup is None:
+            return
+        entity = self.entities[wakeup.id]
+        assert again or not self.paused, "nothing new is sent while the kind is paused"
+        assert entity.due is not None, "a message is sent for a pending evaluation only"
+        assert wakeup.delay >= entity.due - self.clock.now, "a message never asks for an early evaluation"
+        self.channel.append(wakeup)
+
+    # -- producers
+
+    @rule(id=ids, delay=delays, past=rarely)
+    def enqueue(self, id: str, delay: int, past: bool) -> None:
+        request = Request(
+            id, at=self.clock.now - 10 if past else self.clock.now + delay, task_id=self._name()
+        )
+        self._enqueue(request, Policy.EARLIEST, None, None)
+
+    @rule(id=ids, delay=delays, policy=st.sampled_from(Policy), max_wait=st.none() | delays, repeat=rarely)
+    def enqueue_somehow(
+        self, id: str, delay: int, policy: Policy, max_wait: int | None, repeat: bool
+    ) -> None:
+        request = Request(id, delay, task_id=self._name())
+        self._enqueue(request, policy, max_wait, None)
+        if repeat:
+            self._enqueue(request, policy, max_wait, None, again=True)
+
+    @precondition(lambda self: self.evaluations)
+    @rule(
+        number=numbers,
+        stalled=rarely,
+        other=st.none() | st.none() | ids,
+        delay=delays,
+        policy=st.sampled_from([Policy.EARLIEST, Policy.EARLIEST, *Policy]),
+        max_wait=st.none() | delays,
+    )
+    def enqueue_from_inside(
+        self, number: int, stalled: bool, other: str | None, delay: int, policy: Policy, max_wait: int | None
+    ) -> None:
+        speaker = self._evaluation(number, stalled)
+        request = Request(other or speaker.id, delay, None, self._name())
+        self._enqueue(request, policy, max_wait, speaker)
+
+    def _enqueue(
+        self,
+        request: Request,
+        policy: Policy,
+        max_wait: int | None,
+        speaker: Evaluation | None,
+        *,
+        again: bool = False,
+    ) -> None:
+        inside = Run(speaker.id, speaker.lease) if speaker else None
+        (reply,) = self.index.enqueue(KIND, [request], policy=policy, max_wait=max_wait, inside=inside)
+        entity, now = self.entities[request.id], self.clock.now
+        wanted = now + request.delay if request.delay is not None else request.at or 0
+        itself = speaker.lease if speaker and speaker.id == request.id else None
+        changed, deadline = entity.enqueue(now, wanted, policy, max_wait, itself)
+        assert reply.deadline == deadline
+        assert reply.changed == changed or again
+        assert changed or reply.wakeup is None or again, "a message for a schedule that did not change"
+        self._publish(reply.wakeup, again=again)
+        if deadline is not None and (changed or policy in {Policy.EARLIEST, Policy.REPLACE}):
+            entity.owed.append(Ask(self._next(), own=self._holds(speaker) and itself is not None))
+
+    def _holds(self, evaluation: Evaluation | None) -> bool:
+        return (
+            evaluation is not None
+            and self.entities[evaluation.id].evaluation is evaluation
+            and not evaluation.deleted
+        )
+
+    # -- the channel
+
+    @precondition(lambda self: self.channel)
+    @rule(
+        number=numbers, fate=st.sampled_from(["lost", "duplicated", "not published", "put back all the same"])
+    )
+    def disturb_message(self, number: int, fate: str) -> None:
+        wakeup = self.channel[number % len(self.channel)]
+        if fate in {"lost", "not published"}:
+            self.channel.remove(wakeup)
+        if fate == "duplicated":
+            self.channel.append(wakeup)
+        elif fate != "lost":
+            self.index.put_back(KIND, [wakeup])
+
+    # -- workers
+
+    @precondition(lambda self: self.channel)
+    @rule(number=numbers, repeat=rarely)
+    def deliver(self, number: int, repeat: bool) -> None:
+        self._claim([self.channel.pop(number % len(self.channel))], repeat=repeat)
+
+    @precondition(lambda self: self.channel)
+    @rule(number=numbers)
+    def deliver_in_time(self, number: int) -> None:
+        message = self.channel.pop(number % len(self.channel))
+        due = self.entities[message.id].due or 0
+        self.clock.advance(max(0, due - self.clock.now))
+        self._claim([message])
+
+    @precondition(lambda self: self.channel)
+    @rule(repeat=rarely)
+    def deliver_all_at_once(self, repeat: bool) -> None:
+        wakeups, self.channel = self.channel, []
+        self._claim(wakeups, repeat=repeat)
+
+    def _claim(self, wakeups: list[Wakeup], *, repeat: bool = False) -> None:
+        nonce = self._name()
+        pairs = [(wakeup.id, wakeup.token) for wakeup in wakeups]
+        resent_at = max((wakeup.resent_at or 0 for wakeup in wakeups), default=0) or None
+        began = self._next()
+        replies = self.index.claim(KIND, pairs, nonce=nonce, task_id=nonce, resent_at=resent_at)
+        for reply in replies:
+            entity = self.entities[reply.id]
+            if isinstance(reply, Claim):
+                self._started(entity, reply, began)
+            elif reply.reason is Refused.MISSING:
+                assert not entity.known or (entity.evaluation and entity.evaluation.deleted)
+            elif reply.reason is Refused.PAUSED:
+                assert self.paused
+            elif reply.reason is Refused.EARLY:
+                assert not self.paused
+                assert entity.due is not None
+                assert entity.due > self.clock.now
+                assert reply.wakeup
+                self._publish(reply.wakeup)
+        self.last_claim = (pairs, nonce, replies)
+        if repeat:
+            self._claim_again()
+
+    def _started(self, entity: Entity, claim: Claim, began: int) -> None:
+        now = self.clock.now
+        if entity.evaluation and entity.evaluation.lease == claim.lease and entity.evaluation.began == began:
+            return  # twice in this very batch
+        assert not self.paused, "an evaluation started while the kind is paused"
+        assert entity.known, "a posthumous evaluation"
+        assert entity.evaluation is None, "two evaluations at a time"
+        live = [e for e in self.evaluations if e.id == claim.id and not e.over and e.expires > now]
+        assert not live, "two live leases"
+        assert entity.due is not None, "an evaluation that nobody asked for"
+        assert entity.due <= now, "an early evaluation"
+        assert int(claim.lease) > entity.fence, "a fencing token that does not rise"
+        assert claim == Claim(
+            claim.id, claim.lease, entity.failures, entity.looks, entity.due, now - entity.due
+        )
+        evaluation = Evaluation(claim.id, claim.lease, began, now + LIMITS.lease)
+        self.evaluations = [*self.evaluations, evaluation][-8:]
+        entity.start(evaluation)
+
+    def _claim_again(self) -> None:
+        """The reply to a claim was lost: said again, it gets the leases that it got, while they are held."""
+        assert self.last_claim
+        pairs, nonce, replies = self.last_claim
+        again = self.index.claim(KIND, pairs, nonce=nonce, task_id=nonce)
+        for first, second in zip(replies, again, strict=True):
+            if isinstance(first, Claim) and self._held(first):
+                assert isinstance(second, Claim)
+                assert second.lease == first.lease
+            elif isinstance(second, Claim):
+                # The first time it was early or the kind was paused: a claim like any other.
+                evaluation = self.entities[second.id].evaluation
+                if evaluation is None or evaluation.lease != second.lease:
+                    self._started(self.entities[second.id], second, self._next())
+            elif second.wakeup:
+                self._publish(second.wakeup)
+
+    def _held(self, claim: Claim) -> bool:
+        evaluation = self.entities[claim.id].evaluation
+        return evaluation is not None and evaluation.lease == claim.lease and not evaluation.deleted
+
+    def _evaluation(self, number: int, stalled: bool) -> Evaluation:
+        """One that holds its lease, if there is any; or any of the latest, for a worker may have stalled."""
+        holding = [evaluation for evaluation in self.evaluations if not evaluation.over]
+        among = self.evaluations if stalled or not holding else holding
+        return among[number % len(among)]
+
+    @precondition(lambda self: self.evaluations)
+    @rule(number=numbers, stalled=rarely)
+    def renew(self, number: int, stalled: bool) -> None:
+        evaluation = self._evaluation(number, stalled)
+        (held,) = self.index.renew(KIND, [Run(evaluation.id, evaluation.lease)])
+        assert held == (self.entities[evaluation.id].evaluation is evaluation)
+        if held:
+            evaluation.expires = self.clock.now + LIMITS.lease
+
+    @precondition(lambda self: self.evaluations)
+    @rule(
+        number=numbers,
+        stalled=rarely,
+        verdict=st.sampled_from([Verdict.DONE, Verdict.DONE, *Verdict]),
+        delay=delays,
+        another_look=st.booleans(),
+        looks=st.integers(0, 3),
+        respect_backoff=st.booleans(),
+        idle_ttl=st.none() | delays,
+        repeat=rarely,
+    )
+    def finish(
+        self,
+        number: int,
+        stalled: bool,
+        verdict: Verdict,
+        delay: int,
+        another_look: bool,
+        looks: int,
+        respect_backoff: bool,
+        idle_ttl: int | None,
+        repeat: bool,
+    ) -> None:
+        evaluation = self._evaluation(number, stalled)
+        entity = self.entities[evaluation.id]
+        done = verdict is Verdict.DONE
+        look_again = verdict is Verdict.FAILED or (done and another_look)
+        report = Report(
+            evaluation.id,
+            evaluation.lease,
+            verdict,
+            delay if look_again else None,
+            failures=0 if done else entity.failures + 1,
+            looks=looks if done else 0,
+            error="" if done else "boom",
+            converged=another_look if done else None,
+            task_id=f"task-{evaluation.began}",
+            retries=looks,
+            fresh_task_id=self._name(),
+            respect_backoff=respect_backoff,
+            idle_ttl=idle_ttl,
+        )
+        self._finish(evaluation, report)
+        if repeat:
+            self._finish_again(evaluation)
+
+    def _finish(self, evaluation: Evaluation, report: Report) -> None:
+        entity, now = self.entities[evaluation.id], self.clock.now
+        held = entity.evaluation is evaluation
+        runs_out = evaluation.expires <= now
+        (reply,) = self.index.finish(KIND, [report])
+        if held and (runs_out or not report.expired_only):
+            evaluation.given_up = report.expired_only
+            entity.finish(
+                now,
+                report.verdict,
+                report.delay,
+                report.failures,
+                report.looks,
+                report.respect_backoff,
+                report.idle_ttl,
+            )
+            self.reported[evaluation.lease] = report
+            assert (reply.result, reply.deadline) == (Finish.ACCEPTED, entity.due)
+        elif held or evaluation.given_up != report.expired_only:
+            assert reply.result is Finish.FENCED
+        self._publish(reply.wakeup, again=not held)
+
+    def _finish_again(self, evaluation: Evaluation) -> None:
+        """The reply to a report was lost: said again, it changes nothing."""
+        report = self.reported.get(evaluation.lease)
+        if report:
+            (reply,) = self.index.finish(KIND, [report])
+            self._publish(reply.wakeup, again=True)
+
+    # -- operators
+
+    @rule(what=st.sampled_from(["delete", "delete", "pause"]), id=ids)
+    def operate(self, what: str, id: str) -> None:
+        if what == "delete":
+            assert self.index.delete(KIND, [id]) == [self.entities[id].delete()]
+        elif self.paused:
+            self._resume()
+        else:
+            self.index.pause(KIND)
+            self.paused = True
+
+    @precondition(lambda self: self.paused)
+    @rule()
+    def resume(self) -> None:
+        self._resume()
+
+    def _resume(self) -> None:
+        self.index.resume(KIND)
+        self.paused = False
+
+    # -- the sweeper
+
+    @rule(sweeper=st.sampled_from(["s1", "s1", "s2"]), limit=st.sampled_from([1, 10]), probing=st.booleans())
+    def sweep(self, sweeper: str, limit: int, probing: bool) -> None:
+        now = self.clock.now
+        surveys = self.index.survey([KIND], sweeper=sweeper, hold=120, limit=limit)
+        if sweeper != self.sweeper and now < self.swept_until:
+            assert surveys == [], "one sweeper at a time"
+            return
+        self.sweeper, self.swept_until = sweeper, now + 120
+        (survey,) = surveys
+        assert not (self.paused and (survey.due or survey.suspect))
+        for id in survey.lost:
+            self._give_up(id)
+        self._promote(survey.due)
+        self._resend(survey.suspect, survey.suspect[0] if survey.suspect and probing else None)
+        for id in survey.expired:
+            entity = self.entities[id]
+            assert entity.forgotten_at is not None
+            assert entity.forgotten_at <= now
+            entity.forget()
+        assert self.index.forget(KIND, survey.expired) == len(survey.expired)
+
+    def _give_up(self, id: str) -> None:
+        """What the sweeper does with a lease that ran out."""
+        entity = self.entities[id]
+        evaluation = entity.evaluation
+        assert evaluation is not None
+        assert evaluation.expires <= self.clock.now
+        report = Report(
+            id,
+            evaluation.lease,
+            Verdict.FAILED,
+            delay=20,
+            failures=entity.failures + 1,
+            error="WorkerLost",
+            fresh_task_id=self._name(),
+            expired_only=True,
+        )
+        self._finish(evaluation, report)
+
+    def _promote(self, ids: Iterable[str], *, repeat: bool = False) -> None:
+        asked = {id: self._name() for id in ids}
+        wakeups = self.index.promote(KIND, asked)
+        if repeat:
+            again = self.index.promote(KIND, asked)
+            assert again == [wakeup for wakeup in wakeups if not wakeup.retries]
+        for wakeup in wakeups:
+            self._publish(wakeup)
+
+    def _resend(self, ids: Iterable[str], probe: str | None, *, repeat: bool = False) -> None:
+        asked = {id: self._name() for id in ids}
+        wakeups = self.index.resend(KIND, asked, probe=probe)
+        if repeat:
+            assert self.index.resend(KIND, asked, probe=probe) == wakeups
+        for wakeup in wakeups:
+            self._publish(wakeup)
+
+    def _sweep_with_old_news(self, evaluation: Evaluation) -> None:
+        """A sweeper that stalled acts on what it saw long ago."""
+        failures = self.entities[evaluation.id].failures + 1
+        report = Report(
+            evaluation.id,
+            evaluation.lease,
+            Verdict.FAILED,
+            20,
+            failures,
+            error="WorkerLost",
+            expired_only=True,
+        )
+        self._finish(evaluation, report)
+        self._promote(IDS, repeat=True)
+        self._resend(IDS, None, repeat=True)
+
+    # -- whoever did not hear the reply, or stalled
+
+    @precondition(lambda self: self.evaluations)
+    @rule(number=numbers, who=st.sampled_from(["claimant", "worker", "sweeper"]))
+    def say_again(self, number: int, who: str) -> None:
+        evaluation = self._evaluation(number, stalled=True)
+        if who == "claimant":
+            self._claim_again()
+        elif who == "worker":
+            self._finish_again(evaluation)
+        else:
+            self._sweep_with_old_news(evaluation)
+
+    # -- time
+
+    @rule(ms=times)
+    def time_passes(self, ms: int) -> None:
+        self.clock.advance(ms)
+
+    # -- after every step
+
+    @invariant()
+    def all_is_well(self) -> None:
+        Machine.steps += 1
+        self.what_is_stored_is_sound()
+        self.what_is_said_is_what_may_be_expected()
+
+    def what_is_stored_is_sound(self) -> None:
+        stored = self.lane.stored()
+        check(stored)
+        if self.twin:
+            assert stored == self.twin.stored()
+        assert sum(row.status is Status.SENT for row in stored.values()) <= LIMITS.window
+
+    def what_is_said_is_what_may_be_expected(self) -> None:
+        for id, record in zip(IDS, self.index.describe(KIND, IDS), strict=True):
+            entity = self.entities[id]
+            if not entity.visible:
+                assert record is None
+                continue
+            assert record is not None
+            assert (record.deadline, record.failures) == (entity.pending, self._failures(entity))
+            assert record.status in self._statuses(entity)
+            if record.status is Status.RUNNING:
+                assert entity.evaluation
+                said = (record.lease, record.lease_expires)
+                assert said == (entity.evaluation.lease, entity.evaluation.expires)
+
+    @staticmethod
+    def _failures(entity: Entity) -> int:
+        return 0 if entity.evaluation and entity.evaluation.deleted else entity.failures
+
+    @staticmethod
+    def _statuses(entity: Entity) -> set[Status]:
+        if entity.evaluation:
+            return {Status.PARKED} if entity.evaluation.deleted else {Status.RUNNING}
+        if entity.due is not None:
+            return {Status.PARKED, Status.SENT}
+        return {Status.FAILED if entity.quarantined else Status.IDLE}
+
+    # -- at the end
+
+    def teardown(self) -> None:
+        try:
+            if sys.exc_info()[0] is None:
+                self.drain()
+        finally:
+            self.lane.wipe()
+
+    def drain(self) -> None:
+        """Whatever happened: with a sweeper and a worker that works, all that is owed is evaluated."""
+        if self.paused:
+            self._resume()
+        self.clock.advance(120)  # an old sweeper's hold ends
+        for _ in range(100):
+            messages, self.channel = self.channel, []
+            for message in messages:
+                self._claim([message])
+            for entity in self.entities.values():
+                if evaluation := entity.evaluation:
+                    self._finish(evaluation, Report(evaluation.id, evaluation.lease, Verdict.DONE, None))
+            self.sweep("s1", 10, True)
+            self.what_is_stored_is_sound()
+            self.what_is_said_is_what_may_be_expected()
+            pending = [entity.due for entity in self.entities.values() if entity.due is not None]
+            if not pending:
+                break
+            shortest = SHORTEST_DELAY if self.channel else LIMITS.resend_after
+            self.clock.advance(max(shortest, min(pending) - self.clock.now))
+        owed = {id: entity.owed for id, entity in self.entities.items() if entity.owed}
+        assert not owed, f"enqueued and never evaluated: {owed}"
+        counts = self.index.counts(KIND)
+        assert not any(counts[status] for status in (Status.PARKED, Status.SENT, Status.RUNNING)), counts
+
+
+# -- running it
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How thoroughly to look: examples in memory and on Redis, steps of each."""
+
+    memory: int
+    redis: int
+    steps: int
+    phases: tuple[Phase, ...] = tuple(Phase)
+
+
+PROFILES = {
+    "short": Profile(300, 120, 50),
+    "long": Profile(5_000, 1_000, 100),
+    "mutants": Profile(300, 120, 50, (Phase.generate,)),
+}
+
+
+def explore(lanes: Iterator[tuple[Lane, Lane | None]], examples: int, profile: Profile) -> str:
+    """Run many machines; what was done, in words."""
+    machines = 0
+
+    def factory() -> Machine:
+        nonlocal machines
+        machines += 1
+        return Machine(*next(lanes))
+
+    Machine.steps = 0
+    run_state_machine_as_test(
+        factory,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=profile.steps,
+            deadline=None,
+            derandomize=profile.steps < 100,
+            database=None,
+            print_blob=True,
+            report_multiple_bugs=False,
+            phases=profile.phases,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    return f"{machines} examples, {Machine.steps} steps"
+
+
+NAME = os.environ.get("GOALSTATE_TEST_PROFILE", "short")
+
+
+@pytest.mark.timeout(7_200)
+@pytest.mark.skipif("memory" not in LANES, reason="not asked for")
+def test_in_memory(record_property: Any) -> None:
+    def lanes() -> Iterator[tuple[Lane, None]]:
+        while True:
+            yield MemoryLane(LIMITS, Clock()), None
+
+    profile = PROFILES[NAME]
+    record_property("summary", f"state machine in memory: {explore(lanes(), profile.memory, profile)}")
+
+
+@pytest.mark.timeout(7_200)
+@pytest.mark.skipif("valkey" not in LANES, reason="not asked for")
+def test_on_redis(valkey: Any, record_property: Any) -> None:
+    def lanes() -> Iterator[tuple[Lane, Lane]]:
+        while True:
+            clock = Clock()
+            yield RedisLane("valkey", valkey, LIMITS, clock), MemoryLane(LIMITS, clock)
+
+    profile = PROFILES[NAME]
+    record_property("summary", f"state machine on Redis: {explore(lanes(), profile.redis, profile)}")
