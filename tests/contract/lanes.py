@@ -125,12 +125,24 @@ class FakeTimeRedisIndex(RedisIndex):
 class RedisLane:
     """The Redis index on one server or on a cluster."""
 
-    def __init__(self, name: str, client: Any, limits: Limits, clock: Clock, shards: int = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        client: Any,
+        limits: Limits,
+        clock: Clock,
+        shards: int = 1,
+        *,
+        index_client: Any = None,
+    ) -> None:
+        """`index_client` is what the index uses, if it is to be another than the one to look with."""
         self.name = name
         self.client = client
         self.clock = clock
         self.shards = shards
-        self.index = FakeTimeRedisIndex(client, limits, namespace=NAMESPACE, key_prefix=PREFIX, shards=shards)
+        self.index = FakeTimeRedisIndex(
+            index_client or client, limits, namespace=NAMESPACE, key_prefix=PREFIX, shards=shards
+        )
         self._tell(clock.now)
         clock.watchers.append(self._tell)
 

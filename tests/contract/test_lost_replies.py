@@ -1,0 +1,289 @@
+"""A connection that breaks after Redis has done its work, before the reply arrives.
+
+The index says the same thing again by itself. Whatever it says twice must be as if it had been said once:
+the same reply, the same tokens, the same fields stored as in the reference, which heard it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from celery_goalstate.exceptions import IndexUnavailable
+from celery_goalstate.index.base import Limits, Refusal, Refused, Request, Run, Scheduled, Status, Wakeup
+from celery_goalstate.index.redis import RedisIndex
+from tests.contract.bench import FENCED, KIND, Bench
+from tests.contract.conftest import LANES
+from tests.contract.lanes import Clock, MemoryLane, RedisLane, check
+from tests.servers import HOST, free_port
+
+pytestmark = pytest.mark.skipif("valkey" not in LANES, reason="not asked for")
+
+FAR = 10 * Limits().eta_horizon
+
+
+class LossyConnection(redis.Connection):
+    """Loses the next replies, after Redis has done what it was told."""
+
+    to_lose = 0
+    error: type[Exception] = redis.ConnectionError
+
+    def on_connect_check_health(self, check_health: bool = True) -> None:
+        """The handshake goes well: only replies to the index are lost."""
+        kept, LossyConnection.to_lose = LossyConnection.to_lose, 0
+        super().on_connect_check_health(check_health=check_health)
+        LossyConnection.to_lose = kept
+
+    def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        response = super().read_response(*args, **kwargs)
+        if LossyConnection.to_lose:
+            LossyConnection.to_lose -= 1
+            self.disconnect()
+            raise self.error("the reply was lost")
+        return response
+
+
+@pytest.fixture
+def lossy(valkey: redis.Redis) -> Iterator[redis.Redis]:
+    where = valkey.get_connection_kwargs()
+    with redis.ConnectionPool(
+        connection_class=LossyConnection,
+        host=where["host"],
+        port=where["port"],
+        decode_responses=True,
+        retry=Retry(NoBackoff(), 0),
+    ) as pool:
+        yield redis.Redis(connection_pool=pool)
+    LossyConnection.to_lose, LossyConnection.error = 0, redis.ConnectionError
+
+
+@pytest.fixture
+def bench(valkey: redis.Redis, lossy: redis.Redis) -> Iterator[Bench]:
+    lane = RedisLane("lossy", valkey, Limits(), Clock(), index_client=lossy)
+    lossy.ping()
+    yield Bench(lane, Limits())
+    check(lane.stored())
+    lane.wipe()
+
+
+@pytest.fixture
+def reference() -> Bench:
+    return Bench(MemoryLane(Limits(), Clock()), Limits())
+
+
+def lose(replies: int = 1) -> None:
+    LossyConnection.to_lose = replies
+
+
+Step = Callable[[Bench], Any]
+SAME = object()
+
+
+@dataclass(frozen=True)
+class Said:
+    """Something said after some preparation, and the reply when the first one was lost."""
+
+    name: str
+    prepare: Step
+    say: Step
+    reply: Any = SAME
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def nothing(bench: Bench) -> None:
+    pass
+
+
+def running(bench: Bench, **options: Any) -> Run:
+    claim = bench.run(**options)
+    return Run("a", claim.lease)
+
+
+def field(bench: Bench, name: str) -> str:
+    """Read past the index, whose connection is about to break."""
+    row = bench.row()
+    assert row is not None
+    return row.fields[name]
+
+
+def the_run(bench: Bench) -> Run:
+    return Run("a", field(bench, "lease"))
+
+
+def the_wakeup(bench: Bench) -> Wakeup:
+    return Wakeup("a", field(bench, "token"), 0, "t1")
+
+
+def several(*steps: Step) -> Step:
+    def all_of_them(bench: Bench) -> None:
+        for step in steps:
+            step(bench)
+
+    return all_of_them
+
+
+def later(ms: int) -> Step:
+    return lambda bench: bench.advance(ms)
+
+
+UNCHANGED = object()  # as SAME, but for the one thing that a repeated enqueue without a message cannot know
+
+SAID = [
+    Said("enqueue", nothing, lambda b: b.enqueue(delay=5_000)),
+    Said("enqueue earlier", lambda b: b.enqueue(delay=9_000), lambda b: b.enqueue(delay=5_000)),
+    Said("enqueue later", lambda b: b.enqueue(delay=5_000), lambda b: b.enqueue(delay=9_000)),
+    Said("replace", lambda b: b.enqueue(delay=5_000), lambda b: b.replace(delay=9_000)),
+    Said("revive", lambda b: b.quarantine(running(b)), lambda b: b.enqueue()),
+    Said("enqueue far", nothing, lambda b: b.enqueue(delay=FAR), UNCHANGED),
+    Said("enqueue while paused", Bench.pause, lambda b: b.enqueue(), UNCHANGED),
+    Said("enqueue while running", running, lambda b: b.enqueue(delay=5_000), UNCHANGED),
+    Said("enqueue inside", running, lambda b: b.enqueue(delay=9, inside=the_run(b)), UNCHANGED),
+    Said("put back", lambda b: b.enqueue(), lambda b: b.put_back(the_wakeup(b))),
+    Said("claim", lambda b: b.enqueue(), lambda b: b.claim(the_wakeup(b))),
+    Said("claim early", lambda b: b.enqueue(delay=5_000), lambda b: b.claim(the_wakeup(b))),
+    Said("claim stale", lambda b: b.enqueue(), lambda b: b.claim(Wakeup("a", "1", 0, "t1"))),
+    Said("claim missing", nothing, lambda b: b.claim(Wakeup("a", "1", 0, "t1"))),
+    Said(
+        "claim paused",
+        several(Bench.enqueue, Bench.pause),
+        lambda b: b.claim(the_wakeup(b)),
+        Refusal("a", Refused.STALE),
+    ),
+    Said("renew", running, lambda b: b.renew(the_run(b))),
+    Said("finish", running, lambda b: b.finish(the_run(b))),
+    Said("finish and look again", running, lambda b: b.finish(the_run(b), delay=5_000)),
+    Said("finish and look again far", running, lambda b: b.finish(the_run(b), delay=FAR)),
+    Said("finish and look at once", several(running, Bench.enqueue), lambda b: b.finish(the_run(b))),
+    Said("fail", running, lambda b: b.fail(the_run(b), 5_000, task_id="t1", retries=3)),
+    Said("quarantine", running, lambda b: b.quarantine(the_run(b))),
+    Said("give up", several(running, later(30_000)), lambda b: b.fail(the_run(b), expired_only=True)),
+    Said("give up too early", running, lambda b: b.fail(the_run(b), expired_only=True)),
+    Said("finish a new life", several(running, Bench.delete, Bench.enqueue), lambda b: b.fail(the_run(b))),
+    Said("finish a deleted one", several(running, Bench.delete), lambda b: b.finish(the_run(b)), FENCED),
+    Said("pause", nothing, lambda b: b.pause()),
+    Said("resume", Bench.pause, lambda b: b.resume()),
+    Said("describe", lambda b: b.enqueue(), lambda b: b.describe()),
+    Said("list", lambda b: b.enqueue(), lambda b: b.index.records(KIND, Status.SENT, 10)),
+    Said("count", lambda b: b.enqueue(), lambda b: b.index.counts(KIND)),
+    Said("survey", several(lambda b: b.enqueue(), later(10**6)), lambda b: b.survey()),
+    Said("promote", several(lambda b: b.enqueue(delay=FAR), later(FAR)), lambda b: b.promote()),
+    Said("resend", several(lambda b: b.enqueue(), later(60_000)), lambda b: b.resend()),
+    Said("look later", several(lambda b: b.enqueue(), later(60_000)), lambda b: b.resend(probe=False)),
+    Said("forget", lambda b: b.finish(running(b), idle_ttl=0), lambda b: b.index.forget(KIND, ["a"]), 0),
+]
+
+
+@pytest.mark.parametrize("said", SAID, ids=str)
+def test_said_twice_is_said_once(bench: Bench, reference: Bench, said: Said) -> None:
+    said.prepare(bench)
+    said.prepare(reference)
+    expected = said.say(reference)
+    if said.reply is UNCHANGED:
+        expected = Scheduled(False, expected.deadline, None)
+    elif said.reply is not SAME:
+        expected = said.reply
+    lose()
+    assert said.say(bench) == expected
+    assert LossyConnection.to_lose == 0
+    assert bench.lane.stored() == reference.lane.stored()
+
+
+def test_a_deleted_entity_is_gone_though_nobody_heard_of_it(bench: Bench) -> None:
+    """A repeat would deny what was done; so the caller is told that it may have been done."""
+    bench.enqueue()
+    lose()
+    with pytest.raises(IndexUnavailable):
+        bench.delete()
+    assert bench.describe() is None
+
+
+@pytest.mark.parametrize(
+    ("prepare", "say"),
+    [
+        (nothing, lambda b: b.enqueue()),
+        (lambda b: b.enqueue(), lambda b: b.claim(the_wakeup(b))),
+        (running, lambda b: b.finish(the_run(b))),
+    ],
+    ids=["enqueue", "claim", "finish"],
+)
+def test_a_second_loss_is_told(bench: Bench, reference: Bench, prepare: Step, say: Step) -> None:
+    """It may or may not have been noted. Here it was, and the caller may say it again."""
+    prepare(bench)
+    prepare(reference)
+    say(reference)
+    lose(2)
+    with pytest.raises(IndexUnavailable):
+        say(bench)
+    assert bench.lane.stored() == reference.lane.stored()
+
+
+def test_a_timeout_is_told_at_once(bench: Bench) -> None:
+    """Whoever waited that long does not want to wait once more."""
+    LossyConnection.error = redis.TimeoutError
+    lose()
+    with pytest.raises(IndexUnavailable):
+        bench.enqueue()
+    assert bench.status() is Status.SENT
+
+
+def test_a_thousand_at_once(bench: Bench, reference: Bench) -> None:
+    """Several scripts in one pipeline; the connection breaks somewhere in between."""
+    ids = [f"id-{n}" for n in range(1_000)]
+    requests = [Request(id, n % 5, None, f"t-{id}") for n, id in enumerate(ids)]
+    expected = reference.index.enqueue(KIND, requests)
+    bench.index.counts(KIND)
+    lose()
+    assert bench.index.enqueue(KIND, requests) == expected
+    assert bench.lane.stored() == reference.lane.stored()
+    for each in (bench, reference):
+        each.advance(5)
+    pairs = [(reply.wakeup.id, reply.wakeup.token) for reply in expected if reply.wakeup]
+    lose()
+    claims = bench.index.claim(KIND, pairs, nonce="n", task_id="t")
+    assert claims == reference.index.claim(KIND, pairs, nonce="n", task_id="t")
+    assert bench.lane.stored() == reference.lane.stored()
+
+
+class TestServer:
+    """What a server may do to an index."""
+
+    def test_scripts_are_loaded_when_the_server_does_not_know_them(self, bench: Bench, valkey: Any) -> None:
+        run = bench.run()
+        valkey.script_flush()
+        bench.finish(run)
+        valkey.script_flush()
+        ids = [f"id-{n}" for n in range(1_000)]
+        assert len(bench.index.enqueue(KIND, [Request(id, 0) for id in ids])) == 1_000
+        assert bench.index.counts(KIND)[Status.SENT] == 1_000
+
+    def test_its_absence_is_told(self) -> None:
+        client = redis.Redis(host=HOST, port=free_port(), retry=Retry(NoBackoff(), 0), decode_responses=True)
+        bench = Bench(MemoryLane(Limits(), Clock()), Limits())
+        bench.lane.index = RedisIndex(client, Limits())
+        for say in (Bench.enqueue, Bench.delete, Bench.describe, Bench.pause, Bench.survey, Bench.promote):
+            with pytest.raises(IndexUnavailable):
+                say(bench)
+        client.close()
+
+    def test_its_own_clock_is_the_index_s(self, valkey: Any) -> None:
+        index = RedisIndex(valkey, Limits())
+        before = _milliseconds(valkey)
+        (reply,) = index.enqueue(KIND, [Request("a", 5_000)])
+        assert before + 5_000 <= reply.deadline <= _milliseconds(valkey) + 5_000
+        (record,) = index.describe(KIND, ["a"])
+        assert record is not None
+        assert before * 1_000 <= int(record.token) <= _milliseconds(valkey) * 1_000 + 1
+        valkey.flushall()
+
+
+def _milliseconds(client: Any) -> int:
+    seconds, micros = client.time()
+    return seconds * 1_000 + micros // 1_000
