@@ -6,6 +6,7 @@ import pytest
 
 from celery_goalstate import Requeue
 from celery_goalstate.exceptions import PermanentError
+from example_project.celery import engine
 from example_project.fleet.actions import DrainError, change_pool, drain, power_off, power_on, refusal
 from example_project.fleet.entities import HostEntity
 from example_project.fleet.models import Event, Goal, Host, State
@@ -102,6 +103,12 @@ def test_the_engine_is_told_who_is_not_at_goal() -> None:
     Host.objects.filter(pk="web-017").update(goal=Goal.DOWN)
     Host.objects.filter(pk="api-001").update(goal_pool="web")
     assert set(HostEntity.iter_unconverged()) == {"web-017", "api-001"}
+
+
+def test_a_resync_finds_what_the_engine_was_not_told() -> None:
+    Host.objects.filter(pk="web-017").update(goal=Goal.DOWN)
+    assert engine.resync("host") == 1
+    assert engine.is_scheduled(HostEntity("web-017"))
 
 
 def test_a_host_that_left_the_inventory_is_given_up() -> None:

@@ -7,6 +7,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.core.validators import validate_slug
 from django.db import transaction
 
+from celery_goalstate.exceptions import IndexUnavailable
 from example_project.fleet.maintenance import set_pool
 from example_project.fleet.models import Host
 
@@ -29,21 +30,28 @@ class Command(BaseCommand):
             raise CommandError(f"cannot read {path}: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise CommandError(f"{path} is not UTF-8: {error}") from error
-        with transaction.atomic():
-            known = dict(Host.objects.values_list("name", "goal_pool"))
-            # State, goal and pool of a known host are the engine's business; its goal pool follows below.
-            Host.objects.bulk_create(
-                hosts, update_conflicts=True, unique_fields=["name"], update_fields=FACTS
-            )
-            moved = [host for host in hosts if host.name in known and known[host.name] != host.pool]
-            for host in moved:
-                set_pool(Host.objects.filter(pk=host.name), host.pool)
+        try:
+            known, moved = self._save(hosts)
+        except IndexUnavailable as error:
+            raise CommandError(
+                f"loaded, but the engine could not be told; a resync will do: {error}"
+            ) from error
         if verbosity:
             new = sum(host.name not in known for host in hosts)
             self.stdout.write(
                 f"{len(hosts)} hosts in {path.name}: "
                 f"{new} new, {len(hosts) - new} known, {len(moved)} to change pool"
             )
+
+    @transaction.atomic
+    def _save(self, hosts):
+        known = dict(Host.objects.values_list("name", "goal_pool"))
+        # State, goal and pool of a known host are the engine's business; its goal pool follows below.
+        Host.objects.bulk_create(hosts, update_conflicts=True, unique_fields=["name"], update_fields=FACTS)
+        moved = [host for host in hosts if host.name in known and known[host.name] != host.pool]
+        for host in moved:
+            set_pool(Host.objects.filter(pk=host.name), host.pool)
+        return known, moved
 
     def _read(self, path, file):
         reader = csv.DictReader(file, strict=True)
