@@ -45,7 +45,7 @@ class LeaseKeeper:
     def __init__(self, index: Index, lease: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._index = index
         self._length = lease
-        self._clock = clock
+        self.clock = clock
         self._start_afresh()
 
     def _start_afresh(self) -> None:
@@ -84,16 +84,16 @@ class LeaseKeeper:
 
     def held(self, lease: Lease) -> bool:
         """Whether the lease is certainly still ours, by this process's clock alone."""
-        return not lease.lost and self._clock() < lease.expires
+        return not lease.lost and self.clock() < lease.expires
 
     def _renew_for_ever(self) -> None:
         while True:
             with self._changed:
                 self._wakes_at = min((lease.renew_at for lease in self._leases), default=float("inf"))
-                wait = self._wakes_at - self._clock()
+                wait = self._wakes_at - self.clock()
                 if wait > 0:
                     self._changed.wait(None if wait == float("inf") else wait)
-                now = self._clock()
+                now = self.clock()
                 due = [lease for lease in self._leases if lease.renew_at <= now]
             try:
                 self._renew(due)
@@ -103,7 +103,7 @@ class LeaseKeeper:
     def _renew(self, leases: list[Lease]) -> None:
         by_kind: defaultdict[str, list[Lease]] = defaultdict(list)
         for lease in leases:
-            if self._clock() >= lease.until:
+            if self.clock() >= lease.until:
                 logger.warning(
                     "%s/%s runs for longer than its max_run: its lease ends", lease.kind, lease.run.id
                 )
@@ -111,7 +111,7 @@ class LeaseKeeper:
             else:
                 by_kind[lease.kind].append(lease)
         for kind, due in by_kind.items():
-            asked_at = self._clock()
+            asked_at = self.clock()
             for lease in due:
                 lease.renew_at = asked_at + self._length * TRY_AGAIN_AFTER
             try:

@@ -96,7 +96,7 @@ class Evaluator:
             logger.error("%s rejected a malformed message: %s", task.name, error)  # noqa: TRY400 - no traceback
             raise Reject(str(error), requeue=False) from error
 
-        claimed_at = time.monotonic()
+        claimed_at = self._keeper.clock()
         claim = self._claim(id, token, str(task.request.id), resent_at)
         if isinstance(claim, Refusal):
             if claim.wakeup:

@@ -57,7 +57,7 @@ def _client(url: str) -> redis.Redis | redis.RedisCluster:
                 url.replace("+cluster", "", 1), retry=Retry(NoBackoff(), 3), **options
             )
         except UNAVAILABLE as error:
-            raise IndexUnavailable(f"the index did not answer ({type(error).__name__})") from error
+            raise IndexUnavailable(f"the index did not answer: {type(error).__name__}: {error}") from error
     options["retry"] = Retry(NoBackoff(), 0)
     if scheme == "sentinel":
         return _sentinel_master(url, options)

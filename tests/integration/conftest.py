@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,7 +20,6 @@ from celery_goalstate.index.base import Index, Limits
 from celery_goalstate.index.memory import MemoryIndex
 from celery_goalstate.lease import LeaseKeeper
 from celery_goalstate.sweeper import Sweeper
-from celery_goalstate.task import Evaluator
 from celery_goalstate.wakeup import Publisher
 from tests.servers import Valkey
 
@@ -151,8 +151,11 @@ class World:
             for message in messages or self.messages()
         ]
 
-    def evaluator(self, kind: str = "order") -> Evaluator:
-        return self.engine._evaluator(kind)
+    def outside(self, *args: Any, **kwargs: Any) -> None:
+        """`enqueue`, said by somebody who is no part of the evaluation under way."""
+        thread = threading.Thread(target=self.engine.enqueue, args=args, kwargs=kwargs)
+        thread.start()
+        thread.join()
 
     def sweeper(self, name: str = "worker-1") -> Sweeper:
         return Sweeper(
@@ -218,9 +221,17 @@ def world(make_world: Callable[..., World]) -> World:
 
 
 @pytest.fixture(scope="session")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     with Valkey(tmp_path_factory.mktemp("valkey")) as server:
         yield server
+
+
+@pytest.fixture
+def valkey(valkey_server: Valkey) -> Iterator[Valkey]:
+    """A real server, empty."""
+    yield valkey_server
+    with valkey_server.client() as client:
+        client.flushall()
 
 
 def is_empty(index: Index, *kinds: str) -> bool:

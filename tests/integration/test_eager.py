@@ -1,0 +1,212 @@
+"""`task_always_eager`: what is due is evaluated inside `enqueue`, and nothing goes on for ever."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from celery_goalstate import Engine, Requeue, Stop
+from celery_goalstate.exceptions import PermanentError
+from celery_goalstate.index.memory import MemoryIndex
+from celery_goalstate.wakeup import EAGER_LOOKS
+from tests.integration.conftest import MakeApp, Truth, World
+
+
+@pytest.fixture
+def world(make_world: Callable[..., World]) -> World:
+    return make_world(task_always_eager=True)
+
+
+def always_fails(ctx: Any, entity: Any) -> None:
+    raise ConnectionError("no route to host")
+
+
+def test_the_index_is_in_memory_by_default(make_app: MakeApp, truth: Truth) -> None:
+    engine = Engine(make_app(broker="amqp://nowhere//", task_always_eager=True))
+    entity = engine.register(truth.entity())
+    assert engine.settings.index_url == "memory://"
+    assert engine.enqueue(entity("1")).changed
+    assert isinstance(engine._parts_.index, MemoryIndex)
+    assert truth.looks("1") == 1
+
+
+def test_what_is_due_is_evaluated_before_enqueue_returns(world: World, truth: Truth) -> None:
+    truth.set("1", truth.reach)
+    enqueued = world.engine.enqueue(world.entity("1"))
+    assert enqueued.changed
+    assert enqueued.sent
+    described = world.engine.describe(world.entity("1"))
+    assert described is not None
+    assert (described.status, described.converged, described.failures) == ("idle", True, 0)
+    assert world.messages() == []
+
+
+def test_many_are_evaluated_too(world: World, truth: Truth) -> None:
+    assert world.engine.enqueue_many(world.entity(id) for id in range(30)) == 30
+    assert sorted(id for _, id in truth.log) == sorted(map(str, range(30)))
+
+
+@pytest.mark.parametrize("deadline", [0.05, 20, timedelta(days=3)], ids=str)
+def test_a_future_deadline_stays_in_the_index(world: World, truth: Truth, deadline: Any) -> None:
+    assert world.engine.enqueue(world.entity("1"), deadline).changed
+    assert world.engine.is_scheduled(world.entity("1"))
+    assert not truth.log
+    world.engine.enqueue(world.entity("1"))
+    assert truth.looks("1") == 1
+    assert not world.engine.is_scheduled(world.entity("1"))
+
+
+def test_a_goal_that_takes_several_looks_is_reached(world: World, truth: Truth) -> None:
+    def step(ctx: Any, entity: Any) -> None:
+        truth.states["1"] += 1
+
+    truth.set("1", step, state=0, goal=4)
+    world.engine.enqueue(world.entity("1"))
+    assert truth.states["1"] == 4
+    assert truth.looks("1") == 4
+
+
+def test_one_that_always_fails_waits_for_its_back_off(world: World, truth: Truth) -> None:
+    truth.set("1", always_fails)
+    world.engine.enqueue(world.entity("1"))
+    assert truth.looks("1") == 1
+    described = world.engine.describe(world.entity("1"))
+    assert described is not None
+    assert (described.status, described.failures) == ("scheduled", 1)
+    assert described.error == "ConnectionError: no route to host"
+    assert described.deadline
+    assert 5 <= described.deadline.timestamp() - world.clock() <= 10
+
+
+def test_one_that_asks_for_another_look_at_once_for_ever(
+    world: World, truth: Truth, caplog: pytest.LogCaptureFixture
+) -> None:
+    truth.set("1", lambda ctx, entity: Requeue(0))
+    truth.actions["1"] = (_named("again", lambda ctx, entity: Requeue(0)),)
+    with caplog.at_level(logging.WARNING, "celery_goalstate"):
+        world.engine.enqueue(world.entity("1"))
+    assert truth.looks("1") == EAGER_LOOKS
+    assert world.engine.is_scheduled(world.entity("1"))
+    assert f"order/1 is left alone after {EAGER_LOOKS} looks in a row" in caplog.text
+
+
+def _named(name: str, execute: Callable[..., Any]) -> Callable[..., Any]:
+    execute.__name__ = name
+    return execute
+
+
+def test_one_that_enqueues_itself(world: World, truth: Truth) -> None:
+    def again(ctx: Any, entity: Any) -> None:
+        ctx.enqueue(entity)
+        ctx.engine.enqueue(world.entity("1"))
+
+    truth.set("1", again)
+    world.engine.enqueue(world.entity("1"))
+    assert truth.looks("1") == EAGER_LOOKS
+    assert world.engine.is_scheduled(world.entity("1"))
+
+
+def test_two_that_enqueue_each_other(world: World, truth: Truth) -> None:
+    def poke(ctx: Any, entity: Any) -> None:
+        began = len(truth.log)
+        ctx.enqueue(world.entity("B" if entity.id == "A" else "A"))
+        assert len(truth.log) == began, "an evaluation inside another one"
+
+    truth.set("A", poke)
+    truth.set("B", poke)
+    world.engine.enqueue(world.entity("A"))
+    assert truth.looks("A") == truth.looks("B") == EAGER_LOOKS
+    assert truth.log[:4] == [("order", "A"), ("order", "B")] * 2
+
+
+def test_a_loop_that_was_cut_goes_on_with_the_next_enqueue(world: World, truth: Truth) -> None:
+    truth.set("1", _named("again", lambda ctx, entity: Requeue(0)))
+    world.engine.enqueue(world.entity("1"))
+    truth.set("1", truth.reach)
+    world.engine.enqueue(world.entity("1"), replace=True)
+    assert truth.looks("1") == EAGER_LOOKS, "overdue: nothing is moved, as in any mode"
+    assert world.sweeper().sweep() is False
+    assert truth.states["1"] == "new"
+
+
+def test_propagation_raises_the_error_of_the_action(make_world: Callable[..., World], truth: Truth) -> None:
+    world = make_world(task_always_eager=True, task_eager_propagates=True)
+    truth.set("1", always_fails)
+    truth.set("2", _named("give_up", _raise(PermanentError("no such host"))))
+    with pytest.raises(ConnectionError, match=r"no route to host") as caught:
+        world.engine.enqueue(world.entity("1"))
+    assert caught.traceback[-1].name == "always_fails"
+    with pytest.raises(PermanentError, match=r"no such host"):
+        world.engine.enqueue(world.entity("2"))
+    [one, two] = world.engine.describe_many([world.entity("1"), world.entity("2")])
+    assert one is not None
+    assert two is not None
+    assert (one.status, one.failures) == ("scheduled", 1)
+    assert two.status == "failed"
+
+
+def _raise(error: BaseException) -> Callable[..., Any]:
+    def execute(ctx: Any, entity: Any) -> None:
+        raise error
+
+    return execute
+
+
+def test_propagation_leaves_what_still_waits_in_the_index(
+    make_world: Callable[..., World], truth: Truth
+) -> None:
+    world = make_world(task_always_eager=True, task_eager_propagates=True)
+    truth.set("1", always_fails)
+    with pytest.raises(ConnectionError):
+        world.engine.enqueue_many([world.entity("1"), world.entity("2")])
+    assert world.engine.is_scheduled(world.entity("2"))
+    assert not truth.looks("2")
+    world.engine.enqueue(world.entity("3"))
+    assert truth.looks("3") == 1, "the next enqueue works as if nothing had happened"
+
+
+def test_a_kind_without_a_class_waits(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.engine.enqueue(world.engine.ref("shipment", "1"))
+    assert world.engine.is_scheduled(world.engine.ref("shipment", "1"))
+    assert "no entity class of kind shipment is registered in this process: 1 waits" in caplog.text
+
+
+def test_a_paused_kind_waits(world: World, truth: Truth) -> None:
+    world.engine.pause()
+    world.engine.enqueue(world.entity("1"))
+    assert not truth.log
+    world.engine.resume()
+    assert world.engine.is_scheduled(world.entity("1"))
+
+
+def test_threads_do_not_evaluate_for_each_other(world: World, truth: Truth) -> None:
+    """An `enqueue` returns when its own entity has been evaluated, whatever another thread is busy with."""
+    seen = []
+
+    def enqueue_elsewhere(ctx: Any, entity: Any) -> Stop:
+        def enqueue() -> None:
+            world.engine.enqueue(world.entity("2"))
+            seen.append(truth.looks("2"))
+
+        thread = threading.Thread(target=enqueue)
+        thread.start()
+        thread.join()
+        return Stop()
+
+    truth.set("1", enqueue_elsewhere)
+    world.engine.enqueue(world.entity("1"))
+    assert seen == [1]
+
+
+def test_system_exit_is_not_swallowed(world: World, truth: Truth) -> None:
+    truth.set("1", _named("leave", _raise(SystemExit(3))))
+    with pytest.raises(SystemExit):
+        world.engine.enqueue(world.entity("1"))
+    truth.actions["2"] = ()
+    world.engine.enqueue(world.entity("2"))
+    assert truth.looks("2") == 1
