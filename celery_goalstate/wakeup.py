@@ -69,6 +69,8 @@ class Publisher:
         `options` are the kind's routing options. A caller that must not wait is not `patient`: it gives up
         at the first error of the broker.
         """
+        if not wakeups:
+            return True
         if self._app.conf.task_always_eager:
             self._evaluate_inline(kind, wakeups)
             return True

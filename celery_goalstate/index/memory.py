@@ -289,7 +289,7 @@ class MemoryIndex:
             return Finished(Finish.FENCED)
         name = f"{report.lease} lost" if report.expired_only else report.lease
         if entry.status is not Status.RUNNING or entry.lease != report.lease:
-            if entry.last != name:
+            if not entry.last or entry.last != name:
                 return Finished(Finish.FENCED)
             wakeup = self._wakeup(report.id, entry) if entry.status is Status.SENT else None
             return Finished(Finish.ACCEPTED, entry.deadline, wakeup)
@@ -441,6 +441,8 @@ class MemoryIndex:
 
     def _promote(self, kind: _Kind, id: str, task_id: str) -> Wakeup | None:
         entry = kind.entries.get(id)
+        if entry and entry.status is Status.SENT and entry.task_id == task_id:
+            return self._wakeup(id, entry)  # said again, since the reply to the first was lost
         if entry is None or entry.status is not Status.PARKED or entry.deadline is None or kind.paused:
             return None
         near = entry.deadline <= self._clock() + self._limits.eta_horizon
@@ -461,6 +463,8 @@ class MemoryIndex:
         entry = kind.entries.get(id)
         if entry is None or entry.status is not Status.SENT or entry.deadline is None or kind.paused:
             return None
+        if entry.task_id == task_id:
+            return self._wakeup(id, entry)  # said again, as above
         if entry.score is None or entry.score > now:
             return None
         queued = max(entry.deadline, entry.resent or 0)

@@ -53,6 +53,9 @@ UNAVAILABLE = (
     errors.TryAgainError,
 )
 
+#: The keys of one shard, in the order in which the scripts know them; then come the records.
+SHARD_KEYS = ("parked", "sent", "running", "idle", "failed", "token", "paused", "claimed", "sweeper")
+
 Argument = str | int
 Row = Sequence[Argument]  #: what a script is told of one entity; its id first
 
@@ -82,10 +85,10 @@ class RedisIndex:
         shards: int = 1,
     ) -> None:
         self._client: Any = client
-        self._limits = limits
         self._namespace = namespace
         self._key_prefix = key_prefix
         self._shards = shards
+        self._limit_arguments = (limits.eta_horizon, limits.lease, limits.resend_after, limits.window)
         self._scripts: dict[str, _Script] = {}
 
     # -- scheduling
@@ -252,12 +255,13 @@ class RedisIndex:
         return self._scripts[name]
 
     def _call(self, kind: str, shard: int, rows: Sequence[Row], header: Row) -> _Call:
-        names = ("parked", "sent", "running", "idle", "failed", "token", "paused", "claimed", "sweeper")
-        keys = [self._key(kind, shard, name) for name in names]
-        keys += [self._key(kind, shard, f"e:{row[0]}") for row in rows]
-        limits = self._limits
-        arguments = [limits.eta_horizon, limits.lease, limits.resend_after, limits.window, *header]
-        return _Call(keys, [*arguments, *(argument for row in rows for argument in row)])
+        prefix = self._key(kind, shard, "")
+        keys = [prefix + name for name in SHARD_KEYS]
+        keys += [f"{prefix}e:{row[0]}" for row in rows]
+        arguments = [*self._limit_arguments, *header]
+        for row in rows:
+            arguments += row
+        return _Call(keys, arguments)
 
     def _transition(
         self, name: str, kind: str, rows: Sequence[Row], header: Row = (), *, attempts: int = ATTEMPTS

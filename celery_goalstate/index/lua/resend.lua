@@ -5,7 +5,7 @@
 -- ARGV   5 the one id that is sent in any case, or ''
 --        then for each entity: id · task id
 -- Reply  for each entity: wake-up or false
--- Reads  deadline, token, resent, resends. Writes resent, resends, task_id; clears
+-- Reads  deadline, token, task_id, resent, resends. Writes resent, resends, task_id; clears
 --        retries, which belong to the lost task id
 
 local probe = ARGV[5]
@@ -13,7 +13,13 @@ local claimed = tonumber(redis.call('GET', CLAIMED) or 0)
 
 local function resend(entity, task_id)
   local fields = entity.fields
-  if entity.status ~= SENT or paused or score_of(entity) > now then
+  if entity.status ~= SENT or paused then
+    return false
+  end
+  if fields.task_id == task_id then
+    return wakeup(entity) -- said again, since the reply to the first was lost
+  end
+  if score_of(entity) > now then
     return false
   end
   local queued = math.max(fields.deadline, fields.resent or 0)
