@@ -57,8 +57,8 @@ def directory(pool: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def index_server(directory: Path) -> Iterator[Valkey]:
-    """The index's own server, so that tests can hurt the broker alone."""
-    with Valkey(directory / "index") as server:
+    """The index's own server, so that tests can hurt broker and index each alone. It keeps its data."""
+    with Valkey(directory / "index", appendonly=True) as server:
         yield server
 
 

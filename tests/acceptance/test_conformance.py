@@ -185,8 +185,14 @@ def test_a_warm_shutdown_lets_evaluations_finish(scene: Scene) -> None:
         scene.world.script(id, "work:0.5", "reach")
         scene.things.enqueue(id)
     poll("an evaluation has begun", lambda: scene.lines("start"))
-    for worker in scene.setup.worker_cluster:
-        worker.restart()
+    starts = [worker.starts for worker in scene.workers]
+    for node in scene.setup.worker_cluster:
+        node.kill("SIGTERM")
+    poll(
+        "both have ended",
+        lambda: all(w.starts > n for w, n in zip(scene.workers, starts, strict=True)),
+        timeout=30,
+    )
     for id in ids:
         scene.reached(id)
         assert len(scene.looks(id)) == 1

@@ -74,7 +74,7 @@ class Chaos:
 
     def kill_at_random(self, pool: str, kills: int) -> None:
         while self.kills.total() < kills:
-            self.enqueue_for(self.random.uniform(0.05, 0.5))
+            self.enqueue_for(self.random.uniform(0.05, 1.0))
             ready = [worker for worker in self.scene.workers if worker.is_ready()]
             if ready:
                 self.kill(

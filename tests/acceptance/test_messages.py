@@ -29,13 +29,18 @@ class Queue:
     @contextlib.contextmanager
     def held_up(self) -> Iterator[None]:
         """Nobody consumes, so that messages stay where the test can reach them."""
-        self._control.cancel_consumer(QUEUE, reply=True, limit=2, timeout=10)
-        # A worker may have asked for a message already, and would still get it.
+        self._control.cancel_consumer(QUEUE)
+        # A worker replies before it does as told, and may then still get a message for which it had asked.
+        poll("no worker consumes", lambda: not any(self._consumed()))
         poll("no worker waits for a message", lambda: self._client.info("clients")["blocked_clients"] == 0)
         try:
             yield
         finally:
-            self._control.add_consumer(QUEUE, reply=True, limit=2, timeout=10)
+            self._control.add_consumer(QUEUE)
+
+    def _consumed(self) -> list[list[object]]:
+        """The queues that each worker consumes."""
+        return list(self._control.inspect(limit=2, timeout=10).active_queues().values())
 
     def messages(self) -> list[str]:
         return self._client.lrange(QUEUE, 0, -1)
