@@ -1,0 +1,1 @@
+"""Does the suite notice when the code is broken?"""
