@@ -118,6 +118,13 @@ def test_an_enqueue_during_the_evaluation_leads_to_one_that_starts_after_it(scen
     assert scene.looks()[1] > scene.lines("enqueued")[-1].at
 
 
+def test_an_evaluation_longer_than_its_lease_keeps_it(scene: Scene) -> None:
+    scene.world.script(scene.id(), f"work:{1.5 * SETTINGS['goalstate_lease']}", "reach")
+    scene.things.enqueue(scene.id())
+    scene.reached()
+    assert actions(scene) == ["0-work ok", "1-reach ok"]
+
+
 def test_a_deleted_entity_is_not_evaluated(scene: Scene) -> None:
     scene.things.enqueue(scene.id(), 0.3)
     assert scene.things.delete(scene.id())
