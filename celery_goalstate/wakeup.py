@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 #: Messages that one flush of a connection carries; those of a flush that failed are all parked again.
 BATCH = 500
 
+#: How to publish without a wait. (With `retry=False`, kombu still tries to connect for some seconds.)
+AT_ONCE: Mapping[str, Any] = {"retry": True, "retry_policy": {"max_retries": 0}}
+
 #: In eager mode: how often one entity is evaluated within one outermost `enqueue`.
 EAGER_LOOKS = 10
 
@@ -77,7 +80,7 @@ class Publisher:
         for start in range(0, len(wakeups), BATCH):
             batch = wakeups[start : start + BATCH]
             try:
-                self._publish(kind, batch, {**(options or {}), **({} if patient else {"retry": False})})
+                self._publish(kind, batch, {**(options or {}), **({} if patient else AT_ONCE)})
             except Exception as error:  # noqa: BLE001 - the index has noted them: whatever it was, they are sent later
                 left = wakeups[start:]
                 logger.warning(
