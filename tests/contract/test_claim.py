@@ -114,6 +114,15 @@ class TestClaim:
         assert bench.claim(wakeup, nonce="n") == first
         assert refused(bench.claim(wakeup, nonce="m")) is Refused.STALE
 
+    def test_the_lease_lasts_from_when_it_was_claimed_again(self, bench: Bench) -> None:
+        """Whoever had to ask again has not begun yet."""
+        wakeup = bench.enqueue().wakeup
+        bench.start(wakeup, nonce="n")
+        bench.advance(LEASE - 1)
+        assert bench.start(wakeup, nonce="n").lateness == LEASE - 1
+        assert bench.record().lease_expires == bench.now + LEASE
+        assert bench.survey().lost == ()
+
     def test_the_same_nonce_is_of_no_use_after_the_run(self, bench: Bench) -> None:
         wakeup = bench.enqueue().wakeup
         bench.finish(bench.start(wakeup, nonce="n"))

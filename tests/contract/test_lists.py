@@ -115,8 +115,8 @@ class TestBatches:
 
     def resend_all(self, bench: Bench, ids: list[str]) -> list[Wakeup]:
         """A message that was queued long after theirs has arrived, in every shard."""
-        late = bench.now + bench.limits.resend_after
-        bench.index.claim(KIND, [(id, "") for id in ids], nonce="n", task_id="t", resent_at=late)
+        now = bench.advance(bench.limits.resend_after)
+        bench.index.claim(KIND, [(id, "") for id in ids], nonce="n", task_id="t", resent_at=now)
         return bench.index.resend(KIND, dict.fromkeys(ids, "t"), probe=None)
 
     def test_the_earliest_come_first_whatever_their_shard(self, bench: Bench) -> None:

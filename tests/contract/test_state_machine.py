@@ -255,7 +255,7 @@ class Machine(RuleBasedStateMachine):
         entity.start(evaluation)
 
     def _claim_again(self) -> None:
-        """The reply to a claim was lost: said again, it gets the leases that it got, while they are held."""
+        """The reply to a claim was lost: said again, it gets its leases again, renewed."""
         assert self.last_claim
         pairs, nonce, replies = self.last_claim
         again = self.index.claim(KIND, pairs, nonce=nonce, task_id=nonce)
@@ -263,13 +263,24 @@ class Machine(RuleBasedStateMachine):
             if isinstance(first, Claim) and self._held(first):
                 assert isinstance(second, Claim)
                 assert second.lease == first.lease
+                self._renewed(first)
+                evaluation = self.entities[first.id].evaluation
+                assert evaluation
+                evaluation.expires = self.clock.now + LIMITS.lease
             elif isinstance(second, Claim):
                 # The first time it was early or the kind was paused: a claim like any other.
                 evaluation = self.entities[second.id].evaluation
                 if evaluation is None or evaluation.lease != second.lease:
                     self._started(self.entities[second.id], second, self._next())
+                else:
+                    self._renewed(second)
             elif second.wakeup:
                 self._publish(second.wakeup)
+
+    def _renewed(self, claim: Claim) -> None:
+        evaluation = self.entities[claim.id].evaluation
+        assert evaluation
+        evaluation.expires = self.clock.now + LIMITS.lease
 
     def _held(self, claim: Claim) -> bool:
         evaluation = self.entities[claim.id].evaluation
@@ -561,7 +572,7 @@ class Machine(RuleBasedStateMachine):
 
 @dataclass(frozen=True)
 class Profile:
-    """How thoroughly to look: examples in memory and on Redis, steps of each."""
+    """How thoroughly to look: examples in memory and on Redis, and how many steps each has at most."""
 
     memory: int
     redis: int
@@ -571,7 +582,7 @@ class Profile:
 
 PROFILES = {
     "short": Profile(300, 120, 50),
-    "long": Profile(5_000, 1_000, 100),
+    "long": Profile(6_000, 1_200, 100),
     "mutants": Profile(300, 120, 50, (Phase.generate,)),
 }
 

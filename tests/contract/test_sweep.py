@@ -203,6 +203,13 @@ class TestResend:
         assert isinstance(bench.claim(Wakeup("x", "1", 0, ""), resent_at=bench.now), Refusal)
         assert bench.resend(probe=False)
 
+    def test_not_when_one_arrived_that_claims_to_come_from_the_future(self, bench: Bench) -> None:
+        bench.enqueue()
+        bench.advance(PATIENCE - 1)
+        bench.claim(Wakeup("x", "1", 0, ""), resent_at=bench.now + 10 * PATIENCE)
+        bench.advance(1)
+        assert bench.resend(probe=False) is None
+
     def test_otherwise_it_is_looked_for_a_quarter_later(self, bench: Bench) -> None:
         self.overdue(bench)
         assert bench.resend(probe=False) is None
