@@ -251,7 +251,7 @@ class Index(Protocol):
         task_id: str,
         resent_at: int | None = None,
     ) -> list[Claim | Refusal]:
-        """Exchange (id, token) pairs for leases. The same nonce again gets the same leases again."""
+        """Exchange (id, token) pairs for leases. The same nonce again gets the same leases, renewed."""
 
     def renew(self, kind: str, runs: Sequence[Run]) -> list[bool]:
         """Extend leases by their full length; False for each that is not held any more."""

@@ -247,11 +247,13 @@ class MemoryIndex:
         self, kind: _Kind, id: str, token: str, nonce: str, task_id: str, resent_at: int | None
     ) -> Claim | Refusal:
         now = self._clock()
-        kind.claimed = max(kind.claimed, resent_at or 0)
+        kind.claimed = max(kind.claimed, min(resent_at or 0, now))
         entry = kind.entries.get(id)
         if entry is None or entry.deleted:
             return Refusal(id, Refused.MISSING)
         if entry.status is Status.RUNNING and entry.nonce == nonce and entry.due is not None:
+            # The same claim again, since the reply to the first was lost: the lease lasts from now.
+            entry.score = now + self._limits.lease
             return Claim(id, entry.lease, entry.failures, entry.looks, entry.due, max(0, now - entry.due))
         if entry.status is not Status.SENT or entry.token != token or entry.deadline is None:
             return Refusal(id, Refused.STALE)

@@ -52,6 +52,8 @@ UNAVAILABLE = (
     errors.MasterDownError,
     errors.TryAgainError,
 )
+#: The same, where the client has no class for it: how the error begins.
+UNAVAILABLE_CODES = ("BUSY ", "MISCONF ", "NOREPLICAS ")
 
 #: The keys of one shard, in the order in which the scripts know them; then come the records.
 SHARD_KEYS = ("parked", "sent", "running", "idle", "failed", "token", "paused", "claimed", "sweeper")
@@ -305,7 +307,9 @@ class RedisIndex:
                     if isinstance(reply, Exception) and not isinstance(reply, errors.NoScriptError):
                         raise reply
                 return replies
-            except UNAVAILABLE as error:
+            except errors.RedisError as error:
+                if not isinstance(error, UNAVAILABLE) and not str(error).startswith(UNAVAILABLE_CODES):
+                    raise
                 if attempts < 1 or isinstance(error, errors.TimeoutError):
                     # Redis' own words name hosts and ports, never a password.
                     raise IndexUnavailable(

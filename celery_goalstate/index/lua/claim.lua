@@ -8,7 +8,7 @@
 --        resent
 
 local nonce, task_id, resent_at = ARGV[5], ARGV[6], tonumber(ARGV[7])
-local reached = resent_at or 0
+local reached = math.min(resent_at or 0, now)
 
 local function claimed(fields)
   local lateness = math.max(0, now - fields.due)
@@ -21,7 +21,9 @@ local function claim(entity, token)
     return { 'missing', false }
   end
   if entity.status == RUNNING and fields.nonce == nonce then
-    return claimed(fields) -- the same claim again, since the reply to the first was lost
+    -- The same claim again, since the reply to the first was lost: the lease lasts from now.
+    save(entity, RUNNING, now + LEASE)
+    return claimed(fields)
   end
   if entity.status ~= SENT or fields.token ~= token then
     return { 'stale', false }
