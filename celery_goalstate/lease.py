@@ -21,6 +21,7 @@ from celery_goalstate.index.base import Index, Run
 
 logger = logging.getLogger(__name__)
 
+THREAD_NAME = "goalstate-leases"
 #: A lease is renewed when it is this part of its length old ...
 RENEW_AT = 1 / 3
 #: ... and if the index did not answer, again after this part.
@@ -68,13 +69,12 @@ class LeaseKeeper:
         if self._pid != os.getpid():  # a fork took the lock and the set along, but not the thread
             self._start_afresh()
         with self._changed:
-            self._leases.add(lease)
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._renew_for_ever, name="goalstate-leases", daemon=True
-                )
-                self._thread.start()
-            elif lease.renew_at < self._wakes_at:
+                thread = threading.Thread(target=self._renew_for_ever, name=THREAD_NAME, daemon=True)
+                thread.start()
+                self._thread = thread
+            self._leases.add(lease)
+            if lease.renew_at < self._wakes_at:
                 self._changed.notify()
         try:
             yield lease

@@ -1,0 +1,315 @@
+"""The lease keeper: a long evaluation keeps its lease, and one that lost it stops."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from celery_goalstate.exceptions import IndexUnavailable, LeaseLost
+from celery_goalstate.index.base import Claim, Limits, Request, Run
+from celery_goalstate.index.memory import MemoryIndex
+from celery_goalstate.lease import THREAD_NAME, LeaseKeeper
+from tests.integration.conftest import Truth, World
+from tests.servers import Valkey, poll
+
+LEASE = 0.3  # seconds, of real time
+
+
+@pytest.fixture
+def index() -> MemoryIndex:
+    return MemoryIndex(Limits(lease=round(LEASE * 1000)))
+
+
+@pytest.fixture
+def keeper(index: MemoryIndex) -> LeaseKeeper:
+    return LeaseKeeper(index, LEASE)
+
+
+def claim(index: Any, id: str = "1", kind: str = "order") -> Run:
+    [scheduled] = index.enqueue(kind, [Request(id, delay=0, task_id=id)])
+    [claimed] = index.claim(kind, [(id, scheduled.wakeup.token)], nonce=id, task_id=id)
+    assert isinstance(claimed, Claim)
+    return Run(id, claimed.lease)
+
+
+def expires(index: MemoryIndex, id: str = "1") -> int:
+    [record] = index.describe("order", [id])
+    assert record is not None
+    assert record.lease_expires is not None
+    return record.lease_expires
+
+
+def keep(keeper: LeaseKeeper, run: Run, max_run: float = 60) -> Any:
+    return keeper.keep("order", run, claimed_at=keeper.clock(), max_run=max_run)
+
+
+def keeper_threads(keeper: LeaseKeeper) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread is keeper._thread]
+
+
+def test_a_lease_is_renewed_while_the_evaluation_runs(index: MemoryIndex, keeper: LeaseKeeper) -> None:
+    run = claim(index)
+    first = expires(index)
+    with keep(keeper, run) as lease:
+        poll("renewed beyond its first length twice", lambda: expires(index) > first + 2 * LEASE * 1000)
+        assert keeper.held(lease)
+    ended = expires(index)
+    poll("it runs out, since nobody renews it", lambda: index._clock() > ended)
+    assert expires(index) == ended
+
+
+def test_several_leases_at_once(index: MemoryIndex, keeper: LeaseKeeper) -> None:
+    runs = [claim(index, str(id)) for id in range(5)]
+    first = max(expires(index, run.id) for run in runs)
+    with keep(keeper, runs[0]), keep(keeper, runs[1]), keep(keeper, runs[2]), keep(keeper, runs[3]):
+        poll("all renewed", lambda: all(expires(index, run.id) > first for run in runs[:4]))
+        assert len(keeper_threads(keeper)) == 1
+    assert expires(index, "4") <= first
+
+
+def test_no_longer_than_max_run(
+    index: MemoryIndex, keeper: LeaseKeeper, caplog: pytest.LogCaptureFixture
+) -> None:
+    with keep(keeper, claim(index), max_run=LEASE) as lease:
+        poll("given up", lambda: not keeper.held(lease))
+        assert index._clock() >= expires(index)
+    [record] = caplog.records
+    assert record.getMessage() == "order/1 runs for longer than its max_run: its lease ends"
+
+
+def test_a_lease_that_the_index_denies_is_lost(index: MemoryIndex, keeper: LeaseKeeper) -> None:
+    with keep(keeper, claim(index)) as lease:
+        index._kinds.clear()
+        poll("noticed before it would run out by itself", lambda: lease.lost)
+        assert not keeper.held(lease)
+
+
+def test_an_index_that_does_not_answer_for_a_while(
+    index: MemoryIndex, keeper: LeaseKeeper, caplog: pytest.LogCaptureFixture
+) -> None:
+    renew, asked = index.renew, []
+
+    def unavailable(kind: str, runs: Any) -> list[bool]:
+        asked.append(keeper.clock())
+        if len(asked) < 3:
+            raise IndexUnavailable
+        return renew(kind, runs)
+
+    index.renew = unavailable  # type: ignore[method-assign]
+    run = claim(index)
+    first = expires(index)
+    with keep(keeper, run) as lease:
+        poll("renewed at last", lambda: expires(index) > first)
+        assert keeper.held(lease)
+    assert caplog.text.count("leases could not be renewed, trying again") == 2
+
+
+def test_an_index_that_does_not_answer_for_too_long(index: MemoryIndex, keeper: LeaseKeeper) -> None:
+    def unavailable(kind: str, runs: Any) -> list[bool]:
+        raise IndexUnavailable
+
+    index.renew = unavailable  # type: ignore[method-assign]
+    run = claim(index)
+    with keep(keeper, run) as lease:
+        poll("by this process's own clock it may be another's now", lambda: not keeper.held(lease))
+        assert not lease.lost
+
+
+def test_any_error_leaves_the_thread_alive(
+    index: MemoryIndex, keeper: LeaseKeeper, caplog: pytest.LogCaptureFixture
+) -> None:
+    renew, asked = index.renew, []
+
+    def broken(kind: str, runs: Any) -> list[bool]:
+        asked.append(runs)
+        if len(asked) == 1:
+            raise RuntimeError("a bug")
+        return renew(kind, runs)
+
+    index.renew = broken  # type: ignore[method-assign]
+    run = claim(index)
+    first = expires(index)
+    with keep(keeper, run):
+        poll("renewed all the same", lambda: expires(index) > first)
+    assert caplog.text.count("RuntimeError: a bug") == 1
+
+
+def test_no_thread_until_something_is_evaluated(world: World) -> None:
+    before = set(threading.enumerate())
+    world.engine.enqueue(world.entity("1"))
+    world.engine.describe(world.entity("1"))
+    world.sweeper().sweep()
+    assert set(threading.enumerate()) == before
+    for _ in range(10):
+        world.run()
+        world.engine.enqueue(world.entity("1"))
+    [thread] = set(threading.enumerate()) - before
+    assert thread.name == THREAD_NAME
+    assert thread.daemon, "it dies with its process"
+
+
+def test_at_rest_the_thread_sleeps_for_ever(index: MemoryIndex, keeper: LeaseKeeper) -> None:
+    with keep(keeper, claim(index)):
+        pass
+    poll("nothing to wake up for", lambda: keeper._wakes_at == float("inf"))
+    run = claim(index, "2")
+    first = expires(index, "2")
+    with keep(keeper, run):
+        poll("and it wakes up for a new lease", lambda: expires(index, "2") > first)
+
+
+def test_a_lost_lease_stops_the_actions_that_follow(world: World, truth: Truth) -> None:
+    done: list[str] = []
+
+    def stall(ctx: Any, entity: Any) -> None:
+        done.append("stall")
+        world.clock.advance(31)
+        with pytest.raises(LeaseLost):
+            ctx.check()
+
+    def never(ctx: Any, entity: Any) -> None:
+        done.append("never")
+
+    truth.set("1", stall, never)
+    world.engine.enqueue(world.entity("1"))
+    world.run()
+    assert done == ["stall"]
+
+
+def test_the_first_action_is_not_begun_without_a_lease(
+    world: World, truth: Truth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was suspended between its claim and its first action."""
+    states = truth.states
+    truth.set("1", truth.reach)
+
+    def slow(entity: Any) -> Any:
+        world.clock.advance(31)
+        return states[entity.id]
+
+    monkeypatch.setattr(world.entity, "get_state", slow)
+    world.engine.enqueue(world.entity("1"))
+    world.run()
+    assert states["1"] == "old"
+
+
+def test_a_failed_evaluation_gives_its_lease_back(world: World, truth: Truth) -> None:
+    def fail(ctx: Any, entity: Any) -> None:
+        raise SystemExit
+
+    truth.set("1", fail)
+    world.engine.enqueue(world.entity("1"))
+    with pytest.raises(SystemExit):
+        world.run()
+    assert not world.keeper._leases, "or the keeper would renew for an evaluation that has ended"
+
+
+def test_the_outcome_is_told_again_while_the_lease_lasts(
+    world: World, truth: Truth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from billiard.exceptions import SoftTimeLimitExceeded
+
+    monkeypatch.setattr("celery_goalstate.task.TRY_AGAIN_AFTER", 0)
+    errors: list[Exception] = [IndexUnavailable(), SoftTimeLimitExceeded(), IndexUnavailable()]
+    finish = world.index.finish
+
+    def fails_thrice(kind: str, reports: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return finish(kind, reports)
+
+    world.index.finish = fails_thrice  # type: ignore[method-assign]
+    truth.set("1", truth.reach)
+    world.engine.enqueue(world.entity("1"))
+    [result] = world.run()
+    assert result.result == "old → new: reach 0 ms; converged"
+    assert truth.looks("1") == 1
+
+
+def test_an_outcome_that_cannot_be_told_is_given_up_with_the_lease(
+    world: World, truth: Truth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("celery_goalstate.task.TRY_AGAIN_AFTER", 0)
+
+    def never(kind: str, reports: Any) -> Any:
+        world.clock.advance(10)
+        raise IndexUnavailable
+
+    world.index.finish = never  # type: ignore[method-assign]
+    world.engine.enqueue(world.entity("1"))
+    [result] = world.run()
+    assert isinstance(result.result, IndexUnavailable)
+
+
+def test_a_claim_is_made_again_and_then_left_to_the_sweeper(
+    world: World, truth: Truth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("celery_goalstate.task.TRY_AGAIN_AFTER", 0)
+    claim, asked = world.index.claim, []
+
+    def unavailable(until: int) -> Callable[..., Any]:
+        def claim_or_not(*args: Any, **kwargs: Any) -> Any:
+            asked.append(kwargs["nonce"])
+            if len(asked) < until:
+                raise IndexUnavailable
+            return claim(*args, **kwargs)
+
+        return claim_or_not
+
+    world.index.claim = unavailable(3)  # type: ignore[method-assign]
+    world.engine.enqueue(world.entity("1"))
+    world.run()
+    assert truth.looks("1") == 1
+    assert len(set(asked)) == 1, "the same nonce, or it would be superseded by itself"
+
+    asked.clear()
+    world.index.claim = unavailable(1000)  # type: ignore[method-assign]
+    world.engine.enqueue(world.entity("2"))
+    [result] = world.run()
+    assert isinstance(result.result, IndexUnavailable)
+    world.index.claim = claim  # type: ignore[method-assign]
+    world.clock.advance(61)
+    world.sweeper().sweep()
+    world.run()
+    assert truth.looks("2") == 1
+
+
+FORKED = """
+import logging, os, sys, time
+from celery_goalstate.index import open_index
+from celery_goalstate.settings import Settings
+from celery_goalstate.lease import LeaseKeeper
+from celery_goalstate.index.base import Request, Run
+
+index = open_index(Settings(index_url=sys.argv[1], lease=0.3))
+keeper = LeaseKeeper(index, 0.3)
+
+def is_renewed(id):
+    [scheduled] = index.enqueue("order", [Request(id, delay=0, task_id=id)])
+    [claim] = index.claim("order", [(id, scheduled.wakeup.token)], nonce=id, task_id=id)
+    first, deadline = index.describe("order", [id])[0].lease_expires, time.monotonic() + 10
+    with keeper.keep("order", Run(id, claim.lease), claimed_at=keeper.clock(), max_run=60):
+        while time.monotonic() < deadline:
+            if index.describe("order", [id])[0].lease_expires > first + 300:
+                return True
+            time.sleep(0.01)
+
+assert is_renewed("before")
+children = []
+with keeper._changed:  # the fork takes the lock along, held
+    for n in range(2):
+        if not (child := os.fork()):
+            os._exit(0 if is_renewed(f"child-{n}") else 1)
+        children.append(child)
+assert is_renewed("after")
+assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+"""
+
+
+def test_a_fork_has_a_keeper_of_its_own(valkey: Valkey) -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED, valkey.url], check=True, timeout=30)
