@@ -1,0 +1,139 @@
+"""Runs the examples of one page: `python -m tests.docs.run_page PAGE REDIS_URL`, in an empty directory.
+
+In a process of its own, since the examples create Celery apps, which are global things. What the reader is
+taken to have already (a warehouse, a Django project) comes from `stage/`.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.docs.pages import Block, blocks
+from tests.servers import Process
+
+STAGE = Path(__file__).parent / "stage"
+PATIENCE = 20.0  #: seconds, for what a worker does meanwhile
+REDIS = re.compile(r"redis://localhost:6379\b")
+
+_VARYING = [
+    (re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"), "TIME"),
+    (re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"), "UUID"),
+    (re.compile(r"\b(in )?\d+(\.\d+)? ?(ms|s|min|h|d)\b( ago)?|\bnow\b"), "TIME"),
+    (re.compile(r"\s+"), " "),
+]
+
+
+def alike(text: str) -> str:
+    """The text without what differs from run to run: times, ids, white space."""
+    for pattern, word in _VARYING:
+        text = pattern.sub(word, text)
+    return text.strip()
+
+
+class Stage:
+    """Where the examples of one page run: the current directory, one namespace, and workers."""
+
+    def __init__(self, page: Path, url: str) -> None:
+        self.url = url.removesuffix("/0")
+        self.namespace: dict[str, Any] = {"__name__": "__page__"}
+        self.workers: list[Process] = []
+        own = STAGE / page.stem
+        for props in (STAGE / "common", own):
+            if props.is_dir():
+                shutil.copytree(props, ".", dirs_exist_ok=True)
+        for file in Path().rglob("*.py"):
+            file.write_text(self.localized(file.read_text()))
+        sys.path.insert(0, str(Path.cwd()))
+        self.prologue = Path("prologue.py")
+
+    def play(self, block: Block) -> None:
+        if block.file:
+            path = Path(block.file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                file.write("\n" + self.localized(block.text))
+            return
+        if block.shown or block.language not in {"python", "console"}:
+            return
+        if self.prologue.exists():
+            exec(compile(self.prologue.read_text(), "prologue.py", "exec"), self.namespace)
+            self.prologue.unlink()
+        if block.language == "python":
+            self.run_python(block)
+        else:
+            for command, output in block.commands():
+                self.run_command(block, command, output)
+
+    def localized(self, text: str) -> str:
+        return REDIS.sub(self.url, text)
+
+    def run_python(self, block: Block) -> None:
+        source = "\n" * (block.line - 1) + self.localized(block.text)
+        lines = source.splitlines()
+        for node in ast.parse(source).body:
+            assert node.end_lineno is not None
+            _, arrow, wanted = lines[node.end_lineno - 1].partition("  # → ")
+            if isinstance(node, ast.Expr) and arrow:
+                expression = compile(ast.Expression(node.value), str(block.page), "eval")
+                self.wait_for(
+                    f"{block.page}:{node.lineno}", wanted, lambda e=expression: str(eval(e, self.namespace))
+                )
+            else:
+                exec(compile(ast.Module([node], []), str(block.page), "exec"), self.namespace)
+
+    def run_command(self, block: Block, command: str, output: str) -> None:
+        if re.search(r"\bcelery .* worker\b", command):
+            self.start_worker(command)
+            return
+
+        def run() -> str:
+            done = subprocess.run(
+                command, shell=True, text=True, capture_output=True, timeout=60, check=False
+            )
+            return done.stdout + done.stderr
+
+        only_looks = re.search(r" (show|list)\b", command)
+        if only_looks:
+            self.wait_for(f"{block.page}:{block.line}: {command}", output, run)
+        else:
+            got = run()
+            assert alike(got) == alike(output), f"{block.page}:{block.line}: {command}\n{got}"
+
+    @staticmethod
+    def wait_for(where: str, wanted: str, get: Callable[[], str]) -> None:
+        ends = time.monotonic() + PATIENCE
+        while alike(got := get()) != alike(wanted):
+            assert time.monotonic() < ends, f"{where}\nwanted: {wanted}\ngot:    {got}"
+            time.sleep(0.05)
+
+    def start_worker(self, command: str) -> None:
+        worker = Process(shlex.split(command), log=Path(f"worker{len(self.workers)}.log"))
+        self.workers.append(worker)
+        worker.start()
+        worker.poll_until("the worker is ready", lambda: " ready." in worker.output(), timeout=2 * PATIENCE)
+
+    def clear(self) -> None:
+        for worker in self.workers:
+            worker.end()
+
+
+def main(page: Path, url: str) -> None:
+    stage = Stage(page, url)
+    try:
+        for block in blocks(page):
+            stage.play(block)
+    finally:
+        stage.clear()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,166 @@
+"""README and docs: every example runs, every link leads somewhere, every table says what the code says."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from celery_goalstate import Status, cli, exceptions
+from celery_goalstate.settings import REFUSED_TASK_OPTIONS, TASK_OPTIONS, KindOptions, Settings
+from tests.docs.pages import PAGES, ROOT, Block, blocks
+from tests.servers import Valkey
+
+RUN = {"python", "console"}
+LANGUAGES = RUN | {"mermaid", "ini", "text", "yaml"}
+
+page_by_page = pytest.mark.parametrize("page", PAGES, ids=str)
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[Valkey]:
+    with Valkey(tmp_path / "valkey") as server:
+        yield server
+
+
+@page_by_page
+def test_every_block_is_of_a_known_sort(page: Path) -> None:
+    for block in blocks(page):
+        assert block.language in LANGUAGES, f"{page}:{block.line}"
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if any(block.language in RUN for block in blocks(page))], ids=str
+)
+def test_examples_run(page: Path, valkey: Valkey, tmp_path: Path) -> None:
+    directory = tmp_path / "page"
+    directory.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.docs.run_page", str(page), valkey.url],
+        cwd=directory,
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{directory}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONWARNINGS": "",
+        },
+        text=True,
+        capture_output=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def shown_commands() -> list[tuple[Block, str]]:
+    return [
+        (block, command)
+        for page in PAGES
+        for block in blocks(page)
+        if block.language == "console" and block.shown
+        for command, _ in block.commands()
+    ]
+
+
+def test_commands_that_are_only_shown_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for block, command in shown_commands():
+        where = f"{block.page}:{block.line}: {command}"
+        program, *arguments = command.split()
+        match program:
+            case "make":
+                assert arguments[0] in targets, where
+            case "pip":
+                for asked in re.findall(r"celery-goalstate\[([\w,]+)\]", command):
+                    assert set(asked.split(",")) <= set(extras), where
+            case "celery" | "docker" | "pytest" | ".ci/run" | "git" | "python":
+                pass
+            case _:
+                pytest.fail(f"nobody checks {where}")
+
+
+@page_by_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]*)(?:#[^)]*)?\)", (ROOT / page).read_text()):
+        if target and not target.startswith(("http://", "https://")):
+            assert (ROOT / page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_every_page_can_be_reached() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    for page in PAGES:
+        if page.parts[0] == "docs" and page.name != "README.md":
+            assert page.relative_to("docs").as_posix() in index, page
+
+
+def table(page: str, heading: str) -> dict[str, list[str]]:
+    """The table under a heading: the code words of its first column, and the other cells."""
+    text = (ROOT / page).read_text()
+    section = re.split(rf"^#+ {re.escape(heading)}$", text, flags=re.MULTILINE)[1]
+    section = re.split(r"^#+ ", section, flags=re.MULTILINE)[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in section.splitlines()
+        if line.startswith("| `")
+    ]
+    return {name: cells for first, *cells in rows for name in re.findall(r"`([\w-]+)`", first.split("(")[0])}
+
+
+def defaults(cls: type) -> dict[str, Any]:
+    return {f.name: f.default for f in dataclasses.fields(cls) if "check" in f.metadata}
+
+
+def shown_default(cell: str) -> Any:
+    return eval(cell.strip("`").replace(" ", "_"))
+
+
+def test_settings_are_those_of_the_code() -> None:
+    shown = table("docs/reference/settings.md", "Settings of an engine")
+    assert shown.pop("goalstate_index_url")
+    assert {name: shown_default(cells[0]) for name, cells in shown.items()} == {
+        f"goalstate_{name}": default for name, default in defaults(Settings).items()
+    }
+
+
+def test_options_are_those_of_the_code() -> None:
+    shown = table("docs/reference/settings.md", "Options of a kind")
+    assert {name: shown_default(cells[0]) for name, cells in shown.items()} == defaults(KindOptions)
+
+
+def test_celery_task_options_are_those_of_the_code() -> None:
+    text = (ROOT / "docs/reference/settings.md").read_text()
+    accepted, refused = re.findall(r"^(?:Accepted|Refused): (.*?)\.$", text, re.MULTILINE | re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", accepted)) == TASK_OPTIONS
+    assert set(re.findall(r"`(\w+)`", refused)) == set(REFUSED_TASK_OPTIONS)
+
+
+def test_statuses_are_those_of_the_code() -> None:
+    assert list(table("docs/reference/api.md", "Statuses")) == list(Status)
+
+
+def test_errors_are_those_of_the_code() -> None:
+    errors = {
+        name
+        for name, each in inspect.getmembers(exceptions, inspect.isclass)
+        if issubclass(each, exceptions.GoalStateError)
+    }
+    assert set(table("docs/reference/api.md", "Errors")) == errors - {"GoalStateError"}
+
+
+def test_commands_are_those_of_the_code() -> None:
+    shown = table("docs/reference/cli.md", "Commands")
+    assert set(shown) == set(cli.goalstate.commands)
+    for name, cells in shown.items():
+        options = {o for p in cli.goalstate.commands[name].params for o in p.opts if o.startswith("--")}
+        assert set(re.findall(r"--[a-z]+", " ".join(cells))) == options - {"--json"}, name

@@ -1,0 +1,139 @@
+"""Typed use of the public API: checked by mypy, never run."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, assert_type
+
+from celery import Celery
+
+from celery_goalstate import (
+    ANY,
+    Action,
+    ActionList,
+    Context,
+    Description,
+    Engine,
+    Enqueued,
+    Entity,
+    EntityRef,
+    Requeue,
+    Rules,
+    Status,
+    Stop,
+    current_engine,
+    shared_entity,
+)
+from celery_goalstate.contrib.django import enqueue_on_commit
+from celery_goalstate.exceptions import IndexUnavailable, PermanentError, RetryAfter
+
+app = Celery("shop", broker="redis://localhost/0")
+engine = Engine(app)
+later = Engine(namespace="billing")
+later.init_app(app)
+
+
+class State(enum.StrEnum):
+    PAID = "paid"
+    SHIPPED = "shipped"
+
+
+def reserve(ctx: Context, order: Order) -> Requeue | None:
+    ctx.log.info("%s after %d failures, %s late", order, ctx.failures, ctx.lateness)
+    if ctx.failures > 3:
+        raise PermanentError("enough")
+    return Requeue(timedelta(minutes=1)) if ctx.remaining() == 0 else None
+
+
+def ship(ctx: Context, order: Order) -> None:
+    ctx.check()
+    ctx.enqueue(engine.ref("parcel", order.id), 30)
+    raise RetryAfter(60)
+
+
+def skip(ctx: Context, order: Order) -> Stop:
+    return Stop()
+
+
+@engine.register
+class Order(Entity):
+    kind = "order"
+
+    def get_state(self) -> State:
+        return State.PAID
+
+    def get_goal_state(self) -> State:
+        return State.SHIPPED
+
+    def get_action_list(self, state: State, goal_state: State) -> ActionList:
+        return ActionList([reserve, "pack", Action("ship", ship, timeout=5.0)], timeout=timedelta(minutes=1))
+
+    def pack(self, ctx: Context) -> None: ...
+
+    @classmethod
+    def iter_unconverged(cls) -> Iterator[int]:
+        yield from range(10)
+
+
+@engine.register(queue="parcels", soft_time_limit=30, max_failures=5)
+class Parcel(Entity):
+    rules = Rules({State.SHIPPED: {State.PAID: [reserve, ship], State.SHIPPED: [], ANY: skip}})
+
+
+@shared_entity
+class Invoice(Entity):
+    pass
+
+
+@shared_entity(resync_every=60)
+class Receipt(Entity):
+    pass
+
+
+assert_type(engine.register(Order), type[Order])
+order = Order("42")
+assert_type(Order.from_id("42"), Order)
+assert_type(order.ref, EntityRef)
+
+assert_type(engine.enqueue(order), Enqueued)
+assert_type(engine.enqueue(Order(42), timedelta(minutes=5)).deadline, datetime | None)
+engine.enqueue(engine.ref("order", 42), 30.0)
+engine.enqueue(order, eta=datetime.now(UTC))
+engine.enqueue(order, countdown=5)
+engine.enqueue(order, 5, replace=True, max_wait=timedelta(minutes=1))
+assert_type(
+    engine.enqueue_many((Order(number) for number in range(3)), 60, spread=timedelta(minutes=10)), int
+)
+
+assert_type(engine.is_scheduled(order), bool)
+assert_type(engine.describe(order), Description | None)
+assert_type(engine.describe_many([order, engine.ref("parcel", "1")]), list[Description | None])
+assert_type(engine.list(Order, status=Status.FAILED, limit=50), list[Description])
+assert_type(engine.list("order", status="failed"), list[Description])
+assert_type(engine.counts(), dict[str, dict[Status, int]])
+
+assert_type(engine.delete(order), bool)
+assert_type(engine.delete_many([order]), int)
+assert_type(engine.resync(Order, spread=60, revive=True), int)
+engine.pause("order")
+engine.resume(Order)
+engine.stop()
+engine.start()
+assert_type(current_engine(), Engine)
+assert_type(Parcel.rules.missing(State, State), list[tuple[Any, Any]])
+
+try:
+    engine.enqueue(order)
+except IndexUnavailable as error:
+    assert_type(str(error), str)
+
+enqueue_on_commit(order, 60, using="default", engine=engine)
+
+# What must not pass the type checker; an ignore that is not needed is an error.
+engine.enqueue("order/42")  # type: ignore[arg-type]
+engine.enqueue(order, "in five minutes")  # type: ignore[arg-type]
+engine.register(int)  # type: ignore[type-var]
+Requeue("soon")  # type: ignore[arg-type]
+Action("ship", ship, timeout="5 s")  # type: ignore[arg-type]
