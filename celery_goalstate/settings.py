@@ -168,7 +168,8 @@ class KindOptions:
     @property
     def routing(self) -> Mapping[str, Any]:
         """The task options that go with each publish."""
-        return {name: value for name, value in self.task_options.items() if name in ROUTING_OPTIONS}
+        with_publish = ROUTING_OPTIONS | {"ignore_result"}
+        return {name: value for name, value in self.task_options.items() if name in with_publish}
 
     @property
     def of_task(self) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any
 from celery import Celery
 from celery.exceptions import Retry
 from celery.result import EagerResult
+from celery.utils.quorum_queues import detect_quorum_queues
 
 from celery_goalstate.entity import EntityRef
 from celery_goalstate.index.base import Index, Wakeup
@@ -101,20 +102,36 @@ class Publisher:
                     self._send(kind, wakeup, producer, options)
 
     def _send(self, kind: str, wakeup: Wakeup, producer: Any, options: Mapping[str, Any]) -> None:
-        self._app.send_task(
-            task_name(kind, self._namespace),
-            args=([[wakeup.id, wakeup.token]],),
-            kwargs={} if wakeup.resent_at is None else {"resent_at": wakeup.resent_at},
-            argsrepr=f"([[{wakeup.id!r}, {wakeup.token!r}]],)",
-            kwargsrepr=repr({"entity": f"{kind}/{wakeup.id}"}),  # what Flower shows and searches
-            task_id=wakeup.task_id,
-            retries=wakeup.retries,
-            countdown=wakeup.delay / 1000,
-            producer=producer,
-            serializer="json",
-            add_to_parent=False,
-            **{"ignore_result": True, **options},
+        """What `app.send_task` does, without what a wake-up has no use for.
+
+        In particular it has no parent: an entity that is looked at for ever is no endless chain of tasks.
+        """
+        app, name = self._app, task_name(kind, self._namespace)
+        options = {"serializer": "json", "ignore_result": True, **options}
+        contents: dict[str, Any] = {
+            "args": ([[wakeup.id, wakeup.token]],),
+            "kwargs": {} if wakeup.resent_at is None else {"resent_at": wakeup.resent_at},
+            "argsrepr": f"([[{wakeup.id!r}, {wakeup.token!r}]],)",
+            "kwargsrepr": repr({"entity": f"{kind}/{wakeup.id}"}),  # what Flower shows and searches
+            "retries": wakeup.retries,
+            "countdown": wakeup.delay / 1000,
+        }
+        if wakeup.delay and _delays_natively(app, producer):
+            app.send_task(
+                name, task_id=wakeup.task_id, producer=producer, add_to_parent=False, **contents, **options
+            )
+            return
+        ignore_result = options.pop("ignore_result")
+        message = app.amqp.create_task_message(
+            wakeup.task_id,
+            name,
+            create_sent_event=app.conf.task_send_sent_event,
+            ignore_result=ignore_result,
+            **contents,
         )
+        if not ignore_result:
+            app.backend.on_task_call(producer, wakeup.task_id)
+        app.amqp.send_task_message(producer, name, message, **app.amqp.router.route(options, name))
 
     def _evaluate_inline(self, kind: str, wakeups: Sequence[Wakeup]) -> None:
         """`task_always_eager`: evaluate what is due before returning, one after the other and never nested.
@@ -161,6 +178,11 @@ class Publisher:
         except Retry as retry:  # task_eager_propagates: show what went wrong, not how it goes on
             raise (retry.exc if isinstance(retry.exc, Exception) else retry) from None
         logger.debug("%s/%s: %s", kind, wakeup.id, result.result)
+
+
+def _delays_natively(app: Celery, producer: Any) -> bool:
+    """Whether RabbitMQ itself holds delayed messages back, as quorum queues need it: Celery knows how."""
+    return bool(detect_quorum_queues(app, producer.connection.transport.driver_type)[0])
 
 
 class _EagerQueue(threading.local):
