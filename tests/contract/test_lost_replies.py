@@ -17,11 +17,9 @@ from redis.retry import Retry
 
 from celery_goalstate.exceptions import IndexUnavailable
 from celery_goalstate.index.base import Limits, Refusal, Refused, Request, Run, Scheduled, Status, Wakeup
-from celery_goalstate.index.redis import RedisIndex
 from tests.contract.bench import FENCED, KIND, Bench
 from tests.contract.conftest import LANES
 from tests.contract.lanes import Clock, MemoryLane, RedisLane, check
-from tests.servers import HOST, free_port
 
 pytestmark = pytest.mark.skipif("valkey" not in LANES, reason="not asked for")
 
@@ -250,40 +248,3 @@ def test_a_thousand_at_once(bench: Bench, reference: Bench) -> None:
     claims = bench.index.claim(KIND, pairs, nonce="n", task_id="t")
     assert claims == reference.index.claim(KIND, pairs, nonce="n", task_id="t")
     assert bench.lane.stored() == reference.lane.stored()
-
-
-class TestServer:
-    """What a server may do to an index."""
-
-    def test_scripts_are_loaded_when_the_server_does_not_know_them(self, bench: Bench, valkey: Any) -> None:
-        run = bench.run()
-        valkey.script_flush()
-        bench.finish(run)
-        valkey.script_flush()
-        ids = [f"id-{n}" for n in range(1_000)]
-        assert len(bench.index.enqueue(KIND, [Request(id, 0) for id in ids])) == 1_000
-        assert bench.index.counts(KIND)[Status.SENT] == 1_000
-
-    def test_its_absence_is_told(self) -> None:
-        client = redis.Redis(host=HOST, port=free_port(), retry=Retry(NoBackoff(), 0), decode_responses=True)
-        bench = Bench(MemoryLane(Limits(), Clock()), Limits())
-        bench.lane.index = RedisIndex(client, Limits())
-        for say in (Bench.enqueue, Bench.delete, Bench.describe, Bench.pause, Bench.survey, Bench.promote):
-            with pytest.raises(IndexUnavailable):
-                say(bench)
-        client.close()
-
-    def test_its_own_clock_is_the_index_s(self, valkey: Any) -> None:
-        index = RedisIndex(valkey, Limits())
-        before = _milliseconds(valkey)
-        (reply,) = index.enqueue(KIND, [Request("a", 5_000)])
-        assert before + 5_000 <= reply.deadline <= _milliseconds(valkey) + 5_000
-        (record,) = index.describe(KIND, ["a"])
-        assert record is not None
-        assert before * 1_000 <= int(record.token) <= _milliseconds(valkey) * 1_000 + 1
-        valkey.flushall()
-
-
-def _milliseconds(client: Any) -> int:
-    seconds, micros = client.time()
-    return seconds * 1_000 + micros // 1_000

@@ -1,0 +1,118 @@
+"""What is Redis' own: its clock, its scripts, its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from celery_goalstate.exceptions import IndexUnavailable
+from celery_goalstate.index.base import Limits, Request, Status
+from celery_goalstate.index.redis import RedisIndex
+from tests.contract.bench import KIND
+from tests.contract.conftest import LANES
+from tests.servers import HOST, free_port, poll
+
+pytestmark = pytest.mark.skipif("valkey" not in LANES, reason="not asked for")
+
+
+@pytest.fixture
+def index(valkey: Any) -> Iterator[RedisIndex]:
+    """On the server's own clock."""
+    yield RedisIndex(valkey, Limits())
+    valkey.flushall()
+
+
+def milliseconds(client: Any) -> int:
+    seconds, micros = client.time()
+    return seconds * 1_000 + micros // 1_000
+
+
+def test_its_clock_is_the_index_s(index: RedisIndex, valkey: Any) -> None:
+    before = milliseconds(valkey)
+    (reply,) = index.enqueue(KIND, [Request("a", 5_000)])
+    after = milliseconds(valkey)
+    assert before + 5_000 <= reply.deadline <= after + 5_000
+    (record,) = index.describe(KIND, ["a"])
+    assert record is not None
+    assert before * 1_000 <= int(record.token) <= after * 1_000
+
+
+def test_tokens_rise_over_the_loss_of_all_data(index: RedisIndex, valkey: Any) -> None:
+    (first,) = index.enqueue(KIND, [Request("a", 0)])
+    valkey.flushall()
+    flushed = milliseconds(valkey)
+    poll("the next millisecond", lambda: milliseconds(valkey) > flushed, interval=0.001)
+    (second,) = index.enqueue(KIND, [Request("a", 0)])
+    assert first.wakeup
+    assert second.wakeup
+    assert int(second.wakeup.token) > int(first.wakeup.token)
+
+
+def test_scripts_are_loaded_when_it_does_not_know_them(index: RedisIndex, valkey: Any) -> None:
+    valkey.script_flush()
+    index.enqueue(KIND, [Request("a", 0)])
+    valkey.script_flush()
+    many = [Request(f"id-{n}", 0) for n in range(1_000)]
+    assert len(index.enqueue(KIND, many)) == 1_000
+    assert index.counts(KIND)[Status.SENT] == 1_001
+
+
+def test_namespaces_and_prefixes_do_not_meet(index: RedisIndex, valkey: Any) -> None:
+    others = [
+        RedisIndex(valkey, Limits(), namespace="other"),
+        RedisIndex(valkey, Limits(), key_prefix="other"),
+    ]
+    index.enqueue(KIND, [Request("a", 0)])
+    index.pause(KIND)
+    for other in others:
+        assert other.describe(KIND, ["a"]) == [None]
+        assert not other.paused(KIND)
+        assert other.delete(KIND, ["a"]) == [False]
+    assert {key.split(":")[0] for key in valkey.scan_iter()} == {"gs"}
+
+
+def test_every_key_of_a_shard_is_in_one_slot(index: RedisIndex, valkey: Any) -> None:
+    for id in ("a", "{b}", "}c{", "{}"):
+        index.enqueue(KIND, [Request(id, 0)])
+        index.delete(KIND, [id])
+        index.enqueue(KIND, [Request(id, 10**9)])
+    slots = {redis.cluster.key_slot(key.encode()) for key in valkey.scan_iter()}
+    assert slots == {redis.cluster.key_slot(b"gs:{default:order:0}:token")}
+
+
+def test_an_entity_stays_in_its_shard_over_releases(valkey: Any) -> None:
+    """Else an upgrade would lose all that is scheduled."""
+    index = RedisIndex(valkey, Limits(), shards=8)
+    index.enqueue(KIND, [Request(id, 10**9) for id in ("a", "42", "web-017", "ünï")])
+    where = {key.split(":e:")[1]: int(key.split("}")[0][-1]) for key in valkey.scan_iter("*:e:*")}
+    valkey.flushall()
+    assert where == {"a": 3, "42": 0, "web-017": 1, "ünï": 2}
+
+
+def test_its_absence_is_told() -> None:
+    with redis.Redis(
+        host=HOST, port=free_port(), retry=Retry(NoBackoff(), 0), decode_responses=True
+    ) as client:
+        index = RedisIndex(client, Limits())
+        for say in (
+            lambda: index.enqueue(KIND, [Request("a", 0)]),
+            lambda: index.delete(KIND, ["a"]),
+            lambda: index.describe(KIND, ["a"]),
+            lambda: index.counts(KIND),
+            lambda: index.pause(KIND),
+            lambda: index.survey([KIND], sweeper="s", hold=1, limit=1),
+        ):
+            with pytest.raises(IndexUnavailable):
+                say()
+
+
+def test_a_mistake_is_no_absence(index: RedisIndex, valkey: Any) -> None:
+    """A key of ours that holds something else: waiting does not help."""
+    valkey.set("gs:{default:order:0}:parked", "somebody else's")
+    with pytest.raises(redis.ResponseError):
+        index.enqueue(KIND, [Request("a", 10**9)])
