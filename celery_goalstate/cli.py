@@ -97,7 +97,7 @@ def _engine(ctx: click.Context) -> Iterator[Engine]:
             )
         yield engine
     except IndexUnavailable as error:
-        raise _Unavailable(f"{error}: {safe_url(url)}") from error
+        raise _Unavailable(f"{error} ({safe_url(url)})") from error
     except GoalStateError as error:
         hint = " Or name yours: celery -A PROJECT goalstate ..." if app.main == "default" else ""
         raise click.UsageError(f"{error}.{hint}" if hint else str(error)) from error
@@ -384,10 +384,11 @@ def _next(found: Description, paused: bool) -> str:
         return f"{then}The kind is paused: nothing starts until `goalstate resume {found.kind}`."
     match found.status:
         case Status.RUNNING:
-            expires = found.lease_expires
-            lost = "" if expires is None else f" if it falls silent, its lease ends {_relative(expires)}"
             again = " It is looked at once more after that." if found.deadline else ""
-            return f"A worker evaluates it now;{lost} and the failure backs off.{again}"
+            return (
+                f"A worker evaluates it now.{again} Should the worker fall silent, its lease ends"
+                f" {_relative(found.lease_expires)}; then it is looked at again after the back-off."
+            )
         case Status.FAILED:
             return (
                 "It is quarantined: nothing happens until somebody enqueues it:"
