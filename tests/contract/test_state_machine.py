@@ -87,9 +87,8 @@ class Machine(RuleBasedStateMachine):
         self.index: Any = Twins(lane, twin) if twin else lane.index
         self.entities: defaultdict[str, Entity] = defaultdict(Entity)
         self.channel: list[Wakeup] = []
-        self.evaluations: list[
-            Evaluation
-        ] = []  # the latest ones; some are over, or only believe they are not
+        # The latest ones; those that are over may not know it.
+        self.evaluations: list[Evaluation] = []
         self.reported: dict[str, Report] = {}  # by lease
         self.last_claim: tuple[list[tuple[str, str]], str, list[Any]] | None = None
         self.paused = False
@@ -116,9 +115,8 @@ class Machine(RuleBasedStateMachine):
 
     @rule(id=ids, delay=delays, past=rarely)
     def enqueue(self, id: str, delay: int, past: bool) -> None:
-        request = Request(
-            id, at=self.clock.now - 10 if past else self.clock.now + delay, task_id=self._name()
-        )
+        at = self.clock.now + (-10 if past else delay)
+        request = Request(id, at=at, task_id=self._name())
         self._enqueue(request, Policy.EARLIEST, None, None)
 
     @rule(id=ids, delay=delays, policy=st.sampled_from(Policy), max_wait=st.none() | delays, repeat=rarely)
@@ -178,10 +176,9 @@ class Machine(RuleBasedStateMachine):
     # -- the channel
 
     @precondition(lambda self: self.channel)
-    @rule(
-        number=numbers, fate=st.sampled_from(["lost", "duplicated", "not published", "put back all the same"])
-    )
+    @rule(number=numbers, fate=st.sampled_from(["lost", "duplicated", "not published", "put back"]))
     def disturb_message(self, number: int, fate: str) -> None:
+        """A publish that failed is put back; its message may have arrived all the same."""
         wakeup = self.channel[number % len(self.channel)]
         if fate in {"lost", "not published"}:
             self.channel.remove(wakeup)
@@ -264,9 +261,6 @@ class Machine(RuleBasedStateMachine):
                 assert isinstance(second, Claim)
                 assert second.lease == first.lease
                 self._renewed(first)
-                evaluation = self.entities[first.id].evaluation
-                assert evaluation
-                evaluation.expires = self.clock.now + LIMITS.lease
             elif isinstance(second, Claim):
                 # The first time it was early or the kind was paused: a claim like any other.
                 evaluation = self.entities[second.id].evaluation
@@ -459,16 +453,8 @@ class Machine(RuleBasedStateMachine):
     def _sweep_with_old_news(self, evaluation: Evaluation) -> None:
         """A sweeper that stalled acts on what it saw long ago."""
         failures = self.entities[evaluation.id].failures + 1
-        report = Report(
-            evaluation.id,
-            evaluation.lease,
-            Verdict.FAILED,
-            20,
-            failures,
-            error="WorkerLost",
-            expired_only=True,
-        )
-        self._finish(evaluation, report)
+        lost = Report(evaluation.id, evaluation.lease, Verdict.FAILED, 20, failures, expired_only=True)
+        self._finish(evaluation, lost)
         self._promote(IDS, repeat=True)
         self._resend(IDS, None, repeat=True)
 
