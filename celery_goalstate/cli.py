@@ -17,10 +17,12 @@ from typing import Any
 
 import click
 from celery.bin.base import CeleryCommand, CeleryOption
+from celery.exceptions import QueueNotFound
 
 from celery_goalstate.engine import Description, Engine, Status, engine_of
 from celery_goalstate.entity import EntityRef
 from celery_goalstate.exceptions import GoalStateError, IndexUnavailable
+from celery_goalstate.kind import DEFAULT_NAMESPACE, task_name
 from celery_goalstate.settings import safe_url
 
 NOT_FOUND, UNAVAILABLE = 1, 3
@@ -122,6 +124,18 @@ def _unknown(engine: Engine, kind: str) -> str:
     return f"no entity class of kind {kind!r} is registered.{hint} Known: {', '.join(engine.kinds) or 'none'}"
 
 
+def _queue(engine: Engine, kind: str) -> str | None:
+    """Where the messages of a kind go; None if this app cannot tell."""
+    if kind not in engine.kinds:
+        return None
+    name = task_name(kind, engine._namespace or DEFAULT_NAMESPACE)
+    try:
+        routed = engine.app.amqp.router.route(dict(engine._kind(kind).options.routing), name)
+    except QueueNotFound:
+        return None
+    return getattr(routed.get("queue"), "name", None)
+
+
 def _not_found(ctx: click.Context, engine: Engine, kind: str, what: str) -> None:
     """Say that there is nothing, and why that may be; exit 1."""
     hint = "" if kind in engine.kinds else f" ({_unknown(engine, kind)})"
@@ -192,12 +206,15 @@ def show(ctx: click.Context, kind: str, id: str, as_json: bool) -> None:
     with _engine(ctx) as engine:
         found = engine.describe(ref)
         paused = engine.paused(kind)
+        queue = _queue(engine, kind)
         if as_json:
-            _print_json(None if found is None else _details(found, paused))
+            _print_json(None if found is None else _details(found, paused, queue))
         if found is None:
             _not_found(ctx, engine, kind, f"{ref} is not known: never enqueued, deleted, or idle for long")
         elif not as_json:
-            _print_details(found, paused)
+            _print_details(found, paused, queue)
+            if kind not in engine.kinds:
+                click.echo(f"{_unknown(engine, kind)}. A worker that does not know it drops its messages.")
 
 
 @goalstate.command("list", cls=CeleryCommand)
@@ -357,7 +374,7 @@ def _when(found: Description) -> str:
     return "" if since is None else _relative(since)
 
 
-def _print_details(found: Description, paused: bool) -> None:
+def _print_details(found: Description, paused: bool, queue: str | None) -> None:
     late = _lateness(found)
     overdue = f", {_span(late)} overdue" if late >= 1 else f", {_relative(found.deadline)}"
     reached = {True: ", goal reached", False: ", goal not reached", None: ""}[found.converged]
@@ -369,6 +386,7 @@ def _print_details(found: Description, paused: bool) -> None:
         "failures": found.failures and str(found.failures),
         "error": found.error,
         "task id": found.task_id,
+        "message": found.sent and f"on its way{f', by queue {queue}' if queue else ''}",
     }
     click.echo(f"{found.kind}/{found.id}: {found.status}\n")
     for name, value in lines.items():
@@ -406,8 +424,9 @@ def _next(found: Description, paused: bool) -> str:
         return f"A worker evaluates it at its deadline.{retry}"
     if found.sent:
         return (
-            "It waits for a free worker; are they busy, or is none running for its queue? A message that was"
-            f" lost is sent again by itself.{retry}"
+            "It waits for a free worker. Is one running (`celery status`), does it consume that queue"
+            " (`celery inspect active_queues`), is it busy (`celery inspect active`)? A message that was lost"
+            f" is sent again by itself.{retry}"
         )
     return (
         "It is overdue, and no message is under way: is a worker of this app running, whose sweeper sends it?"
@@ -465,11 +484,12 @@ def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None
 # For machines ------------------------------------------------------------------------------------
 
 
-def _details(found: Description, paused: bool) -> dict[str, Any]:
+def _details(found: Description, paused: bool, queue: str | None) -> dict[str, Any]:
     return {
         **asdict(found),
         "lateness": round(_lateness(found), 3),
         "paused": paused,
+        "queue": queue,
         "next": _next(found, paused),
     }
 

@@ -40,7 +40,7 @@ def engine(valkey: Valkey) -> Iterator[Engine]:
         def iter_unconverged(cls) -> list[str]:
             return ["1", "2"]
 
-    @engine.register
+    @engine.register(queue="parcels")
     class Parcel(Entity):
         pass
 
@@ -205,6 +205,34 @@ class TestShow:
         assert shown["paused"] is False
         assert datetime.fromisoformat(shown["quarantined"]).tzinfo is not None
         assert shown["next"].startswith("It is quarantined")
+
+    def test_the_queue_that_its_message_is_on(self, engine: Engine, goalstate: Command) -> None:
+        goalstate("enqueue", "order", "1")
+        goalstate("enqueue", "parcel", "1")
+        goalstate("enqueue", "parcel", "2", "--in", "1h")
+        assert "message        on its way, by queue celery\n" in goalstate("show", "order", "1").output
+        assert "message        on its way, by queue parcels\n" in goalstate("show", "parcel", "1").output
+        assert "message" not in goalstate("show", "parcel", "2").output
+        assert json.loads(goalstate("show", "parcel", "2", "--json").stdout)["queue"] == "parcels"
+
+    def test_the_queue_that_a_route_names(self, engine: Engine, goalstate: Command) -> None:
+        engine.app.conf.task_routes = {"goalstate.order": {"queue": "quick"}}
+        goalstate("enqueue", "order", "1")
+        assert "on its way, by queue quick\n" in goalstate("show", "order", "1").output
+
+    def test_a_queue_that_does_not_exist(self, engine: Engine, goalstate: Command) -> None:
+        engine.enqueue(engine.ref("parcel", "1"), timedelta(hours=1))
+        engine.app.conf.task_create_missing_queues = False
+        assert goalstate("show", "parcel", "1").exit_code == 0
+        assert json.loads(goalstate("show", "parcel", "1", "--json").stdout)["queue"] is None
+
+    def test_a_kind_of_another_app(self, engine: Engine, goalstate: Command) -> None:
+        engine.enqueue(engine.ref("order.old", "1"))
+        result = goalstate("show", "order.old", "1")
+        assert result.exit_code == 0
+        assert "message        on its way\n" in result.output
+        assert "no entity class of kind 'order.old' is registered. Did you mean order?" in result.output
+        assert result.output.endswith("A worker that does not know it drops its messages.\n")
 
     def test_unknown(self, goalstate: Command) -> None:
         result = goalstate("show", "order", "42")
