@@ -20,8 +20,8 @@ from celery_goalstate.settings import Settings
 CONNECT_TIMEOUT = 2.0
 REPLY_TIMEOUT = 5.0
 
-#: A thread or greenlet that talks to the index has a connection meanwhile. redis-py's own bound (100) would tell
-#: the next one that the index is away. `?max_connections=` in the URL sets another.
+#: A thread or greenlet that talks to the index has a connection meanwhile. redis-py's own bound (100) would
+#: tell the next one that the index is away. `?max_connections=` in the URL sets another.
 MAX_CONNECTIONS = 10_000
 
 
