@@ -662,7 +662,9 @@ def _policy(*, replace: bool, max_wait: float | timedelta | None) -> tuple[Polic
 def _speaker_in(index: Index, kind: str) -> Run | None:
     """The evaluation of this engine and kind that speaks, if there is one."""
     who = speaker.get()
-    return who.run if who is not None and who.index is index and who.kind == kind else None
+    if who is None or who.ended or who.index is not index or who.kind != kind:
+        return None
+    return who.run
 
 
 def _batches(identified: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:

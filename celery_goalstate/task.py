@@ -60,13 +60,14 @@ REFUSALS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Speaker:
     """The evaluation under way in this thread or greenlet."""
 
     index: Index  #: tells engines apart: each may have a kind of this name
     kind: str
     run: Run
+    ended: bool = False  #: work that an action leaves behind, in a copy of its context, speaks from outside
 
 
 #: Who speaks when an entity is enqueued: an evaluation, or (None) somebody from outside.
@@ -240,6 +241,7 @@ def _speaking(who: Speaker) -> Iterator[None]:
     try:
         yield
     finally:
+        who.ended = True
         speaker.reset(before)
 
 

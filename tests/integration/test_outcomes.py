@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -483,6 +484,17 @@ def test_from_inside_a_successful_evaluation_it_counts(
     evaluate(world)
     assert look(world).deadline == datetime.fromtimestamp(NOW, UTC)
     assert look(world).failures == 0
+
+
+@pytest.mark.parametrize("end", [Requeue(3600), PermanentError("no")], ids=["requeued", "quarantined"])
+def test_what_an_action_leaves_behind_speaks_from_outside(world: World, truth: Truth, end: Any) -> None:
+    """In a copy of its context, as `asyncio.to_thread` and `sync_to_async` make one, that outlives it."""
+    left: list[contextvars.Context] = []
+    copy = _named("copy", lambda ctx, entity: left.append(contextvars.copy_context()))
+    truth.set("1", copy, says("end", end))
+    evaluate(world)
+    assert left[0].run(world.engine.enqueue, world.entity("1"), 5).changed
+    assert look(world).deadline == datetime.fromtimestamp(NOW + 5, UTC)
 
 
 def test_other_entities_are_enqueued_at_once(world: World, truth: Truth) -> None:
