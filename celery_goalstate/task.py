@@ -97,8 +97,7 @@ class Evaluator:
             logger.error("%s rejected a malformed message: %s", task.name, error)  # noqa: TRY400 - no traceback
             raise Reject(str(error), requeue=False) from error
 
-        claimed_at = self._keeper.clock()
-        claim = self._claim(id, token, str(task.request.id), resent_at)
+        claim, claimed_at = self._claim(id, token, str(task.request.id), resent_at)
         if isinstance(claim, Refusal):
             if claim.wakeup:
                 self._dispatch([claim.wakeup])
@@ -111,16 +110,17 @@ class Evaluator:
             outcome = self._evaluate(task, claim, lease)
             finished = self._finish(self._report(task, run, outcome), lease)
 
-        if finished.result is Finish.FENCED:
-            logger.warning("%s/%s lost its lease; the outcome is dropped: %s", self._kind.name, id, outcome)
-            return f"{outcome}; dropped, since its lease was lost"
         if finished.wakeup:
             self._dispatch([finished.wakeup])
-        return self._tell(outcome, finished)
+        return self._tell(f"{self._kind.name}/{id}", outcome, finished)
 
-    def _claim(self, id: str, token: str, task_id: str, resent_at: int | None) -> Claim | Refusal:
+    def _claim(
+        self, id: str, token: str, task_id: str, resent_at: int | None
+    ) -> tuple[Claim | Refusal, float]:
+        """The index's reply, and the keeper's time before it was asked for it."""
         nonce = uuid()  # tells this claim, said again, from a second message of the same task id
         for attempt in range(1, CLAIM_ATTEMPTS + 1):
+            asked_at = self._keeper.clock()
             try:
                 [claim] = self._index.claim(
                     self._kind.name, [(id, token)], nonce=nonce, task_id=task_id, resent_at=resent_at
@@ -130,7 +130,7 @@ class Evaluator:
                     raise
                 time.sleep(TRY_AGAIN_AFTER)
             else:
-                return claim
+                return claim, asked_at
         raise AssertionError("unreachable")
 
     def _evaluate(self, task: Task[Any, Any], claim: Claim, lease: Lease) -> Outcome:
@@ -172,18 +172,29 @@ class Evaluator:
         self._publisher.dispatch(self._kind.name, wakeups, self._kind.options.routing)
 
     @staticmethod
-    def _tell(outcome: Outcome, finished: Finished) -> str:
-        if outcome.error is None:
-            return str(outcome)
+    def _tell(entity: str, outcome: Outcome, finished: Finished) -> str:
+        """Tell Celery; and the log, since Celery's own lines name no entity and show no error of a retry."""
+        line, error = str(outcome), outcome.error
+        if finished.result is Finish.FENCED:
+            line += "; dropped, since its lease was lost"
+            logger.warning("%s: %s", entity, line, exc_info=error)
+            return line
+        if error is None:
+            logger.info("%s: %s", entity, line)
+            return line
         if outcome.quarantined:
-            if isinstance(outcome.error, TaskPredicate):  # what it says to Celery is not meant for this task
-                raise GoalStateError(error_text(outcome.error)) from outcome.error
-            raise outcome.error
+            logger.error("%s: %s", entity, line)  # Celery shows the traceback
+            if isinstance(error, TaskPredicate):  # what it says to Celery is not meant for this task
+                raise GoalStateError(error_text(error)) from error
+            raise error
         if finished.deadline is None:  # a failure has a next look, unless the entity is gone
-            return f"{outcome}; dropped, since the entity was deleted"
+            line += "; dropped, since the entity was deleted"
+            logger.warning("%s: %s", entity, line, exc_info=error)
+            return line
+        logger.warning("%s: %s", entity, line, exc_info=error)
         when = datetime.fromtimestamp(finished.deadline / 1000, UTC)
-        error = get_pickleable_exception(outcome.error)  # it crosses to the pool's parent process
-        raise Retry(str(outcome), exc=error, when=when) from outcome.error
+        # It crosses to the pool's parent process.
+        raise Retry(line, exc=get_pickleable_exception(error), when=when) from error
 
 
 def report(

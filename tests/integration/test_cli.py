@@ -132,7 +132,9 @@ class TestEnqueue:
             ),
             (["Order", "42"], "kind is 'Order'; accepted: lower-case letters"),
             (["order", "4\n2"], "an entity's id is '4\\n2'"),
-            (["order"], "Missing argument"),
+            ([], "Missing argument"),
+            (["order"], "which order? Give KIND ID, or KIND/ID"),
+            (["order/"], "an entity's id is ''"),
         ],
     )
     def test_bad_usage(self, engine: Engine, goalstate: Command, arguments: list[str], said: str) -> None:
@@ -140,6 +142,29 @@ class TestEnqueue:
         assert result.exit_code == 2
         assert said in result.output
         assert engine.counts("order")["order"] == dict.fromkeys(Status, 0)
+
+
+class TestEntities:
+    """An entity may be given as the lists and the logs write it."""
+
+    def test_one_word(self, engine: Engine, goalstate: Command) -> None:
+        assert goalstate("enqueue", "order/4/2", "--in", "5m", "parcel/7").exit_code == 0
+        assert engine.is_scheduled(engine.ref("order", "4/2"))
+        assert goalstate("show", "--json", "order/4/2").exit_code == 0
+        assert (
+            goalstate("delete", "order/4/2", "parcel/7").output == "order/4/2: deleted\nparcel/7: deleted\n"
+        )
+
+    def test_an_id_may_have_a_slash(self, goalstate: Command) -> None:
+        assert goalstate("enqueue", "order", "a/1").output == "order/a/1: scheduled now\n"
+
+    def test_the_two_ways_are_not_mixed(self, goalstate: Command) -> None:
+        result = goalstate("enqueue", "order/42", "43")
+        assert result.exit_code == 2
+        assert "an entity's id is ''" in result.output
+
+    def test_show_takes_one(self, goalstate: Command) -> None:
+        assert "give one entity" in goalstate("show", "order", "42", "43").output
 
 
 class TestShow:

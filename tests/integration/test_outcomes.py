@@ -419,7 +419,8 @@ def test_the_outcome_of_a_lost_lease_is_dropped(
     assert truth.log == [("order", "1"), ("order", "1"), ("order", "overtaken")]
     assert result.state == states.SUCCESS
     assert "dropped, since its lease was lost" in result.result
-    assert "order/1 lost its lease; the outcome is dropped" in caplog.text
+    texts = [record.getMessage() for record in caplog.records if record.name == "celery_goalstate.task"]
+    assert any(text.startswith("order/1: old: stall") and "dropped" in text for text in texts)
     assert (look(world).status, look(world).converged) == ("idle", True), "the later evaluation's"
     assert world.messages() == []
 
@@ -669,3 +670,50 @@ def test_malformed_messages_are_rejected_and_the_worker_lives(
 
     engine.enqueue(entity("1"))
     poll("the worker still evaluates", lambda: truth.looks("1") == 1)
+
+
+# In the log --------------------------------------------------------------------------------------
+
+
+def test_the_log_names_the_entity_and_shows_the_error(
+    world: World, truth: Truth, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Celery's own lines name a task id, and show no traceback of a retry."""
+
+    def ship(ctx: Any, entity: Any) -> None:
+        ctx.log.info("%d %% done", 50)
+        raise KeyError("address")
+
+    caplog.set_level(logging.INFO, "celery_goalstate")
+    truth.set("50%d", ship)
+    evaluate(world, "50%d")
+    action, failure = [record for record in caplog.records if record.name.startswith("celery_goalstate")]
+    assert action.getMessage() == "order/50%d ship: 50 % done"
+    assert action.filename == "test_outcomes.py"
+    assert (action.kind, action.id, action.action) == ("order", "50%d", "ship")  # type: ignore[attr-defined]
+    assert failure.getMessage().startswith("order/50%d: old: ship 0 ms failed (KeyError: 'address'); look")
+    assert failure.levelno == logging.WARNING
+    assert 'raise KeyError("address")' in caplog.text
+
+    world.messages()
+    caplog.clear()
+    truth.set("1", truth.reach)
+    evaluate(world)
+    [success] = [record for record in caplog.records if record.name.startswith("celery_goalstate")]
+    assert (success.levelno, success.getMessage()) == (
+        logging.INFO,
+        "order/1: old → new: reach 0 ms; converged",
+    )
+
+
+def test_a_percent_sign_in_a_log_text_without_arguments(
+    world: World, truth: Truth, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Logging formats a text only if there are arguments."""
+
+    def ship(ctx: Any, entity: Any) -> None:
+        ctx.log.warning("100% done")
+
+    truth.set("5%", ship)
+    evaluate(world, "5%")
+    assert "order/5% ship: 100% done" in caplog.text
