@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -169,7 +169,9 @@ class Evaluator:
                 pass  # it struck after the actions; a report is safe to repeat
 
     def _dispatch(self, wakeups: list[Wakeup]) -> None:
-        self._publisher.dispatch(self._kind.name, wakeups, self._kind.options.routing)
+        # The evaluation has ended whatever becomes of its wake-up: one that is lost is sent again.
+        with suppress(IndexUnavailable, SoftTimeLimitExceeded):
+            self._publisher.dispatch(self._kind.name, wakeups, self._kind.options.routing)
 
     @staticmethod
     def _tell(entity: str, outcome: Outcome, finished: Finished) -> str:

@@ -17,6 +17,7 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
 from celery.exceptions import Retry
 from celery.result import EagerResult
@@ -82,13 +83,15 @@ class Publisher:
             batch = wakeups[start : start + BATCH]
             try:
                 self._publish(kind, batch, {**(options or {}), **({} if patient else AT_ONCE)})
-            except Exception as error:  # noqa: BLE001 - the index has noted them: whatever it was, they are sent later
+            except Exception as error:
                 left = wakeups[start:]
                 logger.warning(
                     "%d wake-ups of kind %s could not be published, the sweeper sends them later: %s: %s",
                     len(left), kind, type(error).__name__, error,
                 )  # fmt: skip
                 self._index.put_back(kind, left)
+                if isinstance(error, SoftTimeLimitExceeded):
+                    raise  # meant for the action that enqueues
                 return False
         return True
 
