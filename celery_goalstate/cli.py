@@ -77,6 +77,7 @@ def _parse_time(ctx: click.Context, param: click.Parameter, value: str | None) -
     return when
 
 
+_entities = click.argument("entities", metavar="KIND ID...", nargs=-1, required=True)
 _as_json = click.option("--json", "as_json", cls=CeleryOption, is_flag=True, help="For machines.")
 
 
@@ -110,6 +111,15 @@ def _ref(kind: str, id: str) -> EntityRef:
         return EntityRef(kind, id)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+
+
+def _refs(words: Sequence[str]) -> list[EntityRef]:
+    """The entities of `KIND ID...`, or of `KIND/ID...`, as the lists and the logs write them."""
+    if "/" in words[0]:
+        return [_ref(kind, id) for kind, _, id in (word.partition("/") for word in words)]
+    if len(words) == 1:
+        raise click.UsageError(f"which {words[0]}? Give KIND ID, or KIND/ID")
+    return [_ref(words[0], id) for id in words[1:]]
 
 
 def _check_kind(engine: Engine, kind: str) -> None:
@@ -147,8 +157,7 @@ def _not_found(ctx: click.Context, engine: Engine, kind: str, what: str) -> None
 
 
 @goalstate.command(cls=CeleryCommand)
-@click.argument("kind")
-@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@_entities
 @click.option(
     "--in",
     "delay",
@@ -168,8 +177,7 @@ def _not_found(ctx: click.Context, engine: Engine, kind: str, what: str) -> None
 @click.pass_context
 def enqueue(
     ctx: click.Context,
-    kind: str,
-    ids: Sequence[str],
+    entities: Sequence[str],
     delay: timedelta | None,
     at: datetime | None,
     as_json: bool,
@@ -180,9 +188,10 @@ def enqueue(
     """
     if delay is not None and at is not None:
         raise click.UsageError("give --in or --at, not both")
-    refs = [_ref(kind, id) for id in ids]
+    refs = _refs(entities)
     with _engine(ctx) as engine:
-        _check_kind(engine, kind)
+        for ref in refs:
+            _check_kind(engine, ref.kind)
         try:
             done = {str(ref): engine.enqueue(ref, at if delay is None else delay) for ref in refs}
         except ValueError as error:  # a deadline that is too far away
@@ -196,25 +205,30 @@ def enqueue(
 
 
 @goalstate.command(cls=CeleryCommand)
-@click.argument("kind")
-@click.argument("id")
+@click.argument("entity", metavar="KIND ID", nargs=-1, required=True)
 @_as_json
 @click.pass_context
-def show(ctx: click.Context, kind: str, id: str, as_json: bool) -> None:
+def show(ctx: click.Context, entity: Sequence[str], as_json: bool) -> None:
     """Everything that is known of an entity, and what will happen next."""
-    ref = _ref(kind, id)
+    ref, *more = _refs(entity)
+    if more:
+        raise click.UsageError("give one entity")
     with _engine(ctx) as engine:
         found = engine.describe(ref)
-        paused = engine.paused(kind)
-        queue = _queue(engine, kind)
+        paused = engine.paused(ref.kind)
+        queue = _queue(engine, ref.kind)
         if as_json:
             _print_json(None if found is None else _details(found, paused, queue))
         if found is None:
-            _not_found(ctx, engine, kind, f"{ref} is not known: never enqueued, deleted, or idle for long")
+            _not_found(
+                ctx, engine, ref.kind, f"{ref} is not known: never enqueued, deleted, or idle for long"
+            )
         elif not as_json:
             _print_details(found, paused, queue)
-            if kind not in engine.kinds:
-                click.echo(f"{_unknown(engine, kind)}. A worker that does not know it drops its messages.")
+            if ref.kind not in engine.kinds:
+                click.echo(
+                    f"{_unknown(engine, ref.kind)}. A worker that does not know it drops its messages."
+                )
 
 
 @goalstate.command("list", cls=CeleryCommand)
@@ -256,22 +270,21 @@ def list_(ctx: click.Context, kind: str | None, status: str | None, limit: int, 
 
 
 @goalstate.command(cls=CeleryCommand)
-@click.argument("kind")
-@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@_entities
 @_as_json
 @click.pass_context
-def delete(ctx: click.Context, kind: str, ids: Sequence[str], as_json: bool) -> None:
+def delete(ctx: click.Context, entities: Sequence[str], as_json: bool) -> None:
     """Forget entities: their schedules, failures, all of it. What they stand for is not touched."""
-    refs = [_ref(kind, id) for id in ids]
+    refs = _refs(entities)
     with _engine(ctx) as engine:
-        done = {str(ref): engine.delete(ref) for ref in refs}
+        done = {ref: engine.delete(ref) for ref in refs}
         if as_json:
-            _print_json([{"entity": entity, "deleted": deleted} for entity, deleted in done.items()])
+            _print_json([{"entity": str(ref), "deleted": deleted} for ref, deleted in done.items()])
         else:
-            for entity in (entity for entity, deleted in done.items() if deleted):
-                click.echo(f"{entity}: deleted")
-        if unknown := [entity for entity, deleted in done.items() if not deleted]:
-            _not_found(ctx, engine, kind, f"not known: {', '.join(unknown)}")
+            for ref in (ref for ref, deleted in done.items() if deleted):
+                click.echo(f"{ref}: deleted")
+        if unknown := [ref for ref, deleted in done.items() if not deleted]:
+            _not_found(ctx, engine, unknown[0].kind, f"not known: {', '.join(map(str, unknown))}")
 
 
 @goalstate.command(cls=CeleryCommand)
