@@ -134,7 +134,8 @@ class Publisher:
         )
         if not ignore_result:
             app.backend.on_task_call(producer, wakeup.task_id)
-        app.amqp.send_task_message(producer, name, message, **app.amqp.router.route(options, name))
+        routed = app.amqp.router.route(options, name, contents["args"], contents["kwargs"])
+        app.amqp.send_task_message(producer, name, message, **routed)
 
     def _evaluate_inline(self, kind: str, wakeups: Sequence[Wakeup]) -> None:
         """`task_always_eager`: evaluate what is due before returning, one after the other and never nested.

@@ -58,6 +58,14 @@ def test_a_message_says_which_entity_and_no_more(world: World) -> None:
     assert message.headers["ignore_result"] is True
 
 
+def test_a_router_of_the_project_is_told_what_the_message_says(make_world: Callable[..., World]) -> None:
+    told = []
+    world = make_world(task_routes=[lambda name, args, kwargs, options, task=None: told.append((name, args))])
+    assert world.engine.enqueue(world.entity("3")).sent
+    [message] = world.messages()
+    assert told == [("goalstate.order", tuple(message.args))]
+
+
 def test_a_near_deadline_is_an_eta_and_a_far_one_no_message(world: World) -> None:
     assert world.engine.enqueue(world.entity("1"), 20).sent
     assert not world.engine.enqueue(world.entity("2"), 31).sent
