@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -19,6 +20,7 @@ SHOWN = 20  # violations
 
 def main() -> int:
     options, arguments = _parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by TERM"))  # the servers must be ended too
     directory = Path(tempfile.mkdtemp(prefix="chaos-"))
     began = time.monotonic()
 
@@ -53,6 +55,10 @@ def _parse() -> tuple[Options, argparse.Namespace]:
     parser.add_argument("--workers", type=int, default=default.workers)
     parser.add_argument("--producers", type=int, default=default.producers)
     parser.add_argument("--pace", type=float, default=default.pace, help="seconds between a producer's calls")
+    parser.add_argument("--kinds", default=default.kinds, help="of entities, separated by commas; empty: all")
+    parser.add_argument(
+        "--trouble", type=float, default=default.trouble, help="part of the messages that suffer"
+    )
     parser.add_argument("--faults", default=default.faults, help="only those whose name holds this")
     parser.add_argument(
         "--settle", type=float, default=default.settle, help="seconds until all must have ended"

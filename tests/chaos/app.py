@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import random
+import resource
 import signal
 import threading
 import time
@@ -66,8 +67,8 @@ class Plan:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def _poison(how: str, **options: Any) -> Plan:
-    return Plan((f"die-by:{how}",), 2, 0, "WorkerLost", {"max_failures": MAX_FAILURES, **options})
+def _poison(how: str, error: str = "WorkerLost", **options: Any) -> Plan:
+    return Plan((f"die-by:{how}",), 2, 0, error, {"max_failures": MAX_FAILURES, **options})
 
 
 KINDS = {
@@ -82,6 +83,7 @@ KINDS = {
     "poison-exit": _poison("exit"),
     "poison-segfault": _poison("segfault"),
     "poison-hang": _poison("hang", time_limit=1),
+    "poison-memory": _poison("memory", "MemoryError"),
 }
 POISON = [kind for kind in KINDS if kind.startswith("poison-")]
 
@@ -352,6 +354,13 @@ def _die(how: str) -> None:
             ctypes.string_at(0)
         case "hang":
             time.sleep(3600)
+        case "memory":  # more than the process may have
+            before = resource.getrlimit(resource.RLIMIT_AS)
+            resource.setrlimit(resource.RLIMIT_AS, (2**30, before[1]))
+            try:
+                bytearray(2**31)
+            finally:
+                resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def from_environment() -> Things:

@@ -157,6 +157,7 @@ def check(lines: Iterable[Line], final: Mapping[str, Final]) -> Findings:
         history = ledger.histories.get(name, History(name))
         findings.violations += history.found
         findings.violations += ledger.judge(history, end)
+    findings.figures["quarantined"] = sum(end.status == "failed" for end in final.values())
     findings.violations.sort(key=lambda violation: violation.at)
     return findings
 

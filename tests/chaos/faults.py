@@ -16,6 +16,7 @@ from tests.chaos.app import KINDS, LEASE, POISON
 
 if TYPE_CHECKING:
     from tests.chaos.harness import Stage
+    from tests.chaos.processes import Supervised
 
 Inject = Callable[["Stage", random.Random], bool]
 
@@ -62,18 +63,22 @@ def _kill_worker(stage: Stage, draw: random.Random) -> bool:
     return True
 
 
-@_fault("warm shutdown of a worker")
+@_fault("warm shutdown of a worker", alone="shutdown")
 def _warm(stage: Stage, draw: random.Random) -> bool:
-    return _shut_down(stage, draw, signal.SIGTERM)
+    return _shut_down(stage, draw.choice(stage.workers), signal.SIGTERM)
 
 
-@_fault("cold shutdown of a worker")
+@_fault("cold shutdown of a worker", alone="shutdown")
 def _cold(stage: Stage, draw: random.Random) -> bool:
-    return _shut_down(stage, draw, signal.SIGQUIT)
+    return _shut_down(stage, draw.choice(stage.workers[0::2]), signal.SIGQUIT)
 
 
-def _shut_down(stage: Stage, draw: random.Random, number: int) -> bool:
-    worker = draw.choice(stage.workers)
+@_fault("soft shutdown of a worker", alone="shutdown")
+def _soft(stage: Stage, draw: random.Random) -> bool:
+    return _shut_down(stage, draw.choice(stage.workers[1::2]), signal.SIGQUIT)
+
+
+def _shut_down(stage: Stage, worker: Supervised, number: int) -> bool:
     if not worker.is_ready():
         return False
     starts = worker.starts
@@ -81,6 +86,7 @@ def _shut_down(stage: Stage, draw: random.Random, number: int) -> bool:
     if not stage.wait(20, lambda: worker.starts > starts) and not stage.over.is_set():
         stage.note("a worker did not end in 20 s after " + signal.Signals(number).name)
         worker.signal(signal.SIGKILL)
+    stage.wait(20, lambda: worker.starts > starts and worker.is_ready())  # a rolling restart waits, too
     return True
 
 

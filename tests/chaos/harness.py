@@ -28,8 +28,6 @@ from tests.chaos.post import Post
 from tests.chaos.proxy import Proxy
 from tests.servers import RabbitMQ, Valkey, poll
 
-TROUBLE = 0.06  # the part of the messages that are not carried faithfully
-
 
 @dataclass(frozen=True)
 class Options:
@@ -43,6 +41,8 @@ class Options:
     workers: int = 2
     producers: int = 2
     pace: float = 0.12  #: seconds between two calls of a producer
+    kinds: str = ""  #: of entities that producers enqueue, separated by commas; empty: all
+    trouble: float = 0.06  #: the part of the messages that are not carried faithfully
     faults: str = ""  #: only those whose name holds this
     settle: float = 90.0  #: seconds after the last fault in which everything must end
 
@@ -89,11 +89,13 @@ class Stage:
             self.post = stack.enter_context(Post(self.broker.url, options.seed))
             place = {"directory": directory, "index_url": self.proxy.url}
             self.workers = [
-                processes.worker(number, pool=options.pool, **place)
+                processes.worker(number, pool=options.pool, soft=number % 2 == 0, **place)
                 for number in range(1, options.workers + 1)
             ]
             self.producers = [
-                processes.producer(number, options.producers, seed=options.seed, pace=options.pace, **place)
+                processes.producer(
+                    number, options.producers, options.seed, options.pace, options.kinds, **place
+                )
                 for number in range(options.producers)
             ]
             for process in (*self.workers, *self.producers):
@@ -148,7 +150,7 @@ def run(options: Options, directory: Path, *, say: Callable[[str], None] = lambd
         say("starting")
         poll("workers are ready", lambda: all(w.is_ready() for w in stage.workers), timeout=60)
         say(f"faults for {options.minutes:g} minutes")
-        stage.post.trouble = TROUBLE
+        stage.post.trouble = options.trouble
         timer = threading.Timer(options.minutes * 60, stage.over.set)
         timer.start()
         try:

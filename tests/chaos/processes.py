@@ -79,7 +79,8 @@ class Supervised:
             self._supervisor.join(timeout=0.1)
 
 
-def worker(number: int, *, pool: str, directory: Path, index_url: str) -> Supervised:
+def worker(number: int, *, pool: str, soft: bool, directory: Path, index_url: str) -> Supervised:
+    """`soft`: QUIT leaves its tasks some time to end."""
     name = f"worker-{number}"
     return Supervised(
         name,
@@ -87,6 +88,7 @@ def worker(number: int, *, pool: str, directory: Path, index_url: str) -> Superv
             *("-m", "celery", "--app", "tests.chaos.worker", "worker", "--queues", WORK),
             *("--pool", pool, "--concurrency", "2", "--hostname", f"{name}@chaos"),
             *("--without-mingle", "--without-gossip", "--loglevel", "INFO"),
+            *(("--", ".soft_shutdown_timeout=1.0") if soft else ()),
         ],
         directory=directory,
         index_url=index_url,
@@ -94,10 +96,12 @@ def worker(number: int, *, pool: str, directory: Path, index_url: str) -> Superv
     )
 
 
-def producer(number: int, of: int, *, seed: int, pace: float, directory: Path, index_url: str) -> Supervised:
+def producer(
+    number: int, of: int, seed: int, pace: float, kinds: str, *, directory: Path, index_url: str
+) -> Supervised:
     return Supervised(
         f"producer-{number}",
-        ["-m", "tests.chaos.producer", str(seed), str(number), str(of), str(pace)],
+        ["-m", "tests.chaos.producer", str(seed), str(number), str(of), str(pace), kinds],
         directory=directory,
         index_url=index_url,
     )

@@ -1,4 +1,4 @@
-"""A producer: `python -m tests.chaos.producer SEED NUMBER OF PACE`, until TERM.
+"""A producer: `python -m tests.chaos.producer SEED NUMBER OF PACE KINDS`, until TERM.
 
 It owns every OF-th entity, so that the order of what befalls each of them is certain. It may be killed at any
 time, and begins by saying again what it was about to say then. After USR1 it kills itself between index and
@@ -22,14 +22,14 @@ from tests.chaos.app import DIRECTORY, KINDS, Things, from_environment
 
 
 class Producer:
-    def __init__(self, things: Things, seed: int, number: int, of: int, pace: float) -> None:
+    def __init__(self, things: Things, seed: int, number: int, of: int, pace: float, kinds: str) -> None:
         self.things = things
         self.random = random.Random(f"{seed}-{number}-{os.getpid()}")
         self.pace = pace
         self.refs = {
             kind: [EntityRef(kind, str(n)) for n in range(plan.entities) if n % of == number]
             for kind, plan in KINDS.items()
-            if plan.weight
+            if (kind in kinds.split(",") if kinds else plan.weight)
         }
         self.intent = Path(os.environ[DIRECTORY]) / f"intent-{number}"
         self.latest: EntityRef | None = None  # the last one that was enqueued
@@ -97,5 +97,5 @@ class Producer:
 
 
 if __name__ == "__main__":
-    seed, number, of, pace = sys.argv[1:]
-    Producer(from_environment(), int(seed), int(number), int(of), float(pace)).run()
+    seed, number, of, pace, kinds = sys.argv[1:]
+    Producer(from_environment(), int(seed), int(number), int(of), float(pace), kinds).run()

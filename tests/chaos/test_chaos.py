@@ -67,3 +67,13 @@ def test_half_a_minute_of_all_faults_breaks_nothing(tmp_path: Path, record_prope
 )
 def test_nor_does_it_elsewhere(arguments: tuple[str, ...], tmp_path: Path, record_property: Record) -> None:
     breaks_nothing(tmp_path, record_property, "--seed", "1", "--minutes", "1", *arguments)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(180)
+def test_poison_is_quarantined_while_others_go_on(tmp_path: Path) -> None:
+    arguments = ("--seed", "1", "--minutes", "0.4", "--trouble", "0", "--faults", "kills its worker")
+    result, output = chaos(tmp_path, *arguments, "--kinds", "steady")
+    assert not any(result["violations"].values()), output
+    assert result["figures"]["quarantined"] > 5, output
+    assert result["figures"]["evaluations"] > 200, output

@@ -1,0 +1,223 @@
+"""The checker, on ledgers written by hand: a faithful one is clean, and each broken guarantee is seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.acceptance.ledger import Line
+from tests.chaos.app import LEASE, RETRY_DELAY
+from tests.chaos.checker import Final, check
+
+AT_GOAL = Final("idle", "", 1, 1, gone=False)
+UNKNOWN = Final(None, "", 1, 1, gone=True)
+
+
+class Story:
+    """Writes lines of one entity; times in seconds."""
+
+    def __init__(self, entity: str = "steady/1") -> None:
+        self.entity = entity
+        self.lines: list[Line] = []
+
+    def line(self, event: str, at: float, *, pid: int = 1, of: str | None = None, **fields: Any) -> Story:
+        self.lines.append(Line(event, self.entity if of is None else of, at, pid, fields))
+        return self
+
+    def enqueue(self, at: float, delay: float = 0.0, *, done: float | None = None, **fields: Any) -> Story:
+        self.line("enqueue", at, call=f"e{at}", delay=delay, **fields)
+        return self.line("enqueued", done or at + 0.001, call=f"e{at}")
+
+    def delete(self, at: float) -> Story:
+        return self.line("delete", at, call=f"d{at}").line("deleted", at + 0.001, call=f"d{at}")
+
+    def claim(
+        self, token: int, at: float, *, failures: int = 0, lateness: float = 10.0, pid: int = 1
+    ) -> Story:
+        claim = {"token": token, "asked": at - 0.001, "failures": failures, "lateness": lateness * 1000}
+        return self.line("claim", at, pid=pid, **claim).line("look", at, pid=pid, token=token)
+
+    def act(self, token: int, at: float, *, pid: int = 1) -> Story:
+        self.line("start", at, pid=pid, token=token, action="work")
+        return self.line("write", at, pid=pid, token=token, version=1)
+
+    def finish(
+        self,
+        token: int,
+        at: float,
+        verdict: str = "done",
+        delay: float | None = None,
+        *,
+        result: str = "accepted",
+        sweeper: bool = False,
+    ) -> Story:
+        said = {"verdict": verdict, "delay": delay and delay * 1000, "error": ""}
+        self.line("report", at, token=token, sweeper=sweeper, **said)
+        return self.line("reply", at + 0.001, token=token, sweeper=sweeper, result=result)
+
+    def run(self, token: int, at: float, **claim: Any) -> Story:
+        """An evaluation that succeeds within a tenth of a second."""
+        return self.claim(token, at, **claim).act(token, at + 0.05).finish(token, at + 0.1)
+
+    def broken(self, final: Final = AT_GOAL) -> list[str]:
+        found = check(self.lines, {self.entity: final})
+        return [violation.rule for violation in found.violations]
+
+
+def lost_worker(story: Story, token: int, at: float) -> Story:
+    """An evaluation whose worker died, and was given up when its lease ended."""
+    return story.claim(token, at).finish(token, at + LEASE, "failed", RETRY_DELAY, sweeper=True)
+
+
+FAITHFUL = {
+    "an evaluation": Story().enqueue(1).run(10, 1.1),
+    "one at its deadline": Story().enqueue(1, 2).run(10, 3.01),
+    "an enqueue during the evaluation": Story()
+    .enqueue(1)
+    .claim(10, 1.1)
+    .enqueue(1.15)
+    .finish(10, 1.2)
+    .run(11, 1.3),
+    "a failure and its back-off": (
+        Story().enqueue(1).claim(10, 1.1).finish(10, 1.2, "failed", RETRY_DELAY).run(11, 1.31, failures=1)
+    ),
+    "a lost worker": lost_worker(Story().enqueue(1), 10, 1.1).run(11, 1.21 + LEASE, failures=1),
+    "a deleted and enqueued entity": Story().enqueue(1, 2).delete(1.5).enqueue(1.6).run(10, 1.7),
+    "a later deadline by a replacing enqueue": Story()
+    .enqueue(1, 1)
+    .enqueue(1.1, 3, replaces=True)
+    .run(10, 4.2),
+}
+
+
+@pytest.mark.parametrize("story", FAITHFUL.values(), ids=FAITHFUL.keys())
+def test_a_faithful_engine_is_not_accused(story: Story) -> None:
+    assert story.broken() == []
+
+
+BROKEN = {
+    "nobody looks": ("lost", Story().enqueue(1).run(10, 1.1).enqueue(2)),
+    "only the evaluation under way looked": (
+        "lost",
+        Story().enqueue(1).claim(10, 1.1).enqueue(1.15).finish(10, 1.2),
+    ),
+    "a live lease is taken over": ("overlap", Story().enqueue(1).claim(10, 1.1).enqueue(1.2).run(11, 1.3)),
+    "a renewed lease is taken over": (
+        "overlap",
+        lost_worker(Story().enqueue(1), 10, 1.1)
+        .line("renewal", 2.0, token=10, asked=2.0)
+        .run(11, 1.21 + LEASE, failures=1),
+    ),
+    "a zombie begins another action": (
+        "zombie",
+        lost_worker(Story().enqueue(1), 10, 1.1)
+        .claim(11, 3, failures=1, pid=2)
+        .finish(11, 5)
+        .line("start", 4, token=10, action="more"),
+    ),
+    "a zombie writes after the other": (
+        "zombie",
+        lost_worker(Story().enqueue(1), 10, 1.1)
+        .claim(11, 3, failures=1, pid=2)
+        .act(11, 3.1, pid=2)
+        .finish(11, 3.2)
+        .line("write", 3.3, token=10, version=1),
+    ),
+    "a zombie's outcome is accepted": (
+        "zombie",
+        lost_worker(Story().enqueue(1), 10, 1.1)
+        .claim(11, 3, failures=1, pid=2)
+        .finish(10, 3.1)
+        .finish(11, 3.2),
+    ),
+    "an evaluation before its deadline": ("early", Story().enqueue(1, 2).run(10, 2.9)),
+    "an evaluation within the back-off": (
+        "early",
+        Story().enqueue(1).claim(10, 1.1).finish(10, 1.2, "failed", RETRY_DELAY).run(11, 1.25, failures=1),
+    ),
+    "an evaluation without a cause": ("early", Story().enqueue(1).run(10, 1.1).run(11, 2)),
+    "the later of two deadlines": ("later", Story().enqueue(1, 1).enqueue(1.1, 3).run(10, 4.2, lateness=0.1)),
+    "a later deadline than a requeue's": (
+        "later",
+        Story()
+        .enqueue(1)
+        .claim(10, 1.1)
+        .enqueue(1.15, 3)
+        .finish(10, 1.2, delay=0.4)
+        .run(11, 4.2, lateness=0.05),
+    ),
+    "an evaluation after a delete": ("posthumous", Story().enqueue(1).delete(1.05).run(10, 1.2)),
+    "a failure count that survives a delete": (
+        "posthumous",
+        Story()
+        .enqueue(1)
+        .claim(10, 1.1)
+        .finish(10, 1.2, "failed", RETRY_DELAY)
+        .delete(1.25)
+        .enqueue(1.3)
+        .run(11, 1.35, failures=1),
+    ),
+    "a failure that is not counted": (
+        "back-off",
+        Story().enqueue(1).claim(10, 1.1).finish(10, 1.2, "failed", RETRY_DELAY).run(11, 1.31),
+    ),
+}
+
+
+@pytest.mark.parametrize(("rule", "story"), BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_guarantee_is_seen(rule: str, story: Story) -> None:
+    assert rule in story.broken()
+
+
+@pytest.mark.parametrize(
+    "final",
+    [
+        Final(None, "", 1, 1, gone=False),
+        Final("scheduled", "", 1, 1, gone=False),
+        Final("running", "", 1, 1, gone=False),
+        Final("idle", "", 2, 1, gone=False),
+        Final("failed", "WorkerLost: ", 1, 1, gone=False),
+    ],
+    ids=str,
+)
+def test_an_entity_must_end_idle_and_at_its_goal(final: Final) -> None:
+    assert Story().enqueue(1).run(10, 1.1).broken(final) == ["unsettled"]
+
+
+def test_a_deleted_entity_must_be_unknown() -> None:
+    story = Story().enqueue(1, 2).delete(1.5)
+    assert story.broken(UNKNOWN) == []
+    assert story.broken() == ["unsettled"]
+
+
+def test_a_poisonous_entity_must_be_quarantined() -> None:
+    story = Story("poison-kill/1").enqueue(1).claim(10, 1.1, failures=2)
+    story.finish(10, 1.2 + LEASE, "quarantined", sweeper=True)
+    assert story.broken(Final("failed", "WorkerLost: the worker ...", 1, 0, gone=False)) == []
+    assert story.broken(Final("failed", "PlannedError", 1, 0, gone=False)) == ["unsettled"]
+
+
+def test_a_process_that_stood_still_after_its_check_is_a_zombie_for_one_action_only() -> None:
+    def story() -> Story:
+        story = lost_worker(Story().enqueue(1), 10, 1.1)
+        story.line("freeze", 1.2, of="", pids=[1]).claim(11, 3, failures=1, pid=2).finish(11, 5)
+        story.line("thaw", 4, of="", pids=[1])
+        return story.line("start", 4.01, token=10, action="one")
+
+    assert story().broken() == []
+    assert story().line("start", 4.02, token=10, action="more").broken() == ["zombie"]
+
+
+def test_what_an_index_forgot_is_excused() -> None:
+    story = Story().enqueue(1).claim(10, 1.1).enqueue(1.2)
+    story.line("index-loss", 1.3, of="").line("index-lost", 1.31, of="").line(
+        "resync", 1.32, of="", kind="steady"
+    )
+    assert story.run(11, 1.4).broken() == []
+
+
+def test_a_call_of_unknown_effect_may_have_had_it_or_not() -> None:
+    story = Story().line("enqueue", 1, call="e", delay=0.0)
+    assert story.broken(Final(None, "", 1, 0, gone=False)) == []
+    assert story.run(10, 1.1).broken() == []
