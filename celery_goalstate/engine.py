@@ -31,7 +31,7 @@ from celery_goalstate.entity import (
 from celery_goalstate.exceptions import ImproperlyConfigured, UnknownKind
 from celery_goalstate.index.base import Index, Policy, Record, Request, Run, Scheduled
 from celery_goalstate.index.base import Status as IndexStatus
-from celery_goalstate.kind import DEFAULT_NAMESPACE, Kind, milliseconds
+from celery_goalstate.kind import DEFAULT_NAMESPACE, Kind, milliseconds, task_name
 from celery_goalstate.lease import LeaseKeeper
 from celery_goalstate.settings import NAME, ROUTING_OPTIONS, KindOptions, Settings
 from celery_goalstate.sweeper import Sweeper
@@ -117,7 +117,7 @@ class Engine:
         self._registered: dict[str, tuple[type[Entity], dict[str, Any]]] = {}
         self._kinds: dict[str, Kind] = {}
         self._settings: Settings | None = None
-        self._parts: _Parts | None = None
+        self._opened: _Parts | None = None
         self._lock = threading.RLock()
         if app is not None:
             self.init_app(app)
@@ -161,7 +161,14 @@ class Engine:
     def settings(self) -> Settings:
         """The settings, as frozen when they were first used. Raises `ImproperlyConfigured`."""
         if self._settings is None:
-            self._settings = Settings.from_conf(self.app.conf, namespace=self._namespace)
+            settings = Settings.from_conf(self.app.conf, namespace=self._namespace)
+            other = _engines_of(self.app).get(settings.namespace, self)
+            if other is not self:
+                raise ImproperlyConfigured(
+                    f"goalstate_namespace is {settings.namespace!r}, which another engine of the app"
+                    f" {self.app.main!r} has: both would use the same entries of the index"
+                )
+            self._settings = settings
         return self._settings
 
     @overload
@@ -198,9 +205,20 @@ class Engine:
     def _create_task(self, cls: type[Entity], options: dict[str, Any]) -> None:
         of_task = dict(KindOptions().override(**options).of_task)
         kind = cls.kind
+        name = self._task_name(kind)
+        for other in _engines_of(self.app).values():
+            taken = {other._task_name(theirs): theirs for theirs in other._registered if other is not self}
+            if name in taken:
+                raise ImproperlyConfigured(
+                    f"kind {kind!r} and kind {taken[name]!r} of another engine would both be the task {name};"
+                    " set `kind` or the engine's namespace to another one"
+                )
         create_task(
             self.app, self._namespace or DEFAULT_NAMESPACE, kind, of_task, lambda: self._evaluator(kind)
         )
+
+    def _task_name(self, kind: str) -> str:
+        return task_name(kind, self._namespace or DEFAULT_NAMESPACE)
 
     def ref(self, kind: str, id: str | int) -> EntityRef:
         """A reference to an entity, which can be enqueued without importing its class."""
@@ -249,7 +267,7 @@ class Engine:
         policy, bound = _policy(replace=replace, max_wait=max_wait)
 
         def enqueue() -> Enqueued:
-            index = self._parts_.index
+            index = self._parts.index
             [scheduled] = index.enqueue(
                 kind, [request], policy=policy, max_wait=bound, inside=_speaker_in(index, kind)
             )
@@ -290,7 +308,7 @@ class Engine:
     ) -> int:
         width = 0.0 if spread is None else delay_seconds(spread, "spread")
         request = _request("checked", deadline)  # before anything is written
-        index, changed = self._parts_.index, 0
+        index, changed = self._parts.index, 0
         for batch in _batches(identified):
             by_kind: defaultdict[str, builtins.list[Request]] = defaultdict(list)
             for kind, id in batch:
@@ -325,7 +343,7 @@ class Engine:
         known = self._kinds.get(kind)
         if known is None and kind in self._registered:
             known = self._kind(kind)
-        return self._parts_.publisher.dispatch(kind, wakeups, known.options.routing if known else None)
+        return self._parts.publisher.dispatch(kind, wakeups, known.options.routing if known else None)
 
     # -- looking
 
@@ -344,7 +362,7 @@ class Engine:
         for batch in _batches(map(self._identify, entities)):
             found: dict[tuple[str, str], Description | None] = {}
             for kind, ids in _ids_by_kind(batch).items():
-                for id, record in zip(ids, self._parts_.index.describe(kind, ids), strict=True):
+                for id, record in zip(ids, self._parts.index.describe(kind, ids), strict=True):
                     found[kind, id] = None if record is None else _description(kind, record)
             described += [found[identified] for identified in batch]
         return described
@@ -358,7 +376,7 @@ class Engine:
         found = [
             _description(name, record)
             for each in wanted
-            for record in self._parts_.index.records(name, each, limit)
+            for record in self._parts.index.records(name, each, limit)
         ]
         if status == Status.SCHEDULED:  # parked or sent: two orders
             found.sort(key=lambda description: description.deadline or _NEVER)
@@ -367,9 +385,9 @@ class Engine:
     def counts(self, kind: KindLike | None = None) -> dict[str, dict[Status, int]]:
         """How many entities are in each status, by kind: of one kind, or of all that are registered."""
         counted: dict[str, dict[Status, int]] = {}
-        for name in self._names(kind):
+        for name in self.kinds if kind is None else (self._kind_name(kind),):
             counted[name] = dict.fromkeys(Status, 0)
-            for status, count in self._parts_.index.counts(name).items():
+            for status, count in self._parts.index.counts(name).items():
                 counted[name][_PUBLIC[status]] += count
         return counted
 
@@ -385,24 +403,24 @@ class Engine:
     def delete_many(self, entities: Iterable[EntityLike]) -> int:
         """`delete` for many entities, in few round trips; how many there were to forget."""
         return sum(
-            sum(self._parts_.index.delete(kind, ids))
+            sum(self._parts.index.delete(kind, ids))
             for batch in _batches(map(self._identify, entities))
             for kind, ids in _ids_by_kind(batch).items()
         )
 
     def pause(self, kind: KindLike | None = None) -> None:
         """Let no evaluation of a kind start (no kind: of all that are registered); those under way finish."""
-        for name in self._names(kind):
-            self._parts_.index.pause(name)
+        for name in self._to_operate(kind):
+            self._parts.index.pause(name)
 
     def resume(self, kind: KindLike | None = None) -> None:
         """Undo `pause`. What came due meanwhile is evaluated from the next sweep on."""
-        for name in self._names(kind):
-            self._parts_.index.resume(name)
+        for name in self._to_operate(kind):
+            self._parts.index.resume(name)
 
     def paused(self, kind: KindLike) -> bool:
         """Whether a kind is paused."""
-        return self._parts_.index.paused(self._kind_name(kind))
+        return self._parts.index.paused(self._kind_name(kind))
 
     def stop(self) -> None:
         """Pause everything: the name that other goal state engines have for it."""
@@ -424,12 +442,12 @@ class Engine:
     # -- the parts
 
     @property
-    def _parts_(self) -> _Parts:
-        if self._parts is None:
+    def _parts(self) -> _Parts:
+        if self._opened is None:
             with self._lock:
-                if self._parts is None:
-                    self._parts = _Parts.open(self.app, self.settings, self._namespace or DEFAULT_NAMESPACE)
-        return self._parts
+                if self._opened is None:
+                    self._opened = _Parts.open(self.app, self.settings, self._namespace or DEFAULT_NAMESPACE)
+        return self._opened
 
     def _kind(self, name: str) -> Kind:
         if name not in self._kinds:
@@ -445,13 +463,13 @@ class Engine:
         return self._kinds[name]
 
     def _evaluator(self, kind: str) -> Evaluator:
-        parts = self._parts_
+        parts = self._parts
         return Evaluator(
             self._kind(kind), engine=self, index=parts.index, publisher=parts.publisher, keeper=parts.keeper
         )
 
     def _open_sweeper(self, name: str) -> Sweeper:
-        parts = self._parts_
+        parts = self._parts
         return Sweeper(
             name,
             index=parts.index,
@@ -481,8 +499,12 @@ class Engine:
             return kind.kind
         return NAME("kind", kind)  # type: ignore[no-any-return]
 
-    def _names(self, kind: KindLike | None) -> tuple[str, ...]:
-        return self.kinds if kind is None else (self._kind_name(kind),)
+    def _to_operate(self, kind: KindLike | None) -> tuple[str, ...]:
+        if kind is not None:
+            return (self._kind_name(kind),)
+        if not self.kinds:
+            raise UnknownKind("no entity class is registered in this process: name the kind that you mean")
+        return self.kinds
 
     # -- resync_every
 

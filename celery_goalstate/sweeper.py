@@ -84,23 +84,28 @@ class Sweeper:
         return more
 
     def _sweep(self, kind: Kind, survey: Survey) -> bool:
+        """Whether a full batch was found and some of it was moved: then there is probably more."""
+        more = False
         if survey.expired:
-            self._index.forget(kind.name, survey.expired)
+            more |= self._index.forget(kind.name, survey.expired) > 0 and len(survey.expired) == LIMIT
         if survey.lost:
-            self._end_lost(kind, survey.lost)
+            more |= self._end_lost(kind, survey.lost) and len(survey.lost) == LIMIT
         if self._clock() < self._rests_until:
             return False
-        published = True
         if survey.due:
-            due = {id: uuid() for id in survey.due}
-            published = self._dispatch(kind, self._index.promote(kind.name, due))
-        if survey.suspect and published:
-            published = self._dispatch(kind, self._resend(kind, survey))
-        full = LIMIT in {len(survey.due), len(survey.suspect), len(survey.lost), len(survey.expired)}
-        return full and published
+            wakeups = self._index.promote(kind.name, {id: uuid() for id in survey.due})
+            if not self._dispatch(kind, wakeups):
+                return False
+            more |= bool(wakeups) and len(survey.due) == LIMIT
+        if survey.suspect:
+            wakeups = self._resend(kind, survey)
+            if not self._dispatch(kind, wakeups):
+                return False
+            more |= bool(wakeups) and len(survey.suspect) == LIMIT
+        return more
 
-    def _end_lost(self, kind: Kind, ids: Sequence[str]) -> None:
-        """End evaluations whose lease ran out; the index checks again that it did."""
+    def _end_lost(self, kind: Kind, ids: Sequence[str]) -> bool:
+        """End evaluations whose lease ran out; the index checks again that it did. Whether one was ended."""
         reports = []
         for running in self._index.running(kind.name, ids):
             outcome = failed(WorkerLost(), running.failures, kind.options)
@@ -112,6 +117,7 @@ class Sweeper:
             if finished.result is Finish.ACCEPTED:
                 logger.warning("%s/%s was being evaluated by a worker that fell silent", kind.name, ended.id)
         self._dispatch(kind, [finished.wakeup for finished in replies if finished.wakeup])
+        return any(finished.result is Finish.ACCEPTED for finished in replies)
 
     def _resend(self, kind: Kind, survey: Survey) -> list[Wakeup]:
         """Send lost messages again; where nothing tells how far a queue is, one message to find out."""

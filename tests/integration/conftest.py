@@ -114,7 +114,7 @@ class World:
         self.index = MemoryIndex(Limits(**limits), clock=self.clock.milliseconds)
         settings = self.engine.settings
         self.keeper = LeaseKeeper(self.index, settings.lease, clock=self.clock)
-        self.engine._parts = _Parts(self.index, Publisher(app, self.index, "default"), self.keeper)
+        self.engine._opened = _Parts(self.index, Publisher(app, self.index, "default"), self.keeper)
         self.entity = self.engine.register(truth.entity())
 
     def register(self, kind: str, **options: Any) -> type[Entity]:
@@ -161,7 +161,7 @@ class World:
         return Sweeper(
             name,
             index=self.index,
-            publisher=self.engine._parts_.publisher,
+            publisher=self.engine._parts.publisher,
             settings=self.engine.settings,
             kinds=lambda: {kind: self.engine._kind(kind) for kind in self.engine.kinds},
             clock=self.clock,

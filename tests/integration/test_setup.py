@@ -18,7 +18,7 @@ from celery._state import _set_current_app, get_current_app
 from celery_goalstate import Engine, Entity, current_engine, shared_entity
 from celery_goalstate import engine as engine_module
 from celery_goalstate.engine import engine_of
-from celery_goalstate.exceptions import ImproperlyConfigured
+from celery_goalstate.exceptions import ImproperlyConfigured, UnknownKind
 from celery_goalstate.index.memory import MemoryIndex
 from tests.integration.conftest import MakeApp, Truth, World, worker_of
 from tests.servers import Valkey, poll
@@ -393,7 +393,7 @@ def test_a_worker_with_an_index_of_its_own(make_app: MakeApp, truth: Truth) -> N
     with worker_of(app, pool="threads", concurrency=2):
         engine.enqueue(order("1"))
         poll("evaluated", lambda: truth.looks("1"))
-    assert isinstance(engine._parts_.index, MemoryIndex)
+    assert isinstance(engine._parts.index, MemoryIndex)
 
 
 # Django ------------------------------------------------------------------------------------------
@@ -491,3 +491,29 @@ print("done")
 
 def test_django(tmp_path: Path) -> None:
     run(DJANGO, tmp_path, "done")
+
+
+def test_two_kinds_of_one_task_name_are_refused(make_app: MakeApp) -> None:
+    """Celery would only warn, and one kind be evaluated by the other's code."""
+    app = make_app()
+    dotted = type("Dotted", (Entity,), {"kind": "b.order"})
+    Engine(app).register(dotted)
+    other = Engine(app, namespace="b")
+    with pytest.raises(ImproperlyConfigured, match=r"'order'.*'b\.order'.*goalstate\.b\.order"):
+        other.register(type("Order", (Entity,), {"kind": "order"}))
+
+
+def test_two_engines_on_the_same_entries_are_refused(make_app: MakeApp) -> None:
+    app = make_app(goalstate_namespace="b")
+    engine = Engine(app)
+    Engine(app, namespace="b")
+    with pytest.raises(ImproperlyConfigured, match="goalstate_namespace is 'b', which another engine"):
+        _ = engine.settings
+
+
+def test_pausing_everything_where_nothing_is_known_is_refused(make_app: MakeApp) -> None:
+    """Or a web process without entities would believe that it stopped the world."""
+    engine = Engine(make_app())
+    for everything in (engine.pause, engine.resume, engine.stop, engine.start):
+        with pytest.raises(UnknownKind, match="no entity class is registered in this process"):
+            everything()
