@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
-import redis
+# By name: this package has a module `redis` of its own.
+from redis import ConnectionPool, Redis, RedisCluster, Sentinel
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -42,7 +43,7 @@ def open_index(settings: Settings) -> Index:
     )
 
 
-def _client(url: str) -> redis.Redis | redis.RedisCluster:
+def _client(url: str) -> Redis | RedisCluster:
     # The client repeats nothing by itself: a transition that is repeated says so (see `base`).
     options: dict[str, Any] = {
         "decode_responses": True,
@@ -53,7 +54,7 @@ def _client(url: str) -> redis.Redis | redis.RedisCluster:
     if scheme.endswith("+cluster"):
         # A cluster's client follows its slots from node to node, within this many steps.
         try:
-            return redis.RedisCluster.from_url(
+            return RedisCluster.from_url(
                 url.replace("+cluster", "", 1), retry=Retry(NoBackoff(), 3), **options
             )
         except UNAVAILABLE as error:
@@ -61,10 +62,10 @@ def _client(url: str) -> redis.Redis | redis.RedisCluster:
     options["retry"] = Retry(NoBackoff(), 0)
     if scheme == "sentinel":
         return _sentinel_master(url, options)
-    return redis.Redis.from_url(url, **options)
+    return Redis.from_url(url, **options)
 
 
-def _sentinel_master(url: str, options: dict[str, Any]) -> redis.Redis:
+def _sentinel_master(url: str, options: dict[str, Any]) -> Redis:
     """`sentinel://[user:password@]host:port[/db][;sentinel://...]?master_name=...`, as kombu has it.
 
     The credentials are those of the Redis server; those of the sentinels go by `sentinel_password`.
@@ -74,24 +75,25 @@ def _sentinel_master(url: str, options: dict[str, Any]) -> redis.Redis:
     master_name = query.pop("master_name")
     sentinel_password = query.pop("sentinel_password", None)
     first = parts[0]
-    open_sentinel: Any = redis.Sentinel  # untyped in redis-py
+    open_sentinel: Any = Sentinel  # untyped in redis-py
     sentinel = open_sentinel(
         [(part.hostname or "localhost", part.port or 26379) for part in parts],
         sentinel_kwargs={
             "password": sentinel_password,
+            "retry": options["retry"],
             "socket_timeout": REPLY_TIMEOUT,
             "socket_connect_timeout": CONNECT_TIMEOUT,
         },
     )
     # Whatever else the URL says is read by redis-py's own parser.
     plain = urlunsplit(("redis", "localhost", first.path, urlencode(query), ""))
-    parsed = redis.ConnectionPool.from_url(plain).connection_kwargs
+    parsed = ConnectionPool.from_url(plain).connection_kwargs
     parsed.pop("host"), parsed.pop("port", None)
     credentials = {
         "username": unquote(first.username) if first.username else None,
         "password": unquote(first.password) if first.password else None,
     }
-    master: redis.Redis = sentinel.master_for(master_name, **{**parsed, **credentials, **options})
+    master: Redis = sentinel.master_for(master_name, **{**parsed, **credentials, **options})
     return master
 
 
