@@ -371,13 +371,15 @@ class Context:
 
 
 class _ActionLogger(logging.LoggerAdapter[logging.Logger]):
-    """Adds its fields to those of the call, instead of replacing them as the adapter of Python 3.11 does."""
+    """Says whose action speaks, in the text and in fields; the call's own fields stay."""
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        return msg, {**kwargs, "extra": {**(kwargs.get("extra") or {}), **(self.extra or {})}}
+        extra = self.extra or {}
+        prefix = "{kind}/{id} {action}: ".format_map(extra).replace("%", "%%")
+        return f"{prefix}{msg}", {**kwargs, "extra": {**(kwargs.get("extra") or {}), **extra}}
 
 
 def action_logger(ref: EntityRef, action: str) -> logging.LoggerAdapter[logging.Logger]:
-    """A logger whose records carry `kind`, `id` and `action`."""
+    """A logger whose records name kind, id and action, in their text and as fields."""
     logger = logging.getLogger("celery_goalstate.action")
     return _ActionLogger(logger, {"kind": ref.kind, "id": ref.id, "action": action})

@@ -101,8 +101,7 @@ class Evaluator:
             logger.error("%s rejected a malformed message: %s", task.name, error)  # noqa: TRY400 - no traceback
             raise Reject(str(error), requeue=False) from error
 
-        claimed_at = self._keeper.clock()
-        claims = self._claim(pairs, str(task.request.id), resent_at)
+        claims, claimed_at = self._claim(pairs, str(task.request.id), resent_at)
         self._dispatch([claim.wakeup for claim in claims if isinstance(claim, Refusal) and claim.wakeup])
         if len(claims) == 1:
             line = self._evaluate_one(task, claims[0], claimed_at)
@@ -129,6 +128,7 @@ class Evaluator:
         if finished.result is Finish.FENCED:
             logger.warning("%s lost its lease; the outcome is dropped: %s", name, outcome)
             return f"{outcome}; dropped, since its lease was lost"
+        self._log(claim.id, outcome)
         if finished.wakeup:
             self._dispatch([finished.wakeup])
         return self._tell(outcome, finished)
@@ -153,8 +153,7 @@ class Evaluator:
                 run = Run(claim.id, claim.lease)
                 with self._keep(run, claimed_at) as lease:
                     outcome = self._evaluate(task, claim, lease)
-                if outcome.error is not None:
-                    self._log_failure(claim.id, outcome)
+                self._log(claim.id, outcome)
                 batch.end(self._report(run, outcome, task_id="", retries=0))
         finally:
             timer.cancel()
@@ -196,13 +195,16 @@ class Evaluator:
 
     def _claim(
         self, pairs: list[tuple[str, str]], task_id: str, resent_at: int | None
-    ) -> list[Claim | Refusal]:
+    ) -> tuple[list[Claim | Refusal], float]:
+        """The index's replies, and a time by this process's clock from which their leases last at least."""
         nonce = uuid()  # tells this claim, said again, from a second message of the same task id
         for attempt in range(1, CLAIM_ATTEMPTS + 1):
+            claimed_at = self._keeper.clock()
             try:
-                return self._index.claim(
+                claims = self._index.claim(
                     self._kind.name, pairs, nonce=nonce, task_id=task_id, resent_at=resent_at
                 )
+                return claims, claimed_at
             except IndexUnavailable:
                 if attempt == CLAIM_ATTEMPTS:
                     raise
@@ -245,9 +247,13 @@ class Evaluator:
             except SoftTimeLimitExceeded:
                 pass  # it struck after the actions; a report is safe to repeat
 
-    def _log_failure(self, id: str, outcome: Outcome) -> None:
-        level = logging.ERROR if outcome.quarantined else logging.WARNING
-        logger.log(level, "%s/%s: %s", self._kind.name, id, outcome, exc_info=outcome.error)
+    def _log(self, id: str, outcome: Outcome) -> None:
+        """Celery's own lines name the task only, and a retry's shows no traceback."""
+        if outcome.error is None:
+            logger.info("%s/%s: %s", self._kind.name, id, outcome)
+        else:
+            level = logging.ERROR if outcome.quarantined else logging.WARNING
+            logger.log(level, "%s/%s: %s", self._kind.name, id, outcome, exc_info=outcome.error)
 
     def _dispatch(self, wakeups: list[Wakeup]) -> None:
         self._publisher.dispatch(self._kind.name, wakeups, self._kind.options)

@@ -383,5 +383,5 @@ def test_log_records_carry_kind_id_and_action(caplog: pytest.LogCaptureFixture) 
     with caplog.at_level(logging.INFO, "celery_goalstate.action"):
         context().log.info("picked %d%%", 50, extra={"shelf": "B7"})
     (record,) = caplog.records
-    assert record.getMessage() == "picked 50%"
+    assert record.getMessage() == "order/42 ship: picked 50%"
     assert (record.kind, record.id, record.action, record.shelf) == ("order", "42", "ship", "B7")  # type: ignore[attr-defined]
