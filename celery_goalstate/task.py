@@ -108,7 +108,8 @@ class Evaluator:
         else:
             held = [claim for claim in claims if isinstance(claim, Claim)]
             tally = self._evaluate_batch(task, held, claimed_at)
-            tally["nothing to do"] += len(claims) - len(held)
+            if refused := len(claims) - len(held):
+                tally["nothing to do"] += refused
             line = str(tally)
         return self._take_more(task, line) if self._kind.options.batch_size > 1 else line
 
@@ -141,9 +142,10 @@ class Evaluator:
         ends = claimed_at + min(SLICE, self._keeper.length / 3)
         batch = Batch(claims, ends=ends, clock=clock, give_back=self._give_back)
         tally = Tally()
+        expires = claimed_at + self._keeper.length
 
         def settle() -> None:
-            self._settle(batch.settle(), tally, held=lambda: clock() < claimed_at + self._keeper.length)
+            self._settle(batch.settle(), tally, held=lambda: clock() < expires)
 
         timer = threading.Timer(max(0.0, ends - clock()), settle)
         timer.daemon = True
@@ -153,11 +155,13 @@ class Evaluator:
                 run = Run(claim.id, claim.lease)
                 with self._keep(run, claimed_at) as lease:
                     outcome = self._evaluate(task, claim, lease)
+                expires = max(expires, lease.expires)  # a slow one's was renewed
                 self._log(claim.id, outcome)
                 batch.end(self._report(run, outcome, task_id="", retries=0))
         finally:
             timer.cancel()
             settle()
+            timer.join()  # it may be in the midst of its reports
         return tally
 
     def _settle(self, reports: list[Report], tally: Tally, held: Callable[[], bool]) -> None:

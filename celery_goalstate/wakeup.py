@@ -211,8 +211,10 @@ def _shown(kind: str, wakeups: Sequence[Wakeup]) -> str:
     if len(wakeups) == 1:
         return repr({"entity": f"{kind}/{wakeups[0].id}"})
     names = ", ".join(f"{kind}/{wakeup.id}" for wakeup in wakeups)
-    if len(names) > SHOWN:
-        names = f"{names[:SHOWN]}… {len(wakeups)} in all"
+    if len(repr(names)) > SHOWN:
+        while (length := len(repr(names))) > SHOWN:  # what is escaped takes more room
+            names = names[: len(names) * SHOWN // length]
+        names = f"{names}… {len(wakeups)} in all"
     return repr({"entities": names})
 
 

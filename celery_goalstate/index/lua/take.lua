@@ -10,7 +10,7 @@ local nonce, task_id = ARGV[5], ARGV[6]
 
 local function take(entity)
   local fields = entity.fields
-  if entity.status == RUNNING and fields.nonce == nonce then
+  if entity.status == RUNNING and fields.nonce == nonce and not fields.deleted then
     return claimed(entity)
   end
   if entity.status ~= PARKED or paused or fields.alone or fields.deadline > now then
