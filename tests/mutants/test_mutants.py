@@ -68,7 +68,8 @@ MUTANTS = [
         "claim does not consume the token",
         "index/lua/common.lua",
         "local due = fields.deadline\n  forget_pending(fields)\n",
-        "local due, token = fields.deadline, fields.token\n  forget_pending(fields)\n  fields.token = token\n",
+        "local due, token = fields.deadline, fields.token\n  forget_pending(fields)\n"
+        "  fields.token = token\n",
     ),
     Mutant(
         "a parked entry keeps its token",
