@@ -217,6 +217,7 @@ def test_a_process_that_stood_still_starts_none(
     world: World, truth: Truth, host: type[Entity], caplog: pytest.LogCaptureFixture
 ) -> None:
     def stalled(ctx: Any, entity: Any) -> None:
+        world.keeper_sleeps()
         world.clock.advance(LEASE + 1)
         world.sweeper("worker-2").sweep()
 
