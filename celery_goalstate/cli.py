@@ -17,10 +17,12 @@ from typing import Any
 
 import click
 from celery.bin.base import CeleryCommand, CeleryOption
+from celery.exceptions import QueueNotFound
 
 from celery_goalstate.engine import Description, Engine, Status, engine_of
 from celery_goalstate.entity import EntityRef
 from celery_goalstate.exceptions import GoalStateError, IndexUnavailable
+from celery_goalstate.kind import DEFAULT_NAMESPACE, task_name
 from celery_goalstate.settings import safe_url
 
 NOT_FOUND, UNAVAILABLE = 1, 3
@@ -75,6 +77,7 @@ def _parse_time(ctx: click.Context, param: click.Parameter, value: str | None) -
     return when
 
 
+_entities = click.argument("entities", metavar="KIND ID...", nargs=-1, required=True)
 _as_json = click.option("--json", "as_json", cls=CeleryOption, is_flag=True, help="For machines.")
 
 
@@ -110,6 +113,15 @@ def _ref(kind: str, id: str) -> EntityRef:
         raise click.UsageError(str(error)) from error
 
 
+def _refs(words: Sequence[str]) -> list[EntityRef]:
+    """The entities of `KIND ID...`, or of `KIND/ID...`, as the lists and the logs write them."""
+    if "/" in words[0]:
+        return [_ref(kind, id) for kind, _, id in (word.partition("/") for word in words)]
+    if len(words) == 1:
+        raise click.UsageError(f"which {words[0]}? Give KIND ID, or KIND/ID")
+    return [_ref(words[0], id) for id in words[1:]]
+
+
 def _check_kind(engine: Engine, kind: str) -> None:
     """Refuse a kind that no worker of the app evaluates: most likely a slip of the pen."""
     if kind not in engine.kinds:
@@ -120,6 +132,18 @@ def _unknown(engine: Engine, kind: str) -> str:
     close = difflib.get_close_matches(kind, engine.kinds, n=1)
     hint = f" Did you mean {close[0]}?" if close else ""
     return f"no entity class of kind {kind!r} is registered.{hint} Known: {', '.join(engine.kinds) or 'none'}"
+
+
+def _queue(engine: Engine, kind: str) -> str | None:
+    """Where the messages of a kind go; None if this app cannot tell."""
+    if kind not in engine.kinds:
+        return None
+    name = task_name(kind, engine._namespace or DEFAULT_NAMESPACE)
+    try:
+        routed = engine.app.amqp.router.route(dict(engine._kind(kind).options.routing), name)
+    except QueueNotFound:
+        return None
+    return getattr(routed.get("queue"), "name", None)
 
 
 def _not_found(ctx: click.Context, engine: Engine, kind: str, what: str) -> None:
@@ -133,8 +157,7 @@ def _not_found(ctx: click.Context, engine: Engine, kind: str, what: str) -> None
 
 
 @goalstate.command(cls=CeleryCommand)
-@click.argument("kind")
-@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@_entities
 @click.option(
     "--in",
     "delay",
@@ -154,8 +177,7 @@ def _not_found(ctx: click.Context, engine: Engine, kind: str, what: str) -> None
 @click.pass_context
 def enqueue(
     ctx: click.Context,
-    kind: str,
-    ids: Sequence[str],
+    entities: Sequence[str],
     delay: timedelta | None,
     at: datetime | None,
     as_json: bool,
@@ -166,9 +188,10 @@ def enqueue(
     """
     if delay is not None and at is not None:
         raise click.UsageError("give --in or --at, not both")
-    refs = [_ref(kind, id) for id in ids]
+    refs = _refs(entities)
     with _engine(ctx) as engine:
-        _check_kind(engine, kind)
+        for ref in refs:
+            _check_kind(engine, ref.kind)
         try:
             done = {str(ref): engine.enqueue(ref, at if delay is None else delay) for ref in refs}
         except ValueError as error:  # a deadline that is too far away
@@ -182,22 +205,30 @@ def enqueue(
 
 
 @goalstate.command(cls=CeleryCommand)
-@click.argument("kind")
-@click.argument("id")
+@click.argument("entity", metavar="KIND ID", nargs=-1, required=True)
 @_as_json
 @click.pass_context
-def show(ctx: click.Context, kind: str, id: str, as_json: bool) -> None:
+def show(ctx: click.Context, entity: Sequence[str], as_json: bool) -> None:
     """Everything that is known of an entity, and what will happen next."""
-    ref = _ref(kind, id)
+    ref, *more = _refs(entity)
+    if more:
+        raise click.UsageError("give one entity")
     with _engine(ctx) as engine:
         found = engine.describe(ref)
-        paused = engine.paused(kind)
+        paused = engine.paused(ref.kind)
+        queue = _queue(engine, ref.kind)
         if as_json:
-            _print_json(None if found is None else _details(found, paused))
+            _print_json(None if found is None else _details(found, paused, queue))
         if found is None:
-            _not_found(ctx, engine, kind, f"{ref} is not known: never enqueued, deleted, or idle for long")
+            _not_found(
+                ctx, engine, ref.kind, f"{ref} is not known: never enqueued, deleted, or idle for long"
+            )
         elif not as_json:
-            _print_details(found, paused)
+            _print_details(found, paused, queue)
+            if ref.kind not in engine.kinds:
+                click.echo(
+                    f"{_unknown(engine, ref.kind)}. A worker that does not know it drops its messages."
+                )
 
 
 @goalstate.command("list", cls=CeleryCommand)
@@ -239,22 +270,21 @@ def list_(ctx: click.Context, kind: str | None, status: str | None, limit: int, 
 
 
 @goalstate.command(cls=CeleryCommand)
-@click.argument("kind")
-@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@_entities
 @_as_json
 @click.pass_context
-def delete(ctx: click.Context, kind: str, ids: Sequence[str], as_json: bool) -> None:
+def delete(ctx: click.Context, entities: Sequence[str], as_json: bool) -> None:
     """Forget entities: their schedules, failures, all of it. What they stand for is not touched."""
-    refs = [_ref(kind, id) for id in ids]
+    refs = _refs(entities)
     with _engine(ctx) as engine:
-        done = {str(ref): engine.delete(ref) for ref in refs}
+        done = {ref: engine.delete(ref) for ref in refs}
         if as_json:
-            _print_json([{"entity": entity, "deleted": deleted} for entity, deleted in done.items()])
+            _print_json([{"entity": str(ref), "deleted": deleted} for ref, deleted in done.items()])
         else:
-            for entity in (entity for entity, deleted in done.items() if deleted):
-                click.echo(f"{entity}: deleted")
-        if unknown := [entity for entity, deleted in done.items() if not deleted]:
-            _not_found(ctx, engine, kind, f"not known: {', '.join(unknown)}")
+            for ref in (ref for ref, deleted in done.items() if deleted):
+                click.echo(f"{ref}: deleted")
+        if unknown := [ref for ref, deleted in done.items() if not deleted]:
+            _not_found(ctx, engine, unknown[0].kind, f"not known: {', '.join(map(str, unknown))}")
 
 
 @goalstate.command(cls=CeleryCommand)
@@ -357,7 +387,7 @@ def _when(found: Description) -> str:
     return "" if since is None else _relative(since)
 
 
-def _print_details(found: Description, paused: bool) -> None:
+def _print_details(found: Description, paused: bool, queue: str | None) -> None:
     late = _lateness(found)
     overdue = f", {_span(late)} overdue" if late >= 1 else f", {_relative(found.deadline)}"
     reached = {True: ", goal reached", False: ", goal not reached", None: ""}[found.converged]
@@ -369,6 +399,7 @@ def _print_details(found: Description, paused: bool) -> None:
         "failures": found.failures and str(found.failures),
         "error": found.error,
         "task id": found.task_id,
+        "message": found.sent and f"on its way{f', by queue {queue}' if queue else ''}",
     }
     click.echo(f"{found.kind}/{found.id}: {found.status}\n")
     for name, value in lines.items():
@@ -406,8 +437,9 @@ def _next(found: Description, paused: bool) -> str:
         return f"A worker evaluates it at its deadline.{retry}"
     if found.sent:
         return (
-            "It waits for a free worker; are they busy, or is none running for its queue? A message that was"
-            f" lost is sent again by itself.{retry}"
+            "It waits for a free worker. Is one running (`celery status`), does it consume that queue"
+            " (`celery inspect active_queues`), is it busy (`celery inspect active`)? A message that was lost"
+            f" is sent again by itself.{retry}"
         )
     return (
         "It is overdue, and no message is under way: is a worker of this app running, whose sweeper sends it?"
@@ -465,11 +497,12 @@ def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None
 # For machines ------------------------------------------------------------------------------------
 
 
-def _details(found: Description, paused: bool) -> dict[str, Any]:
+def _details(found: Description, paused: bool, queue: str | None) -> dict[str, Any]:
     return {
         **asdict(found),
         "lateness": round(_lateness(found), 3),
         "paused": paused,
+        "queue": queue,
         "next": _next(found, paused),
     }
 

@@ -175,8 +175,8 @@ class Engine:
     def register(self, cls: E | None = None, /, **options: Any) -> E | Callable[[E], E]:
         """Register an entity class: bare, with options, or as a call. Options as in `KindOptions`.
 
-        Raises `ImproperlyConfigured` for a kind that is taken and for an option that cannot work, `TypeError`
-        for anything but an entity class.
+        Raises `ImproperlyConfigured` for a kind that is taken, for an option that cannot work and for a class
+        that is registered with other options, `TypeError` for anything but an entity class.
         """
         if cls is None:
             return lambda cls: self.register(cls, **options)
@@ -276,7 +276,8 @@ class Engine:
         """`enqueue` for many entities, in few round trips; how many schedules it changed.
 
         `spread` (seconds or a timedelta) adds to each deadline a random part of it, so that they do not all
-        come due at once.
+        come due at once. Raises as `enqueue` does; what cannot be enqueued is found a thousand entities at a
+        time, before these are written.
         """
         policy, bound = _policy(replace=replace, max_wait=max_wait)
         return self._enqueue_all(
@@ -437,7 +438,7 @@ class Engine:
     def _kind(self, name: str) -> Kind:
         if name not in self._kinds:
             if name not in self._registered:
-                known = ", ".join(self._registered) or "none"
+                known = ", ".join(self.kinds) or "none"
                 raise UnknownKind(
                     f"no entity class of kind {name!r} is registered with this engine; known: {known}"
                 )
@@ -662,7 +663,9 @@ def _policy(*, replace: bool, max_wait: float | timedelta | None) -> tuple[Polic
 def _speaker_in(index: Index, kind: str) -> Run | None:
     """The evaluation of this engine and kind that speaks, if there is one."""
     who = speaker.get()
-    return who.run if who is not None and who.index is index and who.kind == kind else None
+    if who is None or who.ended or who.index is not index or who.kind != kind:
+        return None
+    return who.run
 
 
 def _batches(identified: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:

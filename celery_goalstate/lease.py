@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -28,6 +29,13 @@ RENEW_AT = 1 / 3
 TRY_AGAIN_AFTER = 1 / 10
 
 
+def _clock() -> float:
+    """Seconds. Where the system can tell, they pass while the machine is suspended: leases run out then."""
+    if sys.platform == "linux":
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
+
+
 @dataclass(slots=True, eq=False)
 class Lease:
     """One lease held in this process. Times are the process's own, in seconds."""
@@ -43,7 +51,7 @@ class Lease:
 class LeaseKeeper:
     """Renews the leases of one engine that are held in this process."""
 
-    def __init__(self, index: Index, lease: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, index: Index, lease: float, clock: Callable[[], float] = _clock) -> None:
         self._index = index
         self._length = lease
         self.clock = clock

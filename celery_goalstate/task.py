@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -65,13 +65,14 @@ REFUSALS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Speaker:
     """The evaluation under way in this thread or greenlet."""
 
     index: Index  #: tells engines apart: each may have a kind of this name
     kind: str
     run: Run
+    ended: bool = False  #: work that an action leaves behind, in a copy of its context, speaks from outside
 
 
 #: Who speaks when an entity is enqueued: an evaluation, or (None) somebody from outside.
@@ -118,7 +119,6 @@ class Evaluator:
     def _evaluate_one(self, task: Task[Any, Any], claim: Claim | Refusal, claimed_at: float) -> str:
         if isinstance(claim, Refusal):
             return REFUSALS[claim.reason]
-        name = f"{self._kind.name}/{claim.id}"
         run = Run(claim.id, claim.lease)
         with self._keep(run, claimed_at) as lease:
             outcome = self._evaluate(task, claim, lease)
@@ -126,13 +126,10 @@ class Evaluator:
                 run, outcome, task_id=str(task.request.id), retries=task.request.retries or 0
             )
             [finished] = self._finish([report], held=lambda: self._keeper.held(lease))
-        if finished.result is Finish.FENCED:
-            logger.warning("%s lost its lease; the outcome is dropped: %s", name, outcome)
-            return f"{outcome}; dropped, since its lease was lost"
-        self._log(claim.id, outcome)
+
         if finished.wakeup:
             self._dispatch([finished.wakeup])
-        return self._tell(outcome, finished)
+        return self._tell(f"{self._kind.name}/{claim.id}", outcome, finished)
 
     # -- several
 
@@ -168,7 +165,7 @@ class Evaluator:
         wakeups = []
         for report, finished in zip(reports, self._finish(reports, held), strict=True):
             if finished.result is Finish.FENCED:
-                logger.warning("%s/%s lost its lease; the outcome is dropped", self._kind.name, report.id)
+                logger.warning("%s/%s: dropped, since its lease was lost", self._kind.name, report.id)
             elif finished.wakeup:
                 wakeups.append(finished.wakeup)
             tally.count(report)
@@ -260,21 +257,34 @@ class Evaluator:
             logger.log(level, "%s/%s: %s", self._kind.name, id, outcome, exc_info=outcome.error)
 
     def _dispatch(self, wakeups: list[Wakeup]) -> None:
-        self._publisher.dispatch(self._kind.name, wakeups, self._kind.options)
+        # The evaluation has ended whatever becomes of its wake-up: one that is lost is sent again.
+        with suppress(IndexUnavailable, SoftTimeLimitExceeded):
+            self._publisher.dispatch(self._kind.name, wakeups, self._kind.options)
 
     @staticmethod
-    def _tell(outcome: Outcome, finished: Finished) -> str:
-        if outcome.error is None:
-            return str(outcome)
+    def _tell(entity: str, outcome: Outcome, finished: Finished) -> str:
+        """Tell Celery; and the log, since Celery's own lines name no entity and show no error of a retry."""
+        line, error = str(outcome), outcome.error
+        if finished.result is Finish.FENCED:
+            line += "; dropped, since its lease was lost"
+            logger.warning("%s: %s", entity, line, exc_info=error)
+            return line
+        if error is None:
+            logger.info("%s: %s", entity, line)
+            return line
         if outcome.quarantined:
-            if isinstance(outcome.error, TaskPredicate):  # what it says to Celery is not meant for this task
-                raise GoalStateError(error_text(outcome.error)) from outcome.error
-            raise outcome.error
+            logger.error("%s: %s", entity, line)  # Celery shows the traceback
+            if isinstance(error, TaskPredicate):  # what it says to Celery is not meant for this task
+                raise GoalStateError(error_text(error)) from error
+            raise error
         if finished.deadline is None:  # a failure has a next look, unless the entity is gone
-            return f"{outcome}; dropped, since the entity was deleted"
+            line += "; dropped, since the entity was deleted"
+            logger.warning("%s: %s", entity, line, exc_info=error)
+            return line
+        logger.warning("%s: %s", entity, line, exc_info=error)
         when = datetime.fromtimestamp(finished.deadline / 1000, UTC)
-        error = get_pickleable_exception(outcome.error)  # it crosses to the pool's parent process
-        raise Retry(str(outcome), exc=error, when=when) from outcome.error
+        # It crosses to the pool's parent process.
+        raise Retry(line, exc=get_pickleable_exception(error), when=when) from error
 
 
 def report(
@@ -332,6 +342,7 @@ def _speaking(who: Speaker) -> Iterator[None]:
     try:
         yield
     finally:
+        who.ended = True
         speaker.reset(before)
 
 

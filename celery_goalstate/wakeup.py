@@ -17,6 +17,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
 from celery.exceptions import Retry
 from celery.result import EagerResult
@@ -95,13 +96,15 @@ class Publisher:
             messages = list(_messages(wakeups[start : start + BATCH], options.batch_size))
             try:
                 self._publish(kind, messages, routing)
-            except Exception as error:  # noqa: BLE001 - the index has noted them: whatever it was, they are sent later
+            except Exception as error:
                 left = wakeups[start:]
                 logger.warning(
                     "%d wake-ups of kind %s could not be published, the sweeper sends them later: %s: %s",
                     len(left), kind, type(error).__name__, error,
                 )  # fmt: skip
                 self._index.put_back(kind, left)
+                if isinstance(error, SoftTimeLimitExceeded):
+                    raise  # meant for the action that enqueues
                 return False
         return True
 
@@ -145,7 +148,8 @@ class Publisher:
         )
         if not ignore_result:
             app.backend.on_task_call(producer, wakeup.task_id)
-        app.amqp.send_task_message(producer, name, message, **app.amqp.router.route(options, name))
+        routed = app.amqp.router.route(options, name, contents["args"], contents["kwargs"])
+        app.amqp.send_task_message(producer, name, message, **routed)
 
     def _evaluate_inline(self, kind: str, wakeups: Sequence[Wakeup]) -> None:
         """`task_always_eager`: evaluate what is due before returning, one after the other and never nested.

@@ -20,6 +20,10 @@ from celery_goalstate.settings import Settings
 CONNECT_TIMEOUT = 2.0
 REPLY_TIMEOUT = 5.0
 
+#: A thread or greenlet that talks to the index has a connection meanwhile. redis-py's own bound (100) would
+#: tell the next one that the index is away. `?max_connections=` in the URL sets another.
+MAX_CONNECTIONS = 10_000
+
 
 def open_index(settings: Settings) -> Index:
     """The index that the settings name. Connects when it is first used.
@@ -49,6 +53,7 @@ def _client(url: str) -> Redis | RedisCluster:
         "decode_responses": True,
         "socket_timeout": REPLY_TIMEOUT,
         "socket_connect_timeout": CONNECT_TIMEOUT,
+        "max_connections": MAX_CONNECTIONS,
     }
     scheme = urlsplit(url).scheme
     if scheme.endswith("+cluster"):

@@ -432,7 +432,8 @@ class MemoryIndex:
         with self._lock:
             found = self._kinds[kind].with_status(status)[:limit]
             records = [self._record(id, entry) for id, entry in found]
-            return [record for record in records if record is not None]
+            # A deleted run that was enqueued since is no run to be seen.
+            return [record for record in records if record is not None and record.status is status]
 
     def counts(self, kind: str) -> Mapping[Status, int]:
         with self._lock:

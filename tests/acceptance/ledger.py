@@ -41,8 +41,10 @@ class Ledger:
     ran.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, sync: bool = False) -> None:
+        """`sync`: a line that is written is on the disk."""
         self.path = path
+        self._sync = sync
         self._calls = itertools.count(1)
         self._lines: list[Line] = []  # what was read so far
         self._read = 0  # its length in bytes
@@ -59,6 +61,8 @@ class Ledger:
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(descriptor, json.dumps(line).encode() + b"\n")
+            if self._sync:
+                os.fdatasync(descriptor)
         finally:
             os.close(descriptor)
 

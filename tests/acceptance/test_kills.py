@@ -2,7 +2,7 @@
 
 Entities whose goals keep moving are enqueued all the while. In the end each must have reached its latest
 goal, and the ledger must show no lost enqueue and no two evaluations of an entity at the same time. A handful
-of kills per pool in the short profile, 60 in the long one (GOALSTATE_TEST_PROFILE=long).
+of kills per pool in `make test`, 60 more in `make test-long`.
 """
 
 from __future__ import annotations

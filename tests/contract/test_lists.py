@@ -48,6 +48,13 @@ class TestLists:
         assert bench.index.records(KIND, status, 0) == []
         assert bench.index.records("host", status, 10) == []
 
+    def test_a_deleted_run_is_not_listed(self, bench: Bench) -> None:
+        bench.run("again")
+        bench.delete("again")
+        bench.enqueue("again")
+        for status in Status:
+            assert "again" not in [record.id for record in bench.index.records(KIND, status, 10)]
+
     def test_counts(self, bench: Bench) -> None:
         assert bench.index.counts(KIND) == dict.fromkeys(Status, 3)
         assert bench.index.counts("host") == dict.fromkeys(Status, 0)

@@ -85,6 +85,20 @@ def test_every_key_of_a_shard_is_in_one_slot(index: RedisIndex, valkey: Any) -> 
     assert slots == {redis.cluster.key_slot(b"gs:{default:order:0}:token")}
 
 
+def test_a_name_whose_record_was_evicted_is_in_no_sweep_s_way(index: RedisIndex, valkey: Any) -> None:
+    now = milliseconds(valkey)
+    for status in ("parked", "sent", "idle"):
+        valkey.zadd(f"gs:{{default:{KIND}:0}}:{status}", {f"{status}-1": now - 1_000})
+    (survey,) = index.survey([KIND], sweeper="s", hold=1_000, limit=100)
+    assert (survey.due, survey.suspect, survey.expired) == (("parked-1",), ("sent-1",), ("idle-1",))
+    assert index.promote(KIND, {"parked-1": "task"}) == []
+    assert index.resend(KIND, {"sent-1": "task"}, probe="sent-1") == []
+    assert index.forget(KIND, ["idle-1"]) == 0
+    (survey,) = index.survey([KIND], sweeper="s", hold=1_000, limit=100)
+    assert not survey
+    assert not any(index.counts(KIND).values())
+
+
 def test_an_entity_stays_in_its_shard_over_releases(valkey: Any) -> None:
     """Else an upgrade would lose all that is scheduled."""
     index = RedisIndex(valkey, Limits(), shards=8)

@@ -225,7 +225,7 @@ def test_a_process_that_stood_still_starts_none(
     world.run(enqueue_all(world, host, "123"))
     assert [id for _, id in truth.log] == ["1", "2"]
     for id in "123":
-        assert f"host/{id} lost its lease; the outcome is dropped" in caplog.text
+        assert f"host/{id}: dropped, since its lease was lost" in caplog.text
     again = world.messages()
     assert [len(message.args[0]) for message in again] == [1, 1, 1], "alone: one of them may be to blame"
     truth.set("2", truth.reach)

@@ -40,7 +40,7 @@ def engine(valkey: Valkey) -> Iterator[Engine]:
         def iter_unconverged(cls) -> list[str]:
             return ["1", "2"]
 
-    @engine.register
+    @engine.register(queue="parcels")
     class Parcel(Entity):
         pass
 
@@ -132,7 +132,9 @@ class TestEnqueue:
             ),
             (["Order", "42"], "kind is 'Order'; accepted: lower-case letters"),
             (["order", "4\n2"], "an entity's id is '4\\n2'"),
-            (["order"], "Missing argument"),
+            ([], "Missing argument"),
+            (["order"], "which order? Give KIND ID, or KIND/ID"),
+            (["order/"], "an entity's id is ''"),
         ],
     )
     def test_bad_usage(self, engine: Engine, goalstate: Command, arguments: list[str], said: str) -> None:
@@ -140,6 +142,29 @@ class TestEnqueue:
         assert result.exit_code == 2
         assert said in result.output
         assert engine.counts("order")["order"] == dict.fromkeys(Status, 0)
+
+
+class TestEntities:
+    """An entity may be given as the lists and the logs write it."""
+
+    def test_one_word(self, engine: Engine, goalstate: Command) -> None:
+        assert goalstate("enqueue", "order/4/2", "--in", "5m", "parcel/7").exit_code == 0
+        assert engine.is_scheduled(engine.ref("order", "4/2"))
+        assert goalstate("show", "--json", "order/4/2").exit_code == 0
+        assert (
+            goalstate("delete", "order/4/2", "parcel/7").output == "order/4/2: deleted\nparcel/7: deleted\n"
+        )
+
+    def test_an_id_may_have_a_slash(self, goalstate: Command) -> None:
+        assert goalstate("enqueue", "order", "a/1").output == "order/a/1: scheduled now\n"
+
+    def test_the_two_ways_are_not_mixed(self, goalstate: Command) -> None:
+        result = goalstate("enqueue", "order/42", "43")
+        assert result.exit_code == 2
+        assert "an entity's id is ''" in result.output
+
+    def test_show_takes_one(self, goalstate: Command) -> None:
+        assert "give one entity" in goalstate("show", "order", "42", "43").output
 
 
 class TestShow:
@@ -205,6 +230,34 @@ class TestShow:
         assert shown["paused"] is False
         assert datetime.fromisoformat(shown["quarantined"]).tzinfo is not None
         assert shown["next"].startswith("It is quarantined")
+
+    def test_the_queue_that_its_message_is_on(self, engine: Engine, goalstate: Command) -> None:
+        goalstate("enqueue", "order", "1")
+        goalstate("enqueue", "parcel", "1")
+        goalstate("enqueue", "parcel", "2", "--in", "1h")
+        assert "message        on its way, by queue celery\n" in goalstate("show", "order", "1").output
+        assert "message        on its way, by queue parcels\n" in goalstate("show", "parcel", "1").output
+        assert "message" not in goalstate("show", "parcel", "2").output
+        assert json.loads(goalstate("show", "parcel", "2", "--json").stdout)["queue"] == "parcels"
+
+    def test_the_queue_that_a_route_names(self, engine: Engine, goalstate: Command) -> None:
+        engine.app.conf.task_routes = {"goalstate.order": {"queue": "quick"}}
+        goalstate("enqueue", "order", "1")
+        assert "on its way, by queue quick\n" in goalstate("show", "order", "1").output
+
+    def test_a_queue_that_does_not_exist(self, engine: Engine, goalstate: Command) -> None:
+        engine.enqueue(engine.ref("parcel", "1"), timedelta(hours=1))
+        engine.app.conf.task_create_missing_queues = False
+        assert goalstate("show", "parcel", "1").exit_code == 0
+        assert json.loads(goalstate("show", "parcel", "1", "--json").stdout)["queue"] is None
+
+    def test_a_kind_of_another_app(self, engine: Engine, goalstate: Command) -> None:
+        engine.enqueue(engine.ref("order.old", "1"))
+        result = goalstate("show", "order.old", "1")
+        assert result.exit_code == 0
+        assert "message        on its way\n" in result.output
+        assert "no entity class of kind 'order.old' is registered. Did you mean order?" in result.output
+        assert result.output.endswith("A worker that does not know it drops its messages.\n")
 
     def test_unknown(self, goalstate: Command) -> None:
         result = goalstate("show", "order", "42")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -55,6 +56,14 @@ def test_a_message_says_which_entity_and_no_more(world: World) -> None:
     assert message.headers["kwargsrepr"] == "{'entity': 'order/42'}"
     assert message.headers["argsrepr"] == f"([['42', '{token}']],)"
     assert message.headers["ignore_result"] is True
+
+
+def test_a_router_of_the_project_is_told_what_the_message_says(make_world: Callable[..., World]) -> None:
+    told = []
+    world = make_world(task_routes=[lambda name, args, kwargs, options, task=None: told.append((name, args))])
+    assert world.engine.enqueue(world.entity("3")).sent
+    [message] = world.messages()
+    assert told == [("goalstate.order", tuple(message.args))]
 
 
 def test_a_near_deadline_is_an_eta_and_a_far_one_no_message(world: World) -> None:
@@ -419,7 +428,8 @@ def test_the_outcome_of_a_lost_lease_is_dropped(
     assert truth.log == [("order", "1"), ("order", "1"), ("order", "overtaken")]
     assert result.state == states.SUCCESS
     assert "dropped, since its lease was lost" in result.result
-    assert "order/1 lost its lease; the outcome is dropped" in caplog.text
+    texts = [record.getMessage() for record in caplog.records if record.name == "celery_goalstate.task"]
+    assert any(text.startswith("order/1: old: stall") and "dropped" in text for text in texts)
     assert (look(world).status, look(world).converged) == ("idle", True), "the later evaluation's"
     assert world.messages() == []
 
@@ -484,6 +494,17 @@ def test_from_inside_a_successful_evaluation_it_counts(
     evaluate(world)
     assert look(world).deadline == datetime.fromtimestamp(NOW, UTC)
     assert look(world).failures == 0
+
+
+@pytest.mark.parametrize("end", [Requeue(3600), PermanentError("no")], ids=["requeued", "quarantined"])
+def test_what_an_action_leaves_behind_speaks_from_outside(world: World, truth: Truth, end: Any) -> None:
+    """In a copy of its context, as `asyncio.to_thread` and `sync_to_async` make one, that outlives it."""
+    left: list[contextvars.Context] = []
+    copy = _named("copy", lambda ctx, entity: left.append(contextvars.copy_context()))
+    truth.set("1", copy, says("end", end))
+    evaluate(world)
+    assert left[0].run(world.engine.enqueue, world.entity("1"), 5).changed
+    assert look(world).deadline == datetime.fromtimestamp(NOW + 5, UTC)
 
 
 def test_other_entities_are_enqueued_at_once(world: World, truth: Truth) -> None:
@@ -658,3 +679,50 @@ def test_malformed_messages_are_rejected_and_the_worker_lives(
 
     engine.enqueue(entity("1"))
     poll("the worker still evaluates", lambda: truth.looks("1") == 1)
+
+
+# In the log --------------------------------------------------------------------------------------
+
+
+def test_the_log_names_the_entity_and_shows_the_error(
+    world: World, truth: Truth, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Celery's own lines name a task id, and show no traceback of a retry."""
+
+    def ship(ctx: Any, entity: Any) -> None:
+        ctx.log.info("%d %% done", 50)
+        raise KeyError("address")
+
+    caplog.set_level(logging.INFO, "celery_goalstate")
+    truth.set("50%d", ship)
+    evaluate(world, "50%d")
+    action, failure = [record for record in caplog.records if record.name.startswith("celery_goalstate")]
+    assert action.getMessage() == "order/50%d ship: 50 % done"
+    assert action.filename == "test_outcomes.py"
+    assert (action.kind, action.id, action.action) == ("order", "50%d", "ship")  # type: ignore[attr-defined]
+    assert failure.getMessage().startswith("order/50%d: old: ship 0 ms failed (KeyError: 'address'); look")
+    assert failure.levelno == logging.WARNING
+    assert 'raise KeyError("address")' in caplog.text
+
+    world.messages()
+    caplog.clear()
+    truth.set("1", truth.reach)
+    evaluate(world)
+    [success] = [record for record in caplog.records if record.name.startswith("celery_goalstate")]
+    assert (success.levelno, success.getMessage()) == (
+        logging.INFO,
+        "order/1: old → new: reach 0 ms; converged",
+    )
+
+
+def test_a_percent_sign_in_a_log_text_without_arguments(
+    world: World, truth: Truth, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Logging formats a text only if there are arguments."""
+
+    def ship(ctx: Any, entity: Any) -> None:
+        ctx.log.warning("100% done")
+
+    truth.set("5%", ship)
+    evaluate(world, "5%")
+    assert "order/5% ship: 100% done" in caplog.text

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
-from kombu import pools
 
-from celery_goalstate import Engine, Entity
+from celery_goalstate import Engine, Entity, Requeue
 from celery_goalstate.exceptions import IndexUnavailable
-from tests.integration.conftest import MakeApp, Truth, worker_of
+from tests.integration.conftest import MakeApp, Truth, World, worker_of
 from tests.servers import HOST, Process, Valkey, free_port, poll, require
 
 PASSWORD = "s3cr%3At"
@@ -111,6 +111,59 @@ def test_a_retry_without_a_broker_is_sent_later(
     assert described is not None
     assert (described.status, described.sent, described.failures) == ("scheduled", False, 1)
     assert described.task_id == "task-1", "kept for the retry"
+
+
+def test_a_soft_time_limit_that_strikes_while_publishing_is_the_actions(
+    world: World, truth: Truth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were it taken for an error of the broker, the action would go on until it is killed."""
+    done = []
+
+    def enqueue(ctx: Any, entity: Any) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(world.app.amqp, "send_task_message", _raise(SoftTimeLimitExceeded()))
+            ctx.enqueue(world.entity("2"))
+        done.append("too far")
+
+    truth.set("1", enqueue)
+    world.engine.enqueue(world.entity("1"))
+    [result] = world.run()
+    assert result.state == "RETRY"
+    assert "SoftTimeLimitExceeded" in str(result.result)
+    assert not done
+    assert world.engine.is_scheduled(world.entity("2")), "noted all the same"
+
+
+def test_an_evaluation_ends_well_whatever_becomes_of_its_wake_up(
+    world: World, truth: Truth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask_again(ctx: Any, entity: Any) -> Requeue:
+        return Requeue(5)
+
+    truth.set("1", ask_again)
+    for error in (SoftTimeLimitExceeded(), IndexUnavailable()):
+        world.engine.enqueue(world.entity("1"))
+        [message] = world.messages()
+        with monkeypatch.context() as patch:
+            patch.setattr(world.app.amqp, "send_task_message", _raise(error))
+            patch.setattr(world.index, "put_back", _raise(error))
+            [result] = world.run(message)
+        assert result.state == "SUCCESS"
+        world.clock.advance(70)
+        world.sweeper().sweep()
+        [lost] = world.messages()
+        world.run(lost)
+        assert truth.looks("1") == 2
+        truth.log.clear()
+        world.engine.delete(world.entity("1"))
+        world.messages()
+
+
+def _raise(error: Exception) -> Callable[..., Any]:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    return fail
 
 
 # The index ---------------------------------------------------------------------------------------
@@ -242,12 +295,11 @@ def test_a_worker_waits_for_its_index(
         with index:
             poll("it works", lambda: "the sweeper works again" in caplog.text)
             engine.enqueue(entity("1"), 0.1)
-            poll("evaluated", lambda: truth.looks("1"))
+            poll("evaluated", lambda: getattr(engine.describe(entity("1")), "converged", None))
             index.kill()
             poll("it waits again", lambda: caplog.text.count("the sweeper waits for the index") == 2)
             index.start()
             poll("and works again", lambda: caplog.text.count("the sweeper works again") == 2)
             engine.enqueue(entity("2"))
             poll("evaluated", lambda: truth.looks("2"))
-    assert caplog.text.count("the sweeper waits for the index") == 2, "told once, not at every sweep"
-    pools.reset()
+            assert caplog.text.count("the sweeper waits for the index") == 2, "told once, not every time"

@@ -93,6 +93,13 @@ local function remove(entity)
   redis.call('ZREM', entity.status, entity.id)
 end
 
+-- The name of an entity whose record is gone, evicted by a Redis that may evict, would be in every sweep's way.
+local function strike_out(entity, status)
+  if not entity.status then
+    redis.call('ZREM', status, entity.id)
+  end
+end
+
 local function score_of(entity)
   return tonumber(redis.call('ZSCORE', entity.status, entity.id))
 end

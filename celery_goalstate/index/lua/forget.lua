@@ -8,6 +8,7 @@
 local replies = {}
 for n = 1, #KEYS - SHARD_KEYS do
   local entity = open(n, ARGV[LIMITS + n])
+  strike_out(entity, IDLE)
   replies[n] = 0
   if entity.status == IDLE and score_of(entity) <= now then
     remove(entity)

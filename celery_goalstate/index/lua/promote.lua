@@ -9,6 +9,7 @@ local replies = {}
 for n = 1, #KEYS - SHARD_KEYS do
   local at = LIMITS + (n - 1) * 2
   local entity = open(n, ARGV[at + 1])
+  strike_out(entity, PARKED)
   replies[n] = false
   if entity.status == SENT and entity.fields.task_id == ARGV[at + 2] then
     replies[n] = wakeup(entity) -- said again, since the reply to the first was lost

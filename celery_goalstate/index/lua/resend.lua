@@ -13,6 +13,7 @@ local claimed = tonumber(redis.call('GET', CLAIMED) or 0)
 
 local function resend(entity, task_id)
   local fields = entity.fields
+  strike_out(entity, SENT)
   if entity.status ~= SENT or paused then
     return false
   end

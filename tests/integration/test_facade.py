@@ -1,0 +1,306 @@
+"""Many at once, lists and counts, resync, pause: the rest of the engine's public face."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from celery_goalstate import Entity, Status
+from celery_goalstate.engine import BATCH
+from celery_goalstate.exceptions import PermanentError, UnknownKind
+from tests.integration.conftest import NOW, MakeApp, Truth, World, is_empty
+
+
+def at(seconds: float) -> datetime:
+    return datetime.fromtimestamp(NOW + seconds, UTC)
+
+
+def fail_for_good(ctx: Any, entity: Any) -> None:
+    raise PermanentError("no such host")
+
+
+# Many --------------------------------------------------------------------------------------------
+
+
+def test_enqueue_many_takes_a_generator_of_mixed_kinds_with_duplicates(world: World, truth: Truth) -> None:
+    host = world.register("host")
+
+    def entities() -> Iterator[Any]:
+        yield world.entity("1")
+        yield host("1")
+        yield world.engine.ref("order", "2")
+        yield world.entity("1")
+        yield world.engine.ref("unknown_here", "1")
+
+    assert world.engine.enqueue_many(entities()) == 4
+    assert world.engine.enqueue_many(entities()) == 0
+    world.run(*[message for message in world.messages() if "unknown" not in message.task])
+    assert sorted(truth.log) == [("host", "1"), ("order", "1"), ("order", "2")]
+
+
+def test_enqueue_many_in_more_than_one_batch(world: World, truth: Truth) -> None:
+    count = BATCH + 5
+    assert world.engine.enqueue_many((world.entity(id) for id in range(count)), 60) == count
+    assert world.engine.counts()["order"][Status.SCHEDULED] == count
+    assert world.engine.delete_many(world.entity(id) for id in range(count + 10)) == count
+    assert is_empty(world.index, "order")
+
+
+def test_enqueue_many_of_nothing(world: World) -> None:
+    assert world.engine.enqueue_many([]) == 0
+    assert world.engine.delete_many([]) == 0
+    assert world.engine.describe_many([]) == []
+
+
+@pytest.mark.parametrize("deadline", [None, 100, timedelta(seconds=100), at(100)], ids=repr)
+@pytest.mark.parametrize("spread", [600, timedelta(minutes=10)], ids=repr)
+def test_spread(world: World, deadline: Any, spread: Any) -> None:
+    world.engine.enqueue_many((world.entity(id) for id in range(300)), deadline, spread=spread)
+    found = world.engine.describe_many(world.entity(id) for id in range(300))
+    offsets = [each.deadline.timestamp() - NOW - (100 if deadline else 0) for each in found]  # type: ignore[union-attr]
+    assert min(offsets) >= 0
+    assert max(offsets) <= 600
+    assert max(offsets) - min(offsets) > 400, "all over it"
+    assert len({round(offset, 2) for offset in offsets}) > 250
+
+
+def test_enqueue_many_replaces_and_takes_celerys_words(world: World) -> None:
+    world.engine.enqueue_many([world.entity("1")], countdown=100)
+    assert world.engine.enqueue_many([world.entity("1")], eta=at(200), replace=True, max_wait=150) == 1
+    [described] = world.engine.describe_many([world.entity("1")])
+    assert described is not None
+    assert described.deadline == at(150)
+
+
+def test_describe_many_keeps_the_order(world: World) -> None:
+    host = world.register("host")
+    world.engine.enqueue_many([world.entity("2"), host("1"), world.entity("1")], 60)
+    asked = [host("1"), world.entity("9"), world.entity("1"), world.entity("2"), host("1"), host("2")]
+    found = world.engine.describe_many(entity for entity in asked)
+    assert [each and (each.kind, each.id) for each in found] == [
+        ("host", "1"),
+        None,
+        ("order", "1"),
+        ("order", "2"),
+        ("host", "1"),
+        None,
+    ]
+
+
+def test_delete_many_counts_what_was_there(world: World) -> None:
+    host = world.register("host")
+    world.engine.enqueue_many([world.entity("1"), host("1")], 60)
+    asked = [host("1"), world.entity("1"), world.entity("9"), host("1")]
+    assert world.engine.delete_many(asked) == 2
+    assert world.engine.describe_many(asked) == [None] * 4
+
+
+# Lists and counts --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def crowd(world: World, truth: Truth) -> World:
+    """One running, one idle, two quarantined, one parked, two sent."""
+    truth.set("failed-2", fail_for_good)
+    truth.set("failed-1", fail_for_good)
+    world.engine.enqueue(world.entity("idle"))
+    world.engine.enqueue(world.entity("failed-2"))
+    world.run()
+    world.clock.advance(5)
+    world.engine.enqueue(world.entity("failed-1"))
+    world.run()
+    world.engine.enqueue(world.entity("running"))
+    [message] = world.messages()
+    world.index.claim("order", [tuple(message.args[0][0])], nonce="n", task_id=message.id)
+    world.engine.enqueue(world.entity("parked"), 100)
+    world.engine.enqueue(world.entity("sent-2"), 20)
+    world.engine.enqueue(world.entity("sent-1"), 10)
+    return world
+
+
+@pytest.mark.parametrize(
+    ("status", "ids"),
+    [
+        ("scheduled", ["sent-1", "sent-2", "parked"]),
+        (Status.RUNNING, ["running"]),
+        ("idle", ["idle"]),
+        ("failed", ["failed-2", "failed-1"]),
+    ],
+)
+def test_a_list_of_one_status_begins_with_what_is_due_first(
+    crowd: World, status: str, ids: list[str]
+) -> None:
+    assert [each.id for each in crowd.engine.list("order", status)] == ids
+    assert [each.id for each in crowd.engine.list(crowd.entity, status=status, limit=1)] == ids[:1]
+    assert {each.status for each in crowd.engine.list("order", status)} == {status}
+
+
+def test_a_list_of_all(crowd: World) -> None:
+    everybody = {"sent-1", "sent-2", "parked", "running", "idle", "failed-1", "failed-2"}
+    assert {each.id for each in crowd.engine.list("order")} == everybody
+    assert len(crowd.engine.list("order", limit=3)) == 3
+    assert crowd.engine.list("never_heard_of") == []
+
+
+def test_counts(crowd: World) -> None:
+    crowd.register("host")
+    counts = {Status.SCHEDULED: 3, Status.RUNNING: 1, Status.IDLE: 1, Status.FAILED: 2}
+    assert crowd.engine.counts() == {"order": counts, "host": dict.fromkeys(Status, 0)}
+    assert crowd.engine.counts("order") == crowd.engine.counts(crowd.entity) == {"order": counts}
+    assert crowd.engine.counts("order")["order"]["failed"] == 2  # type: ignore[index]
+
+
+def test_a_description(crowd: World) -> None:
+    [running] = crowd.engine.list("order", "running")
+    assert running.started == at(5)
+    assert running.lease_expires == at(35)
+    assert running.fencing_token
+    assert (running.deadline, running.sent, running.failures, running.error) == (None, False, 0, None)
+    [idle] = crowd.engine.list("order", "idle")
+    assert (idle.converged, idle.finished, idle.quarantined) == (True, at(0), None)
+    assert idle.task_id
+    [failed, _] = crowd.engine.list("order", "failed")
+    assert (failed.quarantined, failed.error) == (at(0), "PermanentError: no such host")
+    [sent, *_] = crowd.engine.list("order", "scheduled")
+    assert (sent.sent, sent.deadline) == (True, at(15))
+
+
+def test_is_scheduled(crowd: World) -> None:
+    scheduled = {
+        id: crowd.engine.is_scheduled(crowd.entity(id))
+        for id in ("sent-1", "parked", "running", "idle", "failed-1", "unknown")
+    }
+    assert [id for id, is_so in scheduled.items() if is_so] == ["sent-1", "parked"]
+    crowd.engine.enqueue(crowd.entity("running"), 50)
+    assert crowd.engine.is_scheduled(crowd.entity("running"))
+
+
+# Resync ------------------------------------------------------------------------------------------
+
+
+def test_resync_enqueues_what_is_unconverged(world: World, truth: Truth) -> None:
+    for id in ("1", "2"):
+        truth.set(id, truth.reach)
+    truth.set("3", state="new")
+    assert world.engine.resync("order") == 2
+    assert world.engine.resync(world.entity) == 0, "they are scheduled already"
+    world.run()
+    assert truth.states == {"1": "new", "2": "new", "3": "new"}
+    assert world.engine.resync("order") == 0
+
+
+def test_resync_respects_deadline_back_off_and_quarantine(world: World, truth: Truth) -> None:
+    def fail(ctx: Any, entity: Any) -> None:
+        raise ConnectionError
+
+    truth.set("later")
+    world.engine.enqueue(world.entity("later"), 100)
+    truth.set("failing", fail)
+    truth.set("quarantined", fail_for_good)
+    truth.set("running")
+    truth.set("idle")
+    world.engine.enqueue_many(world.entity(id) for id in ("failing", "quarantined", "idle"))
+    world.run()
+    world.messages()
+    world.engine.enqueue(world.entity("running"))
+    [message] = world.messages()
+    world.index.claim("order", [tuple(message.args[0][0])], nonce="n", task_id=message.id)
+
+    before = {each.id: each for each in world.engine.list("order")}
+    assert world.engine.resync("order") == 1
+    after = {each.id: each for each in world.engine.list("order")}
+    changed = {id for id, each in after.items() if each != before.get(id)}
+    assert changed == {"idle"}
+
+    assert world.engine.resync("order", revive=True) == 1
+    described = world.engine.describe(world.entity("quarantined"))
+    assert described is not None
+    assert (described.status, described.failures) == ("scheduled", 0)
+
+
+def test_resync_spreads(world: World, truth: Truth) -> None:
+    for id in range(100):
+        truth.set(str(id))
+    assert world.engine.resync("order", spread=timedelta(hours=1)) == 100
+    deadlines = [each.deadline for each in world.engine.list("order")]
+    assert max(deadlines) - min(deadlines) > timedelta(minutes=30)  # type: ignore[type-var, operator]
+
+
+def test_resync_takes_ints_and_many_of_them(world: World) -> None:
+    class Row(Entity):
+        @classmethod
+        def iter_unconverged(cls) -> Iterator[int]:
+            yield from range(2 * BATCH + 1)
+
+    world.engine.register(Row)
+    assert world.engine.resync(Row) == 2 * BATCH + 1
+
+
+def test_resync_of_ids_that_cannot_be(world: World) -> None:
+    class Row(Entity):
+        @classmethod
+        def iter_unconverged(cls) -> Any:
+            return ["1", None]
+
+    world.engine.register(Row)
+    with pytest.raises(TypeError, match=r"an entity's id is None"):
+        world.engine.resync("row")
+    assert is_empty(world.index, "row")
+
+
+# References --------------------------------------------------------------------------------------
+
+
+def test_a_reference_needs_no_class(world: World, truth: Truth, make_app: MakeApp) -> None:
+    """A process that knows no entity class, only names, as with send_task."""
+    enqueue_only = World(make_app(), Truth())
+    ref = enqueue_only.engine.ref("host", 42)
+    assert str(ref) == "host/42"
+    assert enqueue_only.engine.enqueue(ref).sent
+    [message] = enqueue_only.messages()
+    assert message.task == "goalstate.host"
+    assert enqueue_only.engine.is_scheduled(ref)
+    assert [each.id for each in enqueue_only.engine.list("host")] == ["42"]
+    enqueue_only.engine.pause("host")
+    assert enqueue_only.engine.paused("host")
+    assert enqueue_only.engine.delete(ref)
+    with pytest.raises(UnknownKind):
+        enqueue_only.engine.resync("host")
+
+
+# Pause -------------------------------------------------------------------------------------------
+
+
+def test_pause_is_by_kind_and_by_engine(world: World, truth: Truth) -> None:
+    host = world.register("host")
+    world.engine.pause(host)
+    assert (world.engine.paused("host"), world.engine.paused(world.entity)) == (True, False)
+    world.engine.enqueue_many([host("1"), world.entity("1")])
+    world.run()
+    assert truth.log == [("order", "1")]
+    world.engine.stop()
+    world.engine.enqueue(world.entity("2"))
+    assert world.messages() == []
+    assert world.engine.is_scheduled(world.entity("2"))
+    world.engine.resume("host")
+    assert (world.engine.paused("host"), world.engine.paused("order")) == (False, True)
+    world.engine.start()
+    world.sweeper().sweep()
+    world.run()
+    assert sorted(truth.log) == [("host", "1"), ("order", "1"), ("order", "2")]
+
+
+def test_an_evaluation_under_way_finishes_while_paused(world: World, truth: Truth) -> None:
+    def pause(ctx: Any, entity: Any) -> None:
+        world.engine.pause()
+        truth.reach(ctx, entity)
+
+    truth.set("1", pause)
+    world.engine.enqueue(world.entity("1"))
+    world.run()
+    described = world.engine.describe(world.entity("1"))
+    assert described is not None
+    assert described.converged
