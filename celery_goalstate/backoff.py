@@ -10,10 +10,12 @@ from datetime import timedelta
 
 #: A bare number from here on is taken for a Unix timestamp that ended up where a delay belongs.
 TIMESTAMP_LIKE = 1e9
+#: The furthest that anything is put off. What is further away is a mistake in the units (and no `datetime`).
+FURTHEST = timedelta(days=36_525)
 
 
 def delay_seconds(value: float | timedelta, name: str = "delay") -> float:
-    """The seconds that `value` (a number or a timedelta) stands for: finite, 0 or more.
+    """The seconds that `value` (a number or a timedelta) stands for: from 0 to a hundred years.
 
     Raises `TypeError` or `ValueError`, naming the value as `name`.
     """
@@ -27,6 +29,8 @@ def delay_seconds(value: float | timedelta, name: str = "delay") -> float:
         seconds = float(value)
     if not 0 <= seconds < math.inf:
         raise ValueError(f"{name} is {value!r}; give a finite number of seconds, 0 or more")
+    if seconds > FURTHEST.total_seconds():
+        raise ValueError(f"{name} is {value!r}; give one within the next hundred years")
     return seconds
 
 

@@ -19,6 +19,7 @@ from kombu.utils.uuid import uuid
 
 from celery_goalstate import index as indexes
 from celery_goalstate import worker
+from celery_goalstate.backoff import FURTHEST, delay_seconds
 from celery_goalstate.entity import (
     Action,
     Context,
@@ -26,7 +27,6 @@ from celery_goalstate.entity import (
     EntityRef,
     Requeue,
     can_resync,
-    delay_seconds,
 )
 from celery_goalstate.exceptions import ImproperlyConfigured, UnknownKind
 from celery_goalstate.index.base import Index, Policy, Record, Request, Run, Scheduled
@@ -49,8 +49,6 @@ E = TypeVar("E", bound=type[Entity])
 
 #: Entities that one round trip of `enqueue_many` and its like carries.
 BATCH = 1000
-#: The furthest deadline. What is further away is a mistake in the units.
-FURTHEST = timedelta(days=36_525)
 _NEVER = datetime.max.replace(tzinfo=UTC)
 #: The one entity of the kind that resyncs another kind.
 RESYNC_ID = "all"
@@ -98,9 +96,7 @@ class Description:
     failures: int  #: consecutive ones
     error: str | None  #: of the last evaluation
     task_id: str | None  #: of the Celery task under way, or of the last one
-    converged: (
-        bool | None
-    )  #: did the last evaluation reach the goal? None: it did not look, or there was none
+    converged: bool | None  #: did the last evaluation reach the goal? None: it did not look
     finished: datetime | None  #: when the last evaluation ended
     started: datetime | None  #: when the evaluation under way began
     lease_expires: datetime | None  #: when its worker counts as lost, unless it renews
@@ -579,9 +575,13 @@ def engine_of(app: Celery, namespace: str | None = None) -> Engine:
 def current_engine(namespace: str | None = None) -> Engine:
     """The engine of Celery's current app, for code that cannot import the project's own.
 
-    Raises `ImproperlyConfigured` if that app has none.
+    Celery knows its current app only in the thread that created it, and web servers have others: there it is
+    the app of the process that has an engine, if there is only one. Raises `ImproperlyConfigured` otherwise.
     """
     app: Any = current_app._get_current_object()  # type: ignore[attr-defined]
+    if not _engines_of(app):
+        apps = {engine.app for engine in list(_all_engines)}
+        app = apps.pop() if len(apps) == 1 else app
     return engine_of(app, namespace)
 
 
@@ -640,10 +640,7 @@ def _request(id: str, deadline: Deadline) -> Request:
         return Request(id, at=milliseconds(deadline.timestamp()), task_id=uuid())
     if not isinstance(deadline, (int, float, timedelta)):
         raise TypeError(f"deadline is {deadline!r}; give an aware datetime, a timedelta or seconds from now")
-    seconds = delay_seconds(deadline, "deadline")
-    if seconds > FURTHEST.total_seconds():
-        raise ValueError(f"deadline is {deadline!r} from now; give one within the next hundred years")
-    return Request(id, delay=milliseconds(seconds), task_id=uuid())
+    return Request(id, delay=milliseconds(delay_seconds(deadline, "deadline")), task_id=uuid())
 
 
 def _spread(request: Request, id: str, more: int) -> Request:

@@ -36,7 +36,6 @@ __all__ = [
     "action_logger",
     "as_action_list",
     "can_resync",
-    "delay_seconds",
 ]
 
 MAX_ID_BYTES = 512

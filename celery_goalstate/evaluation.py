@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from celery_goalstate.backoff import delay_seconds
 from celery_goalstate.entity import (
     Action,
     ActionList,
@@ -32,7 +33,6 @@ from celery_goalstate.entity import (
     Stop,
     action_logger,
     as_action_list,
-    delay_seconds,
 )
 from celery_goalstate.exceptions import PermanentError, RetryAfter
 from celery_goalstate.settings import KindOptions

@@ -135,7 +135,7 @@ class Sweeper:
         for kind in kinds.values():
             if kind.standing:
                 request = Request(kind.standing, delay=0, task_id=uuid())
-                [scheduled] = self._index.enqueue(kind.name, [request], policy=Policy.RESYNC)
+                [scheduled] = self._index.enqueue(kind.name, [request], policy=Policy.REVIVE)
                 if scheduled.wakeup:
                     self._dispatch(kind, [scheduled.wakeup])
         self._standing_at = now + self._settings.resend_after

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -160,7 +161,9 @@ def test_a_namespace_by_setting_is_the_indexs_alone(make_app: MakeApp, truth: Tr
 
 
 @pytest.fixture
-def current() -> Iterator[Callable[[Celery], None]]:
+def current(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Celery], None]]:
+    """Sets Celery's current app, as creating one does."""
+    monkeypatch.setattr("celery._state.default_app", None)
     before = get_current_app()
     yield _set_current_app
     _set_current_app(before)
@@ -178,6 +181,32 @@ def test_the_current_engine(make_app: MakeApp, current: Callable[[Celery], None]
     assert current_engine("other") is other
     with pytest.raises(ImproperlyConfigured, match=r"no engine of namespace 'x'; known: default, other"):
         current_engine("x")
+
+
+def test_the_current_engine_in_a_thread_of_a_web_server(
+    make_app: MakeApp, current: Callable[[Celery], None]
+) -> None:
+    """Celery's current app is thread-local: all other threads see an app that nobody configured."""
+
+    def ask() -> Any:
+        found: list[Any] = []
+
+        def target() -> None:
+            try:
+                found.append(current_engine())
+            except ImproperlyConfigured as error:
+                found.append(error)
+
+        thread = threading.Thread(target=target)
+        thread.start()
+        thread.join()
+        return found[0]
+
+    engine = Engine(make_app())
+    current(engine.app)
+    assert ask() is engine
+    other = Engine(make_app())
+    assert isinstance(ask(), ImproperlyConfigured), f"which of the two? {other}"
 
 
 # Shared entities ---------------------------------------------------------------------------------

@@ -381,7 +381,7 @@ def test_a_resync_is_one_at_a_time_and_returns_after_a_loss_of_the_index(world: 
 def test_a_resync_that_fails_is_tried_for_ever(make_world: Callable[..., World], truth: Truth) -> None:
     world = make_world(goalstate_max_failures=2, goalstate_jitter=False)
     host = world.register("host", resync_every=600, soft_time_limit=1, time_limit=2)
-    failing = [ConnectionError("no database")] * 5
+    failing = [ConnectionError("no database"), PermanentError("no table"), ConnectionError("no database")]
     found = host.iter_unconverged
 
     def iter_unconverged() -> Any:

@@ -65,6 +65,8 @@ def test_a_delay_is_a_number_of_seconds_or_a_timedelta(value: Any, seconds: floa
         (1e9, ValueError, "timestamp"),
         (1_764_000_000, ValueError, "timestamp"),
         (10**400, ValueError, "timestamp"),
+        (timedelta(days=36_526), ValueError, "hundred years"),
+        (timedelta.max, ValueError, "hundred years"),
         (True, TypeError, "timedelta"),
         ("30", TypeError, "timedelta"),
         (None, TypeError, "timedelta"),
