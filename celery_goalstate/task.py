@@ -144,7 +144,17 @@ class Evaluator:
         def settle() -> None:
             self._settle(batch.settle(), tally, held=lambda: clock() < expires)
 
-        timer = threading.Timer(max(0.0, ends - clock()), settle)
+        def settle_early() -> None:
+            try:
+                settle()
+            except IndexUnavailable as error:  # a thread has nobody to tell
+                logger.warning(
+                    "outcomes of kind %s are lost, its entities are looked at again: %s",
+                    self._kind.name,
+                    error,
+                )
+
+        timer = threading.Timer(max(0.0, ends - clock()), settle_early)
         timer.daemon = True
         timer.start()
         try:
@@ -157,8 +167,10 @@ class Evaluator:
                 batch.end(self._report(run, outcome, task_id="", retries=0))
         finally:
             timer.cancel()
-            settle()
-            timer.join()  # it may be in the midst of its reports
+            try:
+                settle()
+            finally:
+                timer.join()  # it may be in the midst of its reports
         return tally
 
     def _settle(self, reports: list[Report], tally: Tally, held: Callable[[], bool]) -> None:

@@ -284,6 +284,38 @@ def test_outcomes_are_told_again_while_the_lease_of_the_slow_one_lasts(
     assert asked == [2, 2, 2]
 
 
+def test_outcomes_that_cannot_be_told_are_given_up_with_their_leases(
+    world: World,
+    truth: Truth,
+    host: type[Entity],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("celery_goalstate.task.TRY_AGAIN_AFTER", 0.001)
+    monkeypatch.setattr("celery_goalstate.task.SLICE", 0.05)
+    finish, asked = world.index.finish, []
+
+    def never(kind: str, reports: Any) -> Any:
+        asked.append([report.id for report in reports])
+        raise IndexUnavailable
+
+    def slow(ctx: Any, entity: Any) -> None:
+        poll("the timer tells of the others", lambda: ["1", "3"] in asked)
+        world.keeper_sleeps()
+        world.clock.advance(LEASE + 1)
+        truth.reach(ctx, entity)
+
+    world.index.finish = never  # type: ignore[method-assign]
+    truth.set("2", slow)
+    [result] = world.run(enqueue_all(world, host, "123"))
+    assert isinstance(result.result, IndexUnavailable)
+    assert ["2"] in asked
+    assert "outcomes of kind host are lost, its entities are looked at again" in caplog.text
+    world.index.finish = finish  # type: ignore[method-assign]
+    take_over(world)
+    assert [status(world, id) for id in "123"] == ["idle"] * 3
+
+
 # More of them, under load ------------------------------------------------------------------------
 
 
