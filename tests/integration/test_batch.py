@@ -312,6 +312,7 @@ def test_outcomes_that_cannot_be_told_are_given_up_with_their_leases(
     assert ["2"] in asked
     assert "outcomes of kind host are lost, its entities are looked at again" in caplog.text
     world.index.finish = finish  # type: ignore[method-assign]
+    truth.set("2", truth.reach)
     take_over(world)
     assert [status(world, id) for id in "123"] == ["idle"] * 3
 
