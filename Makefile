@@ -3,7 +3,7 @@ SHELL := /bin/bash
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: help demo test test-long lint format bench docs clean
+.PHONY: help demo test test-long chaos lint format bench docs clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
@@ -16,6 +16,9 @@ test: .venv/test.stamp ## all tests but the long ones (ARGS: more options for py
 
 test-long: .venv/test.stamp ## the long state machines, kills and mutants too; about an hour
 	GOALSTATE_TEST_PROFILE=long $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+chaos: .venv/test.stamp ## pull every plug, and prove that nothing is lost (ARGS="--minutes 30 --seed 7 --broker rabbitmq")
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 lint: .venv/lint.stamp ## style, types, import layers
 	$(BIN)/ruff check .

@@ -1,0 +1,103 @@
+"""Pull every plug, and prove that nothing is lost: `python -m tests.chaos --minutes 30 --seed 7`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from tests.chaos.checker import RULES, Findings
+from tests.chaos.harness import Options, run
+
+SHOWN = 20  # violations
+
+
+def main() -> int:
+    options, arguments = _parse()
+    directory = Path(tempfile.mkdtemp(prefix="chaos-"))
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - began:7.1f} s  {text}", file=sys.stderr, flush=True)
+
+    say(f"{options}, in {directory}")
+    findings = run(options, directory, say=say)
+    print(table(options, findings))
+    if arguments.json:
+        arguments.json.write_text(as_json(options, findings) + "\n")
+    if findings.violations or arguments.keep:
+        print(f"ledger and logs: {directory}")
+    else:
+        shutil.rmtree(directory)
+    return 1 if findings.violations else 0
+
+
+def _parse() -> tuple[Options, argparse.Namespace]:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    default = Options()
+    parser.add_argument("--minutes", type=float, default=default.minutes, help="of faults")
+    parser.add_argument(
+        "--seed", type=int, default=default.seed, help="of the schedule of faults and the load"
+    )
+    parser.add_argument("--broker", choices=["redis", "rabbitmq"], default=default.broker)
+    parser.add_argument("--pool", choices=["prefork", "solo", "threads", "gevent"], default=default.pool)
+    parser.add_argument(
+        "--index", choices=["own", "same"], default=default.index,
+        help="a server of its own, or the broker's, where it is lost now and then and rebuilt by resync",
+    )  # fmt: skip
+    parser.add_argument("--workers", type=int, default=default.workers)
+    parser.add_argument("--producers", type=int, default=default.producers)
+    parser.add_argument("--pace", type=float, default=default.pace, help="seconds between a producer's calls")
+    parser.add_argument("--faults", default=default.faults, help="only those whose name holds this")
+    parser.add_argument(
+        "--settle", type=float, default=default.settle, help="seconds until all must have ended"
+    )
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser.add_argument("--keep", action="store_true", help="keep ledger and logs")
+    arguments = parser.parse_args()
+    fields = {name: getattr(arguments, name) for name in asdict(default)}
+    return Options(**fields), arguments
+
+
+def table(options: Options, findings: Findings) -> str:
+    """For people."""
+    rows = [("seed", options.seed), ("minutes of faults", options.minutes)]
+    rows += [("broker, pool, index", f"{options.broker}, {options.pool}, {options.index}")]
+    sections = [
+        ("run", dict(rows)),
+        ("faults", dict(sorted(findings.faults.items()))),
+        ("figures", findings.figures),
+        ("broken guarantees", {f"{rule}: {RULES[rule]}": n for rule, n in findings.counts.items()}),
+    ]
+    if findings.notes:
+        sections.append(("notes", findings.notes))
+    width = max(len(name) for _, section in sections for name in section)
+    lines = []
+    for title, section in sections:
+        lines += ["", title, *(f"  {name:<{width}}  {value}" for name, value in section.items())]
+    for violation in findings.violations[:SHOWN]:
+        lines.append(f"{violation.rule}: {violation.entity} at {violation.at:.3f}: {violation.text}")
+    return "\n".join(lines)
+
+
+def as_json(options: Options, findings: Findings) -> str:
+    """For machines."""
+    return json.dumps(
+        {
+            "options": asdict(options),
+            "faults": findings.faults,
+            "figures": findings.figures,
+            "violations": findings.counts,
+            "notes": findings.notes,
+        },
+        indent=2,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

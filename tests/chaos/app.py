@@ -1,0 +1,358 @@
+"""The app under chaos: its entities, the world that they change, and the notes that its processes take.
+
+Everything that the processes of one run share lies in one directory: `settings.json`, the ledger, the world's
+files. Processes get the directory's name from their environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+
+from celery_goalstate import Action, Context, Engine, Entity, EntityRef, Requeue
+from celery_goalstate import index as indexes
+from celery_goalstate.exceptions import IndexUnavailable, PermanentError
+from celery_goalstate.index.base import Claim, Index
+from tests.acceptance.ledger import Ledger
+
+DIRECTORY = "GOALSTATE_CHAOS_DIRECTORY"
+INDEX = "GOALSTATE_CHAOS_INDEX"  # an URL in place of the one of the settings
+
+#: Messages are published to the one queue, and taken by the workers from the other: the harness carries them,
+#: not always faithfully.
+POST, WORK = "post", "work"
+
+# Short, so that recovery takes seconds.
+LEASE = 1.5
+RETRY_DELAY, MAX_RETRY_DELAY = 0.1, 2.0
+MAX_FAILURES = 3  # of poison
+SETTINGS = {
+    "broker_connection_retry_on_startup": True,
+    "broker_connection_max_retries": None,
+    "task_ignore_result": True,
+    "task_default_queue": POST,
+    "worker_hijack_root_logger": False,
+    "goalstate_failure_retry_delay": RETRY_DELAY,
+    "goalstate_max_retry_delay": MAX_RETRY_DELAY,
+    "goalstate_jitter": False,
+    "goalstate_lease": LEASE,
+    "goalstate_resend_after": 1.5,
+    "goalstate_sweep_interval": 0.15,
+    "goalstate_eta_horizon": 2.0,
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What entities of one kind do, how many there are, and how they are to end."""
+
+    steps: tuple[str, ...]  #: their actions; see `Things._do`
+    entities: int
+    weight: float  #: how often producers choose them
+    error: str = ""  #: what they are quarantined for in the end; empty: they reach their goals
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _poison(how: str, **options: Any) -> Plan:
+    return Plan((f"die-by:{how}",), 2, 0, "WorkerLost", {"max_failures": MAX_FAILURES, **options})
+
+
+KINDS = {
+    "steady": Plan(("work:0.1", "write"), 120, 60),
+    "slow": Plan((f"work:{LEASE * 1.3}", f"work:{LEASE * 0.5}", "write"), 12, 3),
+    "flaky": Plan(("work:0.02", "fail:2", "write"), 30, 12),
+    "patient": Plan(("again:0.4", "write"), 30, 12),
+    "chain": Plan(("write", "pass-on"), 20, 8),
+    "broken": Plan(("permanent",), 8, 2, "PermanentError"),
+    "deadly": Plan(("die:1", "write"), 6, 1),
+    "poison-kill": _poison("kill"),
+    "poison-exit": _poison("exit"),
+    "poison-segfault": _poison("segfault"),
+    "poison-hang": _poison("hang", time_limit=1),
+}
+POISON = [kind for kind in KINDS if kind.startswith("poison-")]
+
+
+class World:
+    """What entities are and are meant to be, in files: the source of truth, which refuses older tokens."""
+
+    def __init__(self, directory: Path, ledger: Ledger) -> None:
+        self._directory = directory / "world"
+        self._directory.mkdir(exist_ok=True)
+        self._ledger = ledger
+
+    def _path(self, ref: EntityRef, what: str) -> Path:
+        return self._directory / f"{ref.kind}.{ref.id}.{what}"
+
+    def _number(self, ref: EntityRef, what: str) -> int:
+        with contextlib.suppress(FileNotFoundError):
+            return int(self._path(ref, what).read_text().split()[0])
+        return 0
+
+    def wanted(self, ref: EntityRef) -> int:
+        return self._number(ref, "wanted")
+
+    def want_more(self, ref: EntityRef) -> None:
+        """Move the goal; only the producer that owns the entity does so."""
+        path = self._path(ref, "wanted")
+        new = path.with_suffix(".new")
+        new.write_text(str(self.wanted(ref) + 1))
+        new.replace(path)
+
+    def reached(self, ref: EntityRef) -> int:
+        return self._number(ref, "reached")
+
+    def reach(self, ref: EntityRef, version: int, token: int) -> None:
+        """Set the state, unless somebody with a newer token has done so."""
+        descriptor = os.open(self._path(ref, "reached"), os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            newest = int((os.pread(descriptor, 100, 0).split() or [0])[-1])
+            if token < newest:
+                self._ledger.write("fenced", str(ref), token=token, newest=newest)
+                raise FencedError(f"{ref} was written under {newest}, newer than {token}")
+            os.pwrite(descriptor, b"%d %d\n" % (version, token), 0)
+            self._ledger.write("write", str(ref), token=token, version=version)
+        finally:
+            os.close(descriptor)
+
+    def attempts(self, ref: EntityRef, what: str) -> int:
+        """How often something has been tried, this time included."""
+        with self._path(ref, what).open("ab") as file:
+            file.write(b".")
+            file.flush()
+            return file.tell()
+
+    def mark(self, ref: EntityRef, *, gone: bool) -> None:
+        path = self._path(ref, "gone")
+        path.touch() if gone else path.unlink(missing_ok=True)
+
+    def is_gone(self, ref: EntityRef) -> bool:
+        return self._path(ref, "gone").exists()
+
+
+class FencedError(Exception):
+    """The world was changed under a newer fencing token."""
+
+
+class PlannedError(Exception):
+    """An action's failure, as planned."""
+
+
+class NotingIndex:
+    """Notes in the ledger what the index is asked and what it answers.
+
+    A time is taken *before* the question: a lease lasts at least until that time plus its length.
+    """
+
+    def __init__(self, index: Index, ledger: Ledger) -> None:
+        self._index = index
+        self._ledger = ledger
+        self._own = threading.local()
+        self.after_enqueue: Callable[[], None] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._index, name)
+
+    @property
+    def token(self) -> int:
+        """Of the evaluation in this thread."""
+        return int(self._own.token)
+
+    def enqueue(self, *args: Any, **kwargs: Any) -> Any:
+        scheduled = self._index.enqueue(*args, **kwargs)
+        if self.after_enqueue and any(each.wakeup for each in scheduled):
+            self.after_enqueue()
+        return scheduled
+
+    def claim(self, kind: str, wakeups: Any, **kwargs: Any) -> Any:
+        asked = time.monotonic()
+        replies = self._index.claim(kind, wakeups, **kwargs)
+        for reply in replies:
+            name = f"{kind}/{reply.id}"
+            if isinstance(reply, Claim):
+                self._own.token = reply.lease
+                self._ledger.write(
+                    "claim", name,
+                    token=int(reply.lease), asked=asked, failures=reply.failures, lateness=reply.lateness,
+                )  # fmt: skip
+            else:
+                self._ledger.write("refusal", name, reason=reply.reason)
+        return replies
+
+    def renew(self, kind: str, runs: Any) -> Any:
+        asked = time.monotonic()
+        replies = self._index.renew(kind, runs)
+        for run, held in zip(runs, replies, strict=True):
+            if held:
+                self._ledger.write("renewal", f"{kind}/{run.id}", token=int(run.lease), asked=asked)
+        return replies
+
+    def finish(self, kind: str, reports: Any) -> Any:
+        for report in reports:
+            self._ledger.write(
+                "report", f"{kind}/{report.id}",
+                token=int(report.lease), sweeper=report.expired_only, verdict=report.verdict,
+                delay=report.delay, error=report.error,
+            )  # fmt: skip
+        replies = self._index.finish(kind, reports)
+        for report, reply in zip(reports, replies, strict=True):
+            self._ledger.write(
+                "reply", f"{kind}/{report.id}",
+                token=int(report.lease), sweeper=report.expired_only, result=reply.result,
+            )  # fmt: skip
+        return replies
+
+
+class Things:
+    """The app, its engine and its entities, all bound to one directory."""
+
+    def __init__(self, directory: Path, index_url: str | None = None) -> None:
+        settings = json.loads((directory / "settings.json").read_text())
+        if index_url:
+            settings["goalstate_index_url"] = index_url
+        self.ledger = Ledger(directory / "ledger", sync=True)
+        self.world = World(directory, self.ledger)
+        self.app = Celery("chaos", set_as_current=False)
+        self.app.conf.update(settings)
+        self.engine = Engine(self.app)
+        self.index = index = NotingIndex(indexes.open_index(self.engine.settings), self.ledger)
+        indexes.open_index = lambda settings: index  # the engine asks for it when it is first used
+        self.open_calls: list[tuple[str, str]] = []  # entity and call of what is being enqueued now
+        self.classes = {kind: self._register(kind, plan) for kind, plan in KINDS.items()}
+
+    def _register(self, kind: str, plan: Plan) -> type[Entity]:
+        world, things = self.world, self
+
+        class Thing(Entity):
+            @classmethod
+            def iter_unconverged(cls) -> Iterable[str]:
+                refs = (EntityRef(kind, str(number)) for number in range(plan.entities))
+                return (
+                    ref.id
+                    for ref in refs
+                    if world.wanted(ref) != world.reached(ref) and not world.is_gone(ref)
+                )
+
+            def get_state(self) -> int:
+                return world.reached(self.ref)
+
+            def get_goal_state(self) -> int:
+                return world.wanted(self.ref)
+
+            def get_action_list(self, state: int, goal_state: int) -> list[Action]:
+                things.ledger.write("look", str(self.ref), token=things.index.token)
+                return [Action(step, things._step(step)) for step in plan.steps]
+
+        Thing.kind = kind
+        return self.engine.register(Thing, **plan.options)
+
+    def _step(self, step: str) -> Callable[[Context, Entity], Requeue | None]:
+        def execute(ctx: Context, entity: Entity) -> Requeue | None:
+            name, token = str(entity.ref), ctx.fencing_token
+            self.ledger.write("start", name, action=step, token=token)
+            outcome = "raised"
+            try:
+                result = self._do(step, ctx, entity.ref)
+                outcome = "ok"
+                return result
+            finally:
+                self.ledger.write("end", name, action=step, token=token, outcome=outcome)
+
+        return execute
+
+    def _do(self, step: str, ctx: Context, ref: EntityRef) -> Requeue | None:
+        verb, _, argument = step.partition(":")
+        match verb:
+            case "work":  # some seconds, more or less
+                time.sleep(float(argument) * random.uniform(0.8, 1.2))
+            case "write":
+                self.world.reach(ref, ctx.goal_state, ctx.fencing_token)
+            case "fail":  # the first times, for each goal
+                if (attempt := self._attempt(verb, ctx, ref)) <= int(argument):
+                    raise PlannedError(f"attempt {attempt}")
+            case "again":  # later, once for each goal
+                if self._attempt(verb, ctx, ref) == 1:
+                    return Requeue(float(argument))
+            case "pass-on":
+                self.enqueue([EntityRef("steady", ref.id)])
+            case "permanent":
+                raise PermanentError("beyond repair")
+            case "die":
+                if self._attempt(verb, ctx, ref) <= int(argument):
+                    os.kill(os.getpid(), signal.SIGKILL)
+            case "die-by":
+                _die(argument)
+        return None
+
+    def _attempt(self, verb: str, ctx: Context, ref: EntityRef) -> int:
+        return self.world.attempts(ref, f"{verb}-{ctx.goal_state}")
+
+    # What producers do
+
+    @contextlib.contextmanager
+    def _noted(self, event: str, done: str, refs: Iterable[EntityRef], **fields: Any) -> Iterator[None]:
+        call = self.ledger.call()
+        self.open_calls = [(str(ref), call) for ref in refs]
+        for name, _ in self.open_calls:
+            self.ledger.write(event, name, call=call, **fields)
+        yield
+        for name, _ in self.open_calls:
+            self.ledger.write(done, name, call=call)
+
+    def enqueue(self, refs: list[EntityRef], delay: float = 0.0, **options: Any) -> None:
+        replaces = options.get("replace", False)
+        with self._noted("enqueue", "enqueued", refs, delay=delay, replaces=replaces):
+            if len(refs) == 1:
+                self.engine.enqueue(refs[0], delay, **options)
+            else:
+                self.engine.enqueue_many(refs, delay, **options)
+
+    def delete(self, ref: EntityRef) -> None:
+        with self._noted("delete", "deleted", [ref]):
+            self.engine.delete(ref)
+
+    def resync(self) -> None:
+        """After a loss of the index."""
+        for kind in KINDS:
+            self.ledger.write("resync", kind=kind)
+            self.insist(lambda kind=kind: self.engine.resync(kind))
+
+    def insist(self, do: Callable[[], object]) -> None:
+        """As a good producer does: say it again until it is certain that the index has it."""
+        while True:
+            try:
+                do()
+                return
+            except IndexUnavailable:
+                self.ledger.write("unavailable")
+                time.sleep(0.1)  # the index may be away for seconds
+
+
+def _die(how: str) -> None:
+    match how:
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "exit":
+            os._exit(1)
+        case "segfault":
+            ctypes.string_at(0)
+        case "hang":
+            time.sleep(3600)
+
+
+def from_environment() -> Things:
+    return Things(Path(os.environ[DIRECTORY]), os.environ.get(INDEX))

@@ -1,0 +1,266 @@
+"""The faults: what each does to the processes and servers of a run, and when they come."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from celery_goalstate import EntityRef
+from tests.chaos.app import KINDS, LEASE, POISON
+
+if TYPE_CHECKING:
+    from tests.chaos.harness import Stage
+
+Inject = Callable[["Stage", random.Random], bool]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`inject` returns once the fault is over; False if there was nothing to hurt."""
+
+    name: str
+    inject: Inject
+    times: int = 1  #: how often it comes in one round of the schedule
+    on: str = ""  #: "redis", "prefork", "own", "same": only on such a broker, pool or index
+    alone: str = ""  #: faults of the same word do not come at the same time
+
+
+FAULTS: list[Fault] = []
+
+
+def _fault(name: str, *, times: int = 1, on: str = "", alone: str = "") -> Callable[[Inject], Inject]:
+    def register(inject: Inject) -> Inject:
+        FAULTS.append(Fault(name, inject, times, on, alone))
+        return inject
+
+    return register
+
+
+# Processes ---------------------------------------------------------------------------------------
+
+
+@_fault("SIGKILL of a pool's child", times=3, on="prefork")
+def _kill_child(stage: Stage, draw: random.Random) -> bool:
+    children = draw.choice(stage.workers).children()
+    if children:
+        _signal([draw.choice(children)], signal.SIGKILL)
+    return bool(children)
+
+
+@_fault("SIGKILL of a worker")
+def _kill_worker(stage: Stage, draw: random.Random) -> bool:
+    worker = draw.choice(stage.workers)
+    if not worker.is_ready():
+        return False
+    worker.signal(signal.SIGKILL)  # its children are left to the supervisor
+    return True
+
+
+@_fault("warm shutdown of a worker")
+def _warm(stage: Stage, draw: random.Random) -> bool:
+    return _shut_down(stage, draw, signal.SIGTERM)
+
+
+@_fault("cold shutdown of a worker")
+def _cold(stage: Stage, draw: random.Random) -> bool:
+    return _shut_down(stage, draw, signal.SIGQUIT)
+
+
+def _shut_down(stage: Stage, draw: random.Random, number: int) -> bool:
+    worker = draw.choice(stage.workers)
+    if not worker.is_ready():
+        return False
+    starts = worker.starts
+    worker.signal(number)
+    if not stage.wait(20, lambda: worker.starts > starts) and not stage.over.is_set():
+        stage.note("a worker did not end in 20 s after " + signal.Signals(number).name)
+        worker.signal(signal.SIGKILL)
+    return True
+
+
+@_fault("SIGKILL of a producer")
+def _kill_producer(stage: Stage, draw: random.Random) -> bool:
+    draw.choice(stage.producers).signal(signal.SIGKILL)
+    return True
+
+
+@_fault("SIGKILL of a producer between index and broker", times=2)
+def _kill_between(stage: Stage, draw: random.Random) -> bool:
+    producer = draw.choice(stage.producers)
+    if not producer.is_ready():
+        return False
+    producer.signal(signal.SIGUSR1)
+    return True
+
+
+@_fault("a pool's child stands still for longer than its lease", times=2, on="prefork")
+def _freeze_child(stage: Stage, draw: random.Random) -> bool:
+    children = draw.choice(stage.workers).children()
+    if not children:
+        return False
+    with _frozen(stage, [draw.choice(children)]):
+        stage.wait(draw.uniform(1.3, 2.2) * LEASE)
+    return True
+
+
+@_fault("a worker stands still for longer than its leases", alone="worker")
+def _freeze_worker(stage: Stage, draw: random.Random) -> bool:
+    worker = draw.choice(stage.workers)
+    if not worker.is_ready():
+        return False
+    with _frozen(stage, [worker.pid, *worker.children()]):
+        stage.wait(draw.uniform(1.3, 2.2) * LEASE)
+    return True
+
+
+@contextlib.contextmanager
+def _frozen(stage: Stage, pids: list[int]) -> Iterator[None]:
+    _signal(pids, signal.SIGSTOP)
+    stage.things.ledger.write("freeze", pids=pids)
+    try:
+        yield
+    finally:
+        stage.things.ledger.write("thaw", pids=pids)
+        _signal(pids, signal.SIGCONT)
+
+
+def _signal(pids: list[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+# The broker --------------------------------------------------------------------------------------
+
+
+@_fault("restart of the broker", alone="broker")
+def _restart_broker(stage: Stage, draw: random.Random) -> bool:
+    stage.restart_broker(draw.uniform(0, 1.0))
+    return True
+
+
+@_fault("the broker loses all messages", times=2, alone="broker")
+def _flush_broker(stage: Stage, draw: random.Random) -> bool:
+    stage.flush_broker()
+    return True
+
+
+# The index ---------------------------------------------------------------------------------------
+
+
+@_fault("restart of the index", on="own", alone="index")
+def _restart_index(stage: Stage, draw: random.Random) -> bool:
+    stage.index.kill()
+    stage.wait(draw.uniform(0, 1.0))
+    stage.index.start()
+    return True
+
+
+@_fault("the index stands still", alone="index")
+def _freeze_index(stage: Stage, draw: random.Random) -> bool:
+    with stage.index.client() as client:
+        pid = client.info("server")["process_id"]
+    _signal([pid], signal.SIGSTOP)
+    try:
+        stage.wait(draw.uniform(0.3, 2.5) * LEASE)
+    finally:
+        _signal([pid], signal.SIGCONT)
+    return True
+
+
+@_fault("the index cannot be reached", alone="proxy")
+def _close_proxy(stage: Stage, draw: random.Random) -> bool:
+    stage.proxy.close_for(draw.uniform(0.3, 2.5) * LEASE, stage.over)
+    return True
+
+
+@_fault("connections to the index are cut", times=2)
+def _cut(stage: Stage, draw: random.Random) -> bool:
+    stage.proxy.cut()
+    return True
+
+
+@_fault("replies of the index are lost", times=2)
+def _lose_replies(stage: Stage, draw: random.Random) -> bool:
+    stage.proxy.lose_replies(draw.randint(1, 6))
+    return True
+
+
+@_fault("the index is slow", alone="proxy")
+def _delay(stage: Stage, draw: random.Random) -> bool:
+    stage.proxy.delay = draw.uniform(0.02, 0.2)
+    stage.wait(draw.uniform(1, 3))
+    stage.proxy.delay = 0.0
+    return True
+
+
+# Entities ----------------------------------------------------------------------------------------
+
+
+@_fault("an entity that kills its worker", times=2)
+def _poison(stage: Stage, draw: random.Random) -> bool:
+    kind = draw.choice(stage.poison)
+    ref = EntityRef(kind, str(draw.randrange(KINDS[kind].entities)))
+    stage.world_mark(ref)
+    stage.things.insist(lambda: stage.things.enqueue([ref]))
+    return True
+
+
+def poison_for(pool: str) -> list[str]:
+    """The others of these kinds need a pool of processes that its parent watches."""
+    return POISON if pool == "prefork" else ["poison-kill"]
+
+
+# The schedule ------------------------------------------------------------------------------------
+
+
+def schedule(
+    draw: random.Random, traits: set[str], only: str = ""
+) -> Iterator[tuple[float, Fault, random.Random]]:
+    """For ever: how long to wait, the fault that then comes, and what it draws its choices from.
+
+    Every fault that these traits allow, and whose name holds `only`, comes in each round.
+    """
+    faults = [fault for fault in FAULTS if (not fault.on or fault.on in traits) and only in fault.name]
+    while True:
+        deck = [fault for fault in faults for _ in range(fault.times)]
+        draw.shuffle(deck)
+        for fault in deck:
+            yield draw.uniform(0.2, 2.0), fault, random.Random(draw.random())
+
+
+class Injector:
+    """Injects the faults of a schedule until `over`, several at a time."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        options = stage.options
+        self._schedule = schedule(random.Random(options.seed), options.traits, options.faults)
+        self._alone: dict[str, threading.Lock] = {fault.alone: threading.Lock() for fault in FAULTS}
+        self._threads: list[threading.Thread] = []
+
+    def run(self) -> None:
+        """Until the stage's time is over, and all faults too."""
+        for gap, fault, draw in self._schedule:
+            if self._stage.over.wait(gap):
+                break
+            thread = threading.Thread(target=self._inject, args=(fault, draw), name=fault.name)
+            thread.start()
+            self._threads = [*(thread for thread in self._threads if thread.is_alive()), thread]
+        for thread in self._threads:
+            thread.join()
+
+    def _inject(self, fault: Fault, draw: random.Random) -> None:
+        lock = self._alone[fault.alone] if fault.alone else contextlib.nullcontext()
+        try:
+            with lock:
+                if not self._stage.over.is_set() and fault.inject(self._stage, draw):
+                    self._stage.faults[fault.name] += 1
+        except Exception as error:  # noqa: BLE001 - shown in the end: the other faults go on
+            self._stage.note(f"{fault.name}: {type(error).__name__}: {error}")

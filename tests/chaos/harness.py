@@ -1,0 +1,208 @@
+"""One run: servers, producers, workers under supervision, faults, and in the end the proof.
+
+                ┌──────────────► proxy ──────────────► index (append-only file, always synced)
+producers ──────┤                  ▲
+                └─► queue post ─► Post ─► queue work ─► workers
+                          (both queues on the broker)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kombu import Connection
+
+from celery_goalstate import EntityRef
+from tests.chaos import processes
+from tests.chaos.app import KINDS, POST, SETTINGS, WORK, Things
+from tests.chaos.checker import Final, Findings, check
+from tests.chaos.faults import Injector, poison_for
+from tests.chaos.post import Post
+from tests.chaos.proxy import Proxy
+from tests.servers import RabbitMQ, Valkey, poll
+
+TROUBLE = 0.06  # the part of the messages that are not carried faithfully
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `python -m tests.chaos` is told."""
+
+    minutes: float = 1.0
+    seed: int = 1
+    broker: str = "redis"  #: or "rabbitmq"
+    pool: str = "prefork"
+    index: str = "own"  #: a server of its own, or the "same" as the broker's, which loses it at times
+    workers: int = 2
+    producers: int = 2
+    pace: float = 0.12  #: seconds between two calls of a producer
+    faults: str = ""  #: only those whose name holds this
+    settle: float = 90.0  #: seconds after the last fault in which everything must end
+
+    @property
+    def traits(self) -> set[str]:
+        return {self.broker, self.pool, self.index}
+
+
+class Stage:
+    """What faults are inflicted on."""
+
+    def __init__(self, options: Options, directory: Path) -> None:
+        self.options = options
+        self.directory = directory
+        self.over = threading.Event()  #: no more faults
+        self.faults: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
+        self.poison = poison_for(options.pool)
+
+    @contextlib.contextmanager
+    def set_up(self) -> Iterator[None]:
+        options, directory = self.options, self.directory
+        with contextlib.ExitStack() as stack:
+            always = {"appendonly": True, "appendfsync": "always"}
+            if options.broker == "redis":
+                self.broker: Valkey | RabbitMQ = Valkey(directory / "broker", **always)
+            else:
+                self.broker = RabbitMQ(directory / "broker")
+            stack.enter_context(self.broker)
+            if options.index == "same":
+                assert isinstance(self.broker, Valkey), "RabbitMQ cannot hold the index"
+                self.index = self.broker
+            else:
+                self.index = stack.enter_context(Valkey(directory / "index", **always))
+            self.proxy = stack.enter_context(Proxy(self.index.port))
+            settings = {
+                **SETTINGS,
+                "broker_url": self.broker.url,
+                "goalstate_index_url": self.index.url,
+            }
+            (directory / "settings.json").write_text(json.dumps(settings))
+            self.things = Things(directory)
+            stack.callback(self.things.app.close)
+            self.post = stack.enter_context(Post(self.broker.url, options.seed))
+            place = {"directory": directory, "index_url": self.proxy.url}
+            self.workers = [
+                processes.worker(number, pool=options.pool, **place)
+                for number in range(1, options.workers + 1)
+            ]
+            self.producers = [
+                processes.producer(number, options.producers, seed=options.seed, pace=options.pace, **place)
+                for number in range(options.producers)
+            ]
+            for process in (*self.workers, *self.producers):
+                process.start()
+                stack.callback(process.kill)
+            yield
+
+    # What faults do
+
+    def wait(self, seconds: float, done: Callable[[], bool] = lambda: False) -> bool:
+        """Wait so long, or until it is done (True), or until there are to be no more faults."""
+        until = time.monotonic() + seconds
+        while not done():
+            left = until - time.monotonic()
+            if left <= 0 or self.over.wait(min(left, 0.05)):
+                return done()
+        return True
+
+    def note(self, text: str) -> None:
+        """Something that a person should know of."""
+        self.notes[text] += 1
+
+    def world_mark(self, ref: EntityRef) -> None:
+        self.things.world.want_more(ref)
+
+    def restart_broker(self, seconds: float) -> None:
+        self.broker.kill()
+        self.wait(seconds)
+        self.broker.start()
+
+    def flush_broker(self) -> None:
+        """All messages are gone, and the index with them, if it is there."""
+        if isinstance(self.broker, Valkey):
+            ledger = self.things.ledger
+            if self.index is self.broker:
+                ledger.write("index-loss")
+            with self.broker.client() as client:
+                client.flushdb()
+            if self.index is self.broker:
+                ledger.write("index-lost")
+                self.things.resync()
+            return
+        with Connection(self.broker.url) as connection:
+            for queue in (POST, WORK):
+                connection.default_channel.queue_purge(queue)
+
+
+def run(options: Options, directory: Path, *, say: Callable[[str], None] = lambda _: None) -> Findings:
+    """Run it all; what was found, in figures and in broken guarantees."""
+    stage = Stage(options, directory)
+    with stage.set_up():
+        say("starting")
+        poll("workers are ready", lambda: all(w.is_ready() for w in stage.workers), timeout=60)
+        say(f"faults for {options.minutes:g} minutes")
+        stage.post.trouble = TROUBLE
+        timer = threading.Timer(options.minutes * 60, stage.over.set)
+        timer.start()
+        try:
+            Injector(stage).run()
+        finally:
+            timer.cancel()
+            stage.over.set()
+        say("no more faults: everything is to settle")
+        stage.post.trouble = 0.0
+        stage.proxy.lose_replies(0)
+        began = time.monotonic()
+        for producer in stage.producers:
+            producer.stop(timeout=30)
+        unsettled = settle(stage)
+        seconds = time.monotonic() - began
+        say(f"settled after {seconds:.1f} s" if not unsettled else f"not settled after {seconds:.1f} s")
+        final = final_state(stage)
+        say("checking")
+    findings = check(stage.things.ledger.lines(), final)
+    findings.faults = dict(stage.faults) | {
+        f"messages {fault}": count for fault, count in stage.post.faults.items() if fault != "broker away"
+    }
+    findings.notes = dict(stage.notes)
+    findings.figures["messages"] = stage.post.carried
+    findings.figures["worker starts"] = sum(worker.starts for worker in stage.workers)
+    findings.figures["producer starts"] = sum(producer.starts for producer in stage.producers)
+    findings.figures["seconds to settle"] = round(seconds, 1)
+    return findings
+
+
+def settle(stage: Stage) -> int:
+    """Wait until nothing is scheduled or running; how many entities still are."""
+
+    def busy() -> int:
+        counts = stage.things.engine.counts()
+        return sum(each["scheduled"] + each["running"] for each in counts.values())
+
+    until = time.monotonic() + stage.options.settle
+    while (left := busy()) and time.monotonic() < until:
+        time.sleep(0.1)
+    return left
+
+
+def final_state(stage: Stage) -> dict[str, Final]:
+    world = stage.things.world
+    refs = [EntityRef(kind, str(n)) for kind, plan in KINDS.items() for n in range(plan.entities)]
+    described = stage.things.engine.describe_many(refs)
+    return {
+        str(ref): Final(
+            None if known is None else str(known.status),
+            (known and known.error) or "",
+            world.wanted(ref),
+            world.reached(ref),
+            world.is_gone(ref),
+        )
+        for ref, known in zip(refs, described, strict=True)
+    }
