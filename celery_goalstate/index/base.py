@@ -15,8 +15,9 @@ connection broke before the reply arrived may say the same thing again.
 Invariants, which the tests check after every step:
 
 * a record exists exactly if its entity has exactly one `Status`;
-* a token exists exactly while the entity is `SENT`: claim, parking and delete remove it, a changed
-  deadline replaces it, an unchanged one never does;
+* a token exists exactly while the entity is `SENT`: claim, parking and delete remove it, an
+  earlier deadline replaces it; an unchanged one does not, nor a later one that is near: its message comes
+  early and is sent again;
 * a lease exists exactly while the entity is `RUNNING`.
 
 Times are integers: milliseconds of the index's own clock since the epoch. Durations are milliseconds too.

@@ -158,6 +158,14 @@ class MemoryIndex:
                     # The same request again, since the reply to the first was lost.
                     return Scheduled(True, deadline, self._wakeup(request.id, entry))
                 return Scheduled(False, deadline, None)
+            near = deadline <= now + self._limits.eta_horizon
+            later = entry.status is Status.SENT and deadline > (entry.deadline or 0)
+            if later and near and not kind.paused:
+                # Its message arrives early and is sent again then: a burst sends one message, not one each.
+                entry.deadline, entry.resends, entry.resent = deadline, 0, None
+                entry.score = deadline + self._limits.resend_after
+                same = entry.task_id == request.task_id
+                return Scheduled(True, deadline, self._wakeup(request.id, entry) if same else None)
             entry.retries = 0
             entry.forget_message()
             entry.status = Status.PARKED

@@ -159,6 +159,9 @@ class TestScheduled:
         elif start + case.deadline > bench.now + HORIZON:
             assert second.wakeup is None
             assert (after.status, after.token) == (Status.PARKED, "")
+        elif before.deadline is not None and after.deadline > before.deadline and first.wakeup:
+            assert second.wakeup is None, "the message under way arrives early, and is sent again then"
+            assert (after.status, after.token, after.task_id) == (Status.SENT, before.token, "t1")
         else:
             assert second.wakeup is not None
             assert second.wakeup.task_id == after.task_id == "t2"
@@ -190,6 +193,24 @@ class TestScheduled:
         bench.advance(5_000)
         assert bench.claim(first).reason == "stale"  # type: ignore[union-attr]
         assert bench.start(second).lateness == 1_000
+
+    def test_a_burst_is_one_message(self, bench: Bench) -> None:
+        first = bench.enqueue(delay=5_000).wakeup
+        for _ in range(9):
+            bench.advance(100)
+            assert bench.replace(delay=5_000).wakeup is None
+        bench.advance(4_100)
+        refused = bench.claim(first)
+        assert (refused.reason, refused.wakeup.delay) == ("early", 900)  # type: ignore[union-attr]
+        bench.advance(900)
+        assert bench.start(refused.wakeup).lateness == 0  # type: ignore[union-attr]
+        assert bench.claim(first).reason == "stale"  # type: ignore[union-attr]
+
+    def test_a_burst_during_a_pause_is_parked(self, bench: Bench) -> None:
+        bench.enqueue(delay=5_000)
+        bench.pause()
+        assert bench.replace(delay=6_000).wakeup is None
+        assert bench.status() is Status.PARKED
 
     def test_a_wakeup_superseded_by_a_far_deadline_is_stale(self, bench: Bench) -> None:
         first = bench.enqueue(delay=5_000).wakeup

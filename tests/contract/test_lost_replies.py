@@ -168,7 +168,7 @@ SAID = [
     Said("enqueue", nothing, lambda b: b.enqueue(delay=5_000)),
     Said("enqueue earlier", lambda b: b.enqueue(delay=9_000), lambda b: b.enqueue(delay=5_000)),
     Said("enqueue later", lambda b: b.enqueue(delay=5_000), lambda b: b.enqueue(delay=9_000)),
-    Said("replace", lambda b: b.enqueue(delay=5_000), lambda b: b.replace(delay=9_000)),
+    Said("replace", lambda b: b.enqueue(delay=5_000), lambda b: b.replace(delay=9_000), UNCHANGED),
     Said("revive", lambda b: b.quarantine(running(b)), lambda b: b.enqueue()),
     Said("enqueue far", nothing, lambda b: b.enqueue(delay=FAR), UNCHANGED),
     Said("enqueue while paused", Bench.pause, lambda b: b.enqueue(), UNCHANGED),

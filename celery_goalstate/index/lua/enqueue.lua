@@ -5,7 +5,8 @@
 --        then for each entity: id · 'in' or 'at' · milliseconds · task id
 -- Reply  for each entity: {changed 0/1, deadline in force or false, wake-up or false}
 -- Reads  everything but error, converged, finished. Writes deadline, since, own, token, task_id; clears failures,
---        error and looks of an entity with nothing pending, and the message of one whose deadline changes
+--        error and looks of an entity with nothing pending, and the message of one whose deadline comes earlier
+--        or goes far
 
 local policy, max_wait, speaker, speaker_lease = ARGV[5], tonumber(ARGV[6]), ARGV[7], ARGV[8]
 local resync = policy == 'resync' or policy == 'revive'
@@ -64,6 +65,12 @@ local function enqueue(entity, wanted, task_id)
         return { 1, deadline, wakeup(entity) }
       end
       return { 0, deadline, false }
+    end
+    if status == SENT and deadline > fields.deadline and deadline <= now + HORIZON and not paused then
+      -- Its message arrives early and is sent again then: a burst of calls sends one message, not one each.
+      fields.deadline, fields.resends, fields.resent = deadline, nil, nil
+      save(entity, SENT, deadline + PATIENCE)
+      return { 1, deadline, fields.task_id == task_id and wakeup(entity) }
     end
     fields.retries = nil
     forget_message(fields)
