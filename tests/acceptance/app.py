@@ -174,12 +174,12 @@ class Things:
 
         self.Thing, self.Small = Thing, Small
 
-        @self.app.task(name="acceptance.marker")
+        @self.app.task(name="acceptance.marker", shared=False)
         def marker(name: str) -> None:
             """Shows that the workers have come so far."""
             ledger.write("marker", name)
 
-        @self.app.task(name="acceptance.rogue")
+        @self.app.task(name="acceptance.rogue", shared=False)
         def rogue(id: str, token: int) -> None:
             """What must never happen: an evaluation of an entity next to another one."""
             ledger.write("start", id, action="rogue", token=token)
