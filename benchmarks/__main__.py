@@ -80,19 +80,34 @@ def measure(rounds: int, calls: int) -> dict[str, float]:
 
 def evaluate(server: redis.Redis, tasks: int, rounds: int, pool: str) -> None:
     """Microseconds that one worker takes per no-op task and per no-op evaluation, taking turns."""
-    from benchmarks.app import Order, engine, plain
+    from benchmarks.app import Order, Small, engine, plain
 
-    took: dict[str, list[float]] = {"plain": [], "entity": []}
     ids = count(10_000_000)
+    many = 10 * tasks  # or the worker has done them before it can be measured
+
+    def publish_plain() -> int:
+        for _ in range(tasks):
+            plain.apply_async(("42",))
+        return tasks
+
+    def enqueue() -> int:
+        for _ in range(tasks):
+            engine.enqueue(Order(next(ids)))
+        return tasks
+
+    def enqueue_small() -> int:
+        return engine.enqueue_many(Small(next(ids)) for _ in range(many))
+
+    took: dict[Callable[[], int], list[float]] = {publish_plain: [], enqueue: [], enqueue_small: []}
     for _ in range(rounds):
-        for name, seconds in took.items():
+        for fill, each in took.items():
             server.delete("celery", "unacked", "unacked_index")
-            for _ in range(tasks):
-                plain.apply_async(("42",)) if name == "plain" else engine.enqueue(Order(next(ids)))
-            seconds.append(drain(server, pool) / tasks * 1e6)
-    medians = {name: statistics.median(values) for name, values in took.items()}
-    report(f"no-op task ({pool})", medians["plain"])
-    report(f"no-op evaluation ({pool})", medians["entity"], medians["plain"], "no-op task", 1.25)
+            number = fill()
+            each.append(drain(server, pool) / number * 1e6)
+    task, evaluation, small = map(statistics.median, took.values())
+    report(f"no-op task ({pool})", task)
+    report(f"no-op evaluation ({pool})", evaluation, task, "no-op task", 1.25)
+    report("the same, batch_size=64", small, task, "no-op task", 0.1)
 
 
 def drain(server: redis.Redis, pool: str) -> float:

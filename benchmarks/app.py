@@ -36,3 +36,8 @@ class Order(Entity):
 
     def get_action_list(self, state: str, goal_state: str) -> Any:  # noqa: ARG002
         return None
+
+
+@engine.register(batch_size=64)
+class Small(Order):
+    """The same, as one of many that share a task."""

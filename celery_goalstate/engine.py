@@ -343,7 +343,7 @@ class Engine:
         known = self._kinds.get(kind)
         if known is None and kind in self._registered:
             known = self._kind(kind)
-        return self._parts.publisher.dispatch(kind, wakeups, known.options.routing if known else None)
+        return self._parts.publisher.dispatch(kind, wakeups, known.options if known else None)
 
     # -- looking
 

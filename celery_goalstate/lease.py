@@ -90,6 +90,11 @@ class LeaseKeeper:
             with self._changed:
                 self._leases.discard(lease)
 
+    @property
+    def length(self) -> float:
+        """Of a lease, in seconds."""
+        return self._length
+
     def held(self, lease: Lease) -> bool:
         """Whether the lease is certainly still ours, by this process's clock alone."""
         return not lease.lost and self.clock() < lease.expires

@@ -158,6 +158,7 @@ class KindOptions:
     resync_every: float | None = _option(None, _or_none(_DURATION))  #: None: only when asked to
     idle_ttl: float | None = _option(604_800.0, _or_none(_DURATION_OR_ZERO))  #: None: until it is deleted
     max_run: float = _option(3600.0, _DURATION)  #: how long an evaluation's lease is renewed
+    batch_size: int = _option(1, _COUNT)  #: entities that one message and one task may carry under load
     task_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  #: see `TASK_OPTIONS`
 
     @property

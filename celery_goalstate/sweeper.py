@@ -152,7 +152,7 @@ class Sweeper:
         if self._clock() < self._rests_until:
             self._index.put_back(kind.name, wakeups)
             return False
-        published = self._publisher.dispatch(kind.name, wakeups, kind.options.routing, patient=False)
+        published = self._publisher.dispatch(kind.name, wakeups, kind.options, patient=False)
         if published:
             self._rest = 0.0
         else:

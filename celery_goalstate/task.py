@@ -12,9 +12,10 @@ wake-up ──► claim ──► refused: superseded, deleted, paused, early: n
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from celery.exceptions import Reject, Retry, TaskPredicate
 from celery.utils.serialization import get_pickleable_exception
 from kombu.utils.uuid import uuid
 
+from celery_goalstate.batch import SLICE, Batch, Tally
 from celery_goalstate.entity import EntityRef, Scheduler
 from celery_goalstate.evaluation import Evaluation, Outcome, error_text, evaluate
 from celery_goalstate.exceptions import GoalStateError, IndexUnavailable
@@ -51,6 +53,9 @@ logger = logging.getLogger(__name__)
 TRY_AGAIN_AFTER = 0.2
 #: ... and how many a claim makes. A wake-up that is given up is found and sent again by the sweeper.
 CLAIM_ATTEMPTS = 10
+
+#: How long a task with batches takes more entities, in seconds: other tasks want their turn.
+TAKE_FOR = 1.0
 
 REFUSALS = {
     Refused.MISSING: "nothing to do: the entity was deleted",
@@ -92,46 +97,136 @@ class Evaluator:
         Raises what tells Celery how the evaluation ended: `Retry` or the error that quarantined the entity.
         """
         try:
-            id, token, resent_at = read_message(args, kwargs)
+            pairs, resent_at = read_message(args, kwargs)
         except ValueError as error:
             logger.error("%s rejected a malformed message: %s", task.name, error)  # noqa: TRY400 - no traceback
             raise Reject(str(error), requeue=False) from error
 
-        claim, claimed_at = self._claim(id, token, str(task.request.id), resent_at)
-        if isinstance(claim, Refusal):
-            if claim.wakeup:
-                self._dispatch([claim.wakeup])
-            return REFUSALS[claim.reason]
+        claims, claimed_at = self._claim(pairs, str(task.request.id), resent_at)
+        self._dispatch([claim.wakeup for claim in claims if isinstance(claim, Refusal) and claim.wakeup])
+        if len(claims) == 1:
+            line = self._evaluate_one(task, claims[0], claimed_at)
+        else:
+            held = [claim for claim in claims if isinstance(claim, Claim)]
+            tally = self._evaluate_batch(task, held, claimed_at)
+            if refused := len(claims) - len(held):
+                tally["nothing to do"] += refused
+            line = str(tally)
+        return self._take_more(task, line) if self._kind.options.batch_size > 1 else line
 
-        run = Run(id, claim.lease)
-        with self._keeper.keep(
-            self._kind.name, run, claimed_at=claimed_at, max_run=self._kind.options.max_run
-        ) as lease:
+    # -- one entity
+
+    def _evaluate_one(self, task: Task[Any, Any], claim: Claim | Refusal, claimed_at: float) -> str:
+        if isinstance(claim, Refusal):
+            return REFUSALS[claim.reason]
+        run = Run(claim.id, claim.lease)
+        with self._keep(run, claimed_at) as lease:
             outcome = self._evaluate(task, claim, lease)
-            finished = self._finish(self._report(task, run, outcome), lease)
+            report = self._report(
+                run, outcome, task_id=str(task.request.id), retries=task.request.retries or 0
+            )
+            [finished] = self._finish([report], held=lambda: self._keeper.held(lease))
 
         if finished.wakeup:
             self._dispatch([finished.wakeup])
-        return self._tell(f"{self._kind.name}/{id}", outcome, finished)
+        return self._tell(f"{self._kind.name}/{claim.id}", outcome, finished)
+
+    # -- several
+
+    def _evaluate_batch(self, task: Task[Any, Any], claims: list[Claim], claimed_at: float) -> Tally:
+        """Evaluate entities one after the other, and report them together."""
+        clock = self._keeper.clock
+        ends = claimed_at + min(SLICE, self._keeper.length / 3)
+        batch = Batch(claims, ends=ends, clock=clock, give_back=self._give_back)
+        tally = Tally()
+        expires = claimed_at + self._keeper.length
+
+        def settle() -> None:
+            self._settle(batch.settle(), tally, held=lambda: clock() < expires)
+
+        def settle_early() -> None:
+            try:
+                settle()
+            except IndexUnavailable as error:  # a thread has nobody to tell
+                logger.warning(
+                    "outcomes of kind %s are lost, its entities are looked at again: %s",
+                    self._kind.name,
+                    error,
+                )
+
+        timer = threading.Timer(max(0.0, ends - clock()), settle_early)
+        timer.daemon = True
+        timer.start()
+        try:
+            while (claim := batch.next()) is not None:
+                run = Run(claim.id, claim.lease)
+                with self._keep(run, claimed_at) as lease:
+                    outcome = self._evaluate(task, claim, lease)
+                expires = max(expires, lease.expires)  # a slow one's was renewed
+                self._log(claim.id, outcome)
+                batch.end(self._report(run, outcome, task_id="", retries=0))
+        finally:
+            timer.cancel()
+            try:
+                settle()
+            finally:
+                timer.join()  # it may be in the midst of its reports
+        return tally
+
+    def _settle(self, reports: list[Report], tally: Tally, held: Callable[[], bool]) -> None:
+        wakeups = []
+        for report, finished in zip(reports, self._finish(reports, held), strict=True):
+            if finished.result is Finish.FENCED:
+                logger.warning("%s/%s: dropped, since its lease was lost", self._kind.name, report.id)
+            elif finished.wakeup:
+                wakeups.append(finished.wakeup)
+            tally.count(report)
+        self._dispatch(wakeups)
+
+    @staticmethod
+    def _give_back(claim: Claim) -> Report:
+        return Report(claim.id, claim.lease, Verdict.UNSTARTED, delay=None, fresh_task_id=uuid())
+
+    def _take_more(self, task: Task[Any, Any], line: str) -> str:
+        """Under load, evaluate what is due and parked instead of waiting for its messages."""
+        clock, taken = self._keeper.clock, Tally()
+        ends = clock() + TAKE_FOR
+        while clock() < ends and not task.request.is_eager:
+            claimed_at = clock()
+            try:
+                claims = self._index.take(
+                    self._kind.name, self._kind.options.batch_size, nonce=uuid(), task_id=str(task.request.id)
+                )
+            except IndexUnavailable:
+                break  # what this message was about is done
+            if not claims:
+                break
+            taken.update(self._evaluate_batch(task, claims, claimed_at))
+        return f"{line}; taken as well, {taken}" if taken else line
+
+    # -- what both do
 
     def _claim(
-        self, id: str, token: str, task_id: str, resent_at: int | None
-    ) -> tuple[Claim | Refusal, float]:
-        """The index's reply, and the keeper's time before it was asked for it."""
+        self, pairs: list[tuple[str, str]], task_id: str, resent_at: int | None
+    ) -> tuple[list[Claim | Refusal], float]:
+        """The index's replies, and a time by this process's clock from which their leases last at least."""
         nonce = uuid()  # tells this claim, said again, from a second message of the same task id
         for attempt in range(1, CLAIM_ATTEMPTS + 1):
-            asked_at = self._keeper.clock()
+            claimed_at = self._keeper.clock()
             try:
-                [claim] = self._index.claim(
-                    self._kind.name, [(id, token)], nonce=nonce, task_id=task_id, resent_at=resent_at
+                claims = self._index.claim(
+                    self._kind.name, pairs, nonce=nonce, task_id=task_id, resent_at=resent_at
                 )
+                return claims, claimed_at
             except IndexUnavailable:
                 if attempt == CLAIM_ATTEMPTS:
                     raise
                 time.sleep(TRY_AGAIN_AFTER)
-            else:
-                return claim, asked_at
         raise AssertionError("unreachable")
+
+    def _keep(self, run: Run, claimed_at: float) -> AbstractContextManager[Lease]:
+        max_run = self._kind.options.max_run
+        return self._keeper.keep(self._kind.name, run, claimed_at=claimed_at, max_run=max_run)
 
     def _evaluate(self, task: Task[Any, Any], claim: Claim, lease: Lease) -> Outcome:
         evaluation = Evaluation(
@@ -149,29 +244,34 @@ class Evaluator:
         with _speaking(Speaker(self._index, self._kind.name, lease.run)):
             return evaluate(evaluation, self._kind.options, retry_after=_celery_retry_after)
 
-    def _report(self, task: Task[Any, Any], run: Run, outcome: Outcome) -> Report:
-        return report(
-            run, outcome, self._kind, task_id=str(task.request.id), retries=task.request.retries or 0
-        )
+    def _report(self, run: Run, outcome: Outcome, *, task_id: str, retries: int) -> Report:
+        return report(run, outcome, self._kind, task_id=task_id, retries=retries)
 
-    def _finish(self, report: Report, lease: Lease) -> Finished:
+    def _finish(self, reports: list[Report], held: Callable[[], bool]) -> list[Finished]:
         """Tell the index, again and again while the lease lasts: the actions have been executed."""
         while True:
             try:
                 try:
-                    [finished] = self._index.finish(self._kind.name, [report])
-                    return finished
+                    return self._index.finish(self._kind.name, reports)
                 except IndexUnavailable:
-                    if not self._keeper.held(lease):
+                    if not held():
                         raise
                     time.sleep(TRY_AGAIN_AFTER)
             except SoftTimeLimitExceeded:
                 pass  # it struck after the actions; a report is safe to repeat
 
+    def _log(self, id: str, outcome: Outcome) -> None:
+        """Celery's own lines name the task only, and a retry's shows no traceback."""
+        if outcome.error is None:
+            logger.info("%s/%s: %s", self._kind.name, id, outcome)
+        else:
+            level = logging.ERROR if outcome.quarantined else logging.WARNING
+            logger.log(level, "%s/%s: %s", self._kind.name, id, outcome, exc_info=outcome.error)
+
     def _dispatch(self, wakeups: list[Wakeup]) -> None:
         # The evaluation has ended whatever becomes of its wake-up: one that is lost is sent again.
         with suppress(IndexUnavailable, SoftTimeLimitExceeded):
-            self._publisher.dispatch(self._kind.name, wakeups, self._kind.options.routing)
+            self._publisher.dispatch(self._kind.name, wakeups, self._kind.options)
 
     @staticmethod
     def _tell(entity: str, outcome: Outcome, finished: Finished) -> str:

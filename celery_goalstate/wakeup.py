@@ -4,7 +4,7 @@ A wake-up says which entity to look at, and carries the token that the index exp
 index is the truth, and a wake-up that is lost, late or doubled changes nothing but the time.
 
     task     goalstate.<kind>
-    args     [[id, token], ...]      one pair
+    args     [[id, token], ...]      one pair, unless the kind's batch_size allows for more
     kwargs   {"resent_at": ms}       on a message that is sent once more, else nothing
 """
 
@@ -14,7 +14,7 @@ import logging
 import re
 import threading
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -26,6 +26,7 @@ from celery.utils.quorum_queues import detect_quorum_queues
 from celery_goalstate.entity import EntityRef
 from celery_goalstate.index.base import Index, Wakeup
 from celery_goalstate.kind import task_name
+from celery_goalstate.settings import KindOptions
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,9 @@ BATCH = 500
 #: How to publish without a wait. (With `retry=False`, kombu still tries to connect for some seconds.)
 AT_ONCE: Mapping[str, Any] = {"retry": True, "retry_policy": {"max_retries": 0}}
 
+#: Characters of the arguments that are shown.
+SHOWN = 800
+
 #: In eager mode: how often one entity is evaluated within one outermost `enqueue`.
 EAGER_LOOKS = 10
 
@@ -42,14 +46,21 @@ EAGER_LOOKS = 10
 _TOKEN = re.compile(r"[0-9]{1,20}")
 
 
-def read_message(args: Any, kwargs: Any) -> tuple[str, str, int | None]:
-    """The id and the token of a message, and when it was sent again. Raises `ValueError` for any other."""
+def read_message(args: Any, kwargs: Any) -> tuple[list[tuple[str, str]], int | None]:
+    """The (id, token) pairs of a message, and when it was sent again. Raises `ValueError` for any other."""
     match args, kwargs.get("resent_at"):
-        case [[[str(id), str(token)]]], (None | int()) as resent_at if (
-            _TOKEN.fullmatch(token) and 0 <= (resent_at or 0) < 2**53 and kwargs.keys() <= {"resent_at"}
-        ):
-            return EntityRef("any", id).id, token, resent_at
-    raise ValueError(f"a wake-up is ([[id, token]],) {{}}, not {args!r:.100} {kwargs!r:.100}")
+        case [[_, *_] as pairs], (None | int()) as resent_at if 0 <= (
+            resent_at or 0
+        ) < 2**53 and kwargs.keys() <= {"resent_at"}:
+            return [_read_pair(pair) for pair in pairs], resent_at
+    raise ValueError(f"a wake-up is ([[id, token], ...],) {{}}, not {args!r:.100} {kwargs!r:.100}")
+
+
+def _read_pair(pair: Any) -> tuple[str, str]:
+    match pair:
+        case [str(id), str(token)] if _TOKEN.fullmatch(token):
+            return EntityRef("any", id).id, token
+    raise ValueError(f"a wake-up's pairs are [id, token], not {pair!r:.100}")
 
 
 class Publisher:
@@ -65,24 +76,26 @@ class Publisher:
         self,
         kind: str,
         wakeups: Sequence[Wakeup],
-        options: Mapping[str, Any] | None = None,
+        options: KindOptions | None = None,
         *,
         patient: bool = True,
     ) -> bool:
         """Publish wake-ups; whether all were. Those that were not are parked: the sweeper sends them later.
 
-        `options` are the kind's routing options. A caller that must not wait is not `patient`: it gives up
-        at the first error of the broker.
+        `options` are the kind's, where they are known. A caller that must not wait is not `patient`: it gives
+        up at the first error of the broker.
         """
         if not wakeups:
             return True
         if self._app.conf.task_always_eager:
             self._evaluate_inline(kind, wakeups)
             return True
+        options = options or KindOptions()
+        routing = {**options.routing, **({} if patient else AT_ONCE)}
         for start in range(0, len(wakeups), BATCH):
-            batch = wakeups[start : start + BATCH]
+            messages = list(_messages(wakeups[start : start + BATCH], options.batch_size))
             try:
-                self._publish(kind, batch, {**(options or {}), **({} if patient else AT_ONCE)})
+                self._publish(kind, messages, routing)
             except Exception as error:
                 left = wakeups[start:]
                 logger.warning(
@@ -95,27 +108,28 @@ class Publisher:
                 return False
         return True
 
-    def _publish(self, kind: str, wakeups: Sequence[Wakeup], options: Mapping[str, Any]) -> None:
+    def _publish(self, kind: str, messages: list[list[Wakeup]], options: Mapping[str, Any]) -> None:
         with self._app.producer_or_acquire() as producer:
-            if len(wakeups) == 1:
-                self._send(kind, wakeups[0], producer, options)
+            if len(messages) == 1:
+                self._send(kind, messages[0], producer, options)
                 return
             with producer.batch(BATCH):
-                for wakeup in wakeups:
-                    self._send(kind, wakeup, producer, options)
+                for wakeups in messages:
+                    self._send(kind, wakeups, producer, options)
 
-    def _send(self, kind: str, wakeup: Wakeup, producer: Any, options: Mapping[str, Any]) -> None:
+    def _send(self, kind: str, wakeups: list[Wakeup], producer: Any, options: Mapping[str, Any]) -> None:
         """What `app.send_task` does, without what a wake-up has no use for.
 
         In particular it has no parent: an entity that is looked at for ever is no endless chain of tasks.
         """
         app, name = self._app, task_name(kind, self._namespace)
+        wakeup, pairs = wakeups[0], [[each.id, each.token] for each in wakeups]
         options = {"serializer": "json", "ignore_result": True, **options}
         contents: dict[str, Any] = {
-            "args": ([[wakeup.id, wakeup.token]],),
+            "args": (pairs,),
             "kwargs": {} if wakeup.resent_at is None else {"resent_at": wakeup.resent_at},
-            "argsrepr": f"([[{wakeup.id!r}, {wakeup.token!r}]],)",
-            "kwargsrepr": repr({"entity": f"{kind}/{wakeup.id}"}),  # what Flower shows and searches
+            "argsrepr": repr((pairs,))[:SHOWN],
+            "kwargsrepr": _shown(kind, wakeups),
             "retries": wakeup.retries,
             "countdown": wakeup.delay / 1000,
         }
@@ -182,6 +196,30 @@ class Publisher:
         except Retry as retry:  # task_eager_propagates: show what went wrong, not how it goes on
             raise (retry.exc if isinstance(retry.exc, Exception) else retry) from None
         logger.debug("%s/%s: %s", kind, wakeup.id, result.result)
+
+
+def _messages(wakeups: Sequence[Wakeup], batch_size: int) -> Iterator[list[Wakeup]]:
+    """Wake-ups that are due may share a message, unless they have a past of their own."""
+    together: list[Wakeup] = []
+    for wakeup in wakeups:
+        if batch_size == 1 or wakeup.delay or wakeup.retries or wakeup.resent_at or wakeup.alone:
+            yield [wakeup]
+        else:
+            together.append(wakeup)
+    for start in range(0, len(together), batch_size):
+        yield together[start : start + batch_size]
+
+
+def _shown(kind: str, wakeups: Sequence[Wakeup]) -> str:
+    """What Flower shows and searches: a literal of a dict, which it reads up to some length only."""
+    if len(wakeups) == 1:
+        return repr({"entity": f"{kind}/{wakeups[0].id}"})
+    names = ", ".join(f"{kind}/{wakeup.id}" for wakeup in wakeups)
+    if len(repr(names)) > SHOWN:
+        while (length := len(repr(names))) > SHOWN:  # what is escaped takes more room
+            names = names[: len(names) * SHOWN // length]
+        names = f"{names}… {len(wakeups)} in all"
+    return repr({"entities": names})
 
 
 def _delays_natively(app: Celery, producer: Any) -> bool:

@@ -93,6 +93,7 @@ class Wakeup:
     task_id: str
     retries: int = 0  #: how many failures this Celery task id has seen; rises along a chain of retries
     resent_at: int | None = None  #: set on a wake-up that is sent once more because it may be lost
+    alone: bool = False  #: not to share its message and task with other entities
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,7 @@ class Verdict(enum.StrEnum):
     DONE = "done"  #: no failure: the failure count is reset
     FAILED = "failed"  #: a failure, to be looked at again after `Report.delay`
     QUARANTINED = "quarantined"  #: a failure that is not to be tried again
+    UNSTARTED = "unstarted"  #: claimed with a batch, then given back: as if it had not been claimed
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +254,14 @@ class Index(Protocol):
         task_id: str,
         resent_at: int | None = None,
     ) -> list[Claim | Refusal]:
-        """Exchange (id, token) pairs for leases. The same nonce again gets the same leases, renewed."""
+        """Exchange (id, token) pairs for leases. The same nonce again gets the same leases, renewed.
+
+        Several pairs are a batch. When a worker is lost with a batch, nobody can tell which entity it was:
+        each is looked at again, alone, and none counts a failure. Only a loss alone counts.
+        """
+
+    def take(self, kind: str, limit: int, *, nonce: str, task_id: str) -> list[Claim]:
+        """Claim, as a batch, up to `limit` entities that are due and parked: without any message."""
 
     def renew(self, kind: str, runs: Sequence[Run]) -> list[bool]:
         """Extend leases by their full length; False for each that is not held any more."""

@@ -55,6 +55,8 @@ class _Entry:
     resent: int | None = None
     lease: str = ""
     nonce: str = ""  # of the claim that holds the lease
+    batch: bool = False  # claimed together with others
+    alone: bool = False  # lost with a batch: not to be claimed with others until it was evaluated
     due: int | None = None  # the deadline of the evaluation under way
     deleted: bool = False  # while it was running
     failures: int = 0
@@ -217,7 +219,7 @@ class MemoryIndex:
     def _wakeup(self, id: str, entry: _Entry, shortest: int = 0) -> Wakeup:
         assert entry.deadline is not None  # noqa: S101 - as above
         delay = max(shortest, entry.deadline - self._clock())
-        return Wakeup(id, entry.token, delay, entry.task_id, entry.retries, entry.resent)
+        return Wakeup(id, entry.token, delay, entry.task_id, entry.retries, entry.resent, entry.alone)
 
     def _next_token(self) -> str:
         self._last_token = max(self._last_token + 1, self._clock() * 1000)
@@ -247,22 +249,19 @@ class MemoryIndex:
         resent_at: int | None = None,
     ) -> list[Claim | Refusal]:
         with self._lock:
-            return [
-                self._claim(self._kinds[kind], id, token, nonce, task_id, resent_at) for id, token in wakeups
-            ]
+            known, batch = self._kinds[kind], len(wakeups) > 1
+            return [self._claim(known, id, token, nonce, task_id, resent_at, batch) for id, token in wakeups]
 
     def _claim(
-        self, kind: _Kind, id: str, token: str, nonce: str, task_id: str, resent_at: int | None
+        self, kind: _Kind, id: str, token: str, nonce: str, task_id: str, resent_at: int | None, batch: bool
     ) -> Claim | Refusal:
         now = self._clock()
         kind.claimed = max(kind.claimed, min(resent_at or 0, now))
         entry = kind.entries.get(id)
         if entry is None or entry.deleted:
             return Refusal(id, Refused.MISSING)
-        if entry.status is Status.RUNNING and entry.nonce == nonce and entry.due is not None:
-            # The same claim again, since the reply to the first was lost: the lease lasts from now.
-            entry.score = now + self._limits.lease
-            return Claim(id, entry.lease, entry.failures, entry.looks, entry.due, max(0, now - entry.due))
+        if entry.status is Status.RUNNING and entry.nonce == nonce:
+            return self._claimed(id, entry)
         if entry.status is not Status.SENT or entry.token != token or entry.deadline is None:
             return Refusal(id, Refused.STALE)
         kind.claimed = max(kind.claimed, min(entry.deadline, now))
@@ -271,11 +270,37 @@ class MemoryIndex:
             return Refusal(id, Refused.PAUSED)
         if entry.deadline > now:
             return Refusal(id, Refused.EARLY, self._wakeup(id, entry, SHORTEST_DELAY))
-        due = entry.deadline
+        return self._lease(id, entry, nonce, task_id, batch)
+
+    def _lease(self, id: str, entry: _Entry, nonce: str, task_id: str, batch: bool) -> Claim:
+        entry.due = entry.deadline
         entry.forget_pending()
-        entry.status, entry.score = Status.RUNNING, now + self._limits.lease
-        entry.lease, entry.nonce, entry.due, entry.task_id = self._next_token(), nonce, due, task_id
-        return Claim(id, entry.lease, entry.failures, entry.looks, due, now - due)
+        entry.status = Status.RUNNING
+        entry.lease, entry.nonce, entry.task_id = self._next_token(), nonce, task_id
+        entry.batch = batch and not entry.alone
+        return self._claimed(id, entry)
+
+    def _claimed(self, id: str, entry: _Entry) -> Claim:
+        """The reply to a claim. Said again, since the first was lost, the lease lasts from then."""
+        assert entry.due is not None  # noqa: S101 - a running evaluation fell due
+        now = self._clock()
+        entry.score = now + self._limits.lease
+        return Claim(id, entry.lease, entry.failures, entry.looks, entry.due, max(0, now - entry.due))
+
+    def take(self, kind: str, limit: int, *, nonce: str, task_id: str) -> list[Claim]:
+        with self._lock:
+            known, now = self._kinds[kind], self._clock()
+            if known.paused:
+                return []
+            parked = known.with_status(Status.PARKED)
+            due = [
+                (id, entry) for id, entry in parked if entry.deadline is not None and entry.deadline <= now
+            ]
+            return [
+                self._lease(id, entry, nonce, task_id, batch=True)
+                for id, entry in due[:limit]
+                if not entry.alone
+            ]
 
     def renew(self, kind: str, runs: Sequence[Run]) -> list[bool]:
         with self._lock:
@@ -307,18 +332,25 @@ class MemoryIndex:
             return Finished(Finish.FENCED)
 
         outside, since, own, deleted = entry.deadline, entry.since, entry.own, entry.deleted
+        unstarted = report.verdict is Verdict.UNSTARTED or (report.expired_only and entry.batch)
+        due = entry.due
         entry.forget_pending()
         entry.lease, entry.nonce, entry.due, entry.own, entry.deleted = "", "", None, None, False
+        entry.batch = False
         entry.task_id, entry.last = report.task_id or entry.task_id, name
         if deleted and outside is None:
             del kind.entries[report.id]
             return Finished(Finish.ACCEPTED)
         if deleted:
             # Of the old life nothing is left but the name.
-            entry.failures, entry.looks, entry.error = 0, 0, ""
+            entry.failures, entry.looks, entry.error, entry.alone = 0, 0, "", False
             entry.converged = entry.finished = None
             deadline = outside
+        elif unstarted:
+            entry.alone = entry.alone or report.expired_only
+            deadline = _earliest(due, outside)
         else:
+            entry.alone = entry.alone and report.expired_only
             entry.failures, entry.looks, entry.error = report.failures, report.looks, report.error
             entry.converged, entry.finished = report.converged, now
             asked = None if report.delay is None else now + report.delay

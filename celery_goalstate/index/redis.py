@@ -131,8 +131,16 @@ class RedisIndex:
         task_id: str,
         resent_at: int | None = None,
     ) -> list[Claim | Refusal]:
-        replies = self._transition("claim", kind, wakeups, [nonce, task_id, _optional(resent_at)])
+        header = [nonce, task_id, _optional(resent_at), int(len(wakeups) > 1)]
+        replies = self._transition("claim", kind, wakeups, header)
         return [_claimed(id, reply) for (id, _), reply in zip(wakeups, replies, strict=True)]
+
+    def take(self, kind: str, limit: int, *, nonce: str, task_id: str) -> list[Claim]:
+        shards = range(self._shards)
+        overdue = self._run("overdue", [self._call(kind, shard, [], [limit]) for shard in shards])
+        ids = [id for found in overdue for id in found][:limit]
+        replies = self._transition("take", kind, [[id] for id in ids], [nonce, task_id])
+        return [Claim(id, *reply[1:]) for id, reply in zip(ids, replies, strict=True) if reply]
 
     def renew(self, kind: str, runs: Sequence[Run]) -> list[bool]:
         replies = self._transition("renew", kind, [[run.id, run.lease] for run in runs])
@@ -339,7 +347,10 @@ def _optional(value: int | None) -> Argument:
 
 
 def _wakeup(id: str, reply: list[Any] | None) -> Wakeup | None:
-    return Wakeup(id, *reply) if reply else None
+    if not reply:
+        return None
+    token, delay, task_id, retries, resent_at, alone = reply
+    return Wakeup(id, token, delay, task_id, retries, resent_at, alone == 1)
 
 
 def _wakeups(ids: Iterable[str], replies: Iterable[list[Any] | None]) -> list[Wakeup]:

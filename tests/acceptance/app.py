@@ -168,14 +168,18 @@ class Things:
                     Action(f"{n}-{step.split(':')[0]}", Step(world, ledger, n, step)) for n, step in steps
                 ]
 
-        self.Thing = Thing
+        @self.engine.register(batch_size=16, max_failures=2)
+        class Small(Thing):
+            """One of many."""
 
-        @self.app.task(name="acceptance.marker")
+        self.Thing, self.Small = Thing, Small
+
+        @self.app.task(name="acceptance.marker", shared=False)
         def marker(name: str) -> None:
             """Shows that the workers have come so far."""
             ledger.write("marker", name)
 
-        @self.app.task(name="acceptance.rogue")
+        @self.app.task(name="acceptance.rogue", shared=False)
         def rogue(id: str, token: int) -> None:
             """What must never happen: an evaluation of an entity next to another one."""
             ledger.write("start", id, action="rogue", token=token)
@@ -194,6 +198,13 @@ class Things:
             if want is not None:
                 self.world.want(id, want)
             return self.engine.enqueue(self.Thing(id), delay, **options)
+
+    def enqueue_all(self, ids: list[str]) -> None:
+        """`engine.enqueue_many` of small things, with its lines in the ledger."""
+        with contextlib.ExitStack() as stack:
+            for id in ids:
+                stack.enter_context(self._noted("enqueue", "enqueued", id, delay=0.0))
+            assert self.engine.enqueue_many(map(self.Small, ids)) == len(ids)
 
     def delete(self, id: str) -> bool:
         with self._noted("delete", "deleted", id):

@@ -222,13 +222,14 @@ def _parse(key: str) -> tuple[str, str, int, str]:
 # -- what must hold at any moment
 
 _ALWAYS_ALLOWED = {"task_id", "failures", "looks", "error", "converged", "finished", "last"}
-_PENDING = {"deadline", "since", "floor", "retries"}
+_PENDING = {"deadline", "since", "floor", "retries", "alone"}
+_CLAIMED = {"lease", "nonce", "due", "deadline", "since", "own", "deleted", "batch", "alone"}
 _ALLOWED = {
     Status.PARKED: _ALWAYS_ALLOWED | _PENDING,
     Status.SENT: _ALWAYS_ALLOWED | _PENDING | {"token", "resends", "resent"},
-    Status.RUNNING: _ALWAYS_ALLOWED | {"lease", "nonce", "due", "deadline", "since", "own", "deleted"},
+    Status.RUNNING: _ALWAYS_ALLOWED | _CLAIMED,
     Status.IDLE: _ALWAYS_ALLOWED,
-    Status.FAILED: _ALWAYS_ALLOWED,
+    Status.FAILED: _ALWAYS_ALLOWED | {"alone"},
 }
 _NEEDED = {
     Status.PARKED: {"deadline"},

@@ -22,6 +22,9 @@ class Evaluation:
     deleted: bool = False  #: its entity was deleted meanwhile
     over: bool = False
     given_up: bool = False  #: the sweeper ended it: its own report must be refused
+    batch: bool = False  #: claimed together with others: not to be blamed when its worker is lost
+    due: int | None = None  #: since when it was due
+    served: list[Ask] = field(default_factory=list)  #: the enqueues that it answers, if it comes to that
 
 
 @dataclass
@@ -43,6 +46,7 @@ class Entity:
     failures: int = 0
     looks: int = 0
     quarantined: bool = False
+    alone: bool = False  #: its worker was lost with a batch: not to be evaluated with others
     forgotten_at: int | None = None
     evaluation: Evaluation | None = None
     noted: int | None = None  #: deadline asked for during the evaluation
@@ -99,6 +103,8 @@ class Entity:
 
     def start(self, evaluation: Evaluation) -> None:
         self.evaluation, self.fence = evaluation, int(evaluation.lease)
+        evaluation.due, evaluation.batch = self.due, evaluation.batch and not self.alone
+        evaluation.served = [ask for ask in self.owed if ask.when <= evaluation.began]
         self.due = self.since = None
         self.floor = 0
         self.owed = [ask for ask in self.owed if ask.when > evaluation.began]
@@ -112,8 +118,9 @@ class Entity:
         looks: int,
         respect_backoff: bool,
         idle_ttl: int | None,
+        lost: bool,
     ) -> None:
-        """Its evaluation ends."""
+        """Its evaluation ends; `lost`: in the eyes of the sweeper, whose report it is."""
         assert self.evaluation
         evaluation, noted, own = self.evaluation, self.noted, self.own
         self.evaluation = self.noted = self.own = None
@@ -121,7 +128,13 @@ class Entity:
         asked = None if delay is None else now + delay
         if evaluation.deleted:
             self.due, self.known, self.failures, self.looks = noted, noted is not None, 0, 0
+            self.alone = False
             return
+        if verdict is Verdict.UNSTARTED or (lost and evaluation.batch):
+            self.alone, self.due = self.alone or lost, earliest(evaluation.due, noted)
+            self.owed = evaluation.served + self.owed
+            return
+        self.alone = self.alone and lost
         self.failures, self.looks = failures, looks
         if verdict is Verdict.DONE:
             self.due = earliest(asked, noted, own)

@@ -16,7 +16,17 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from celery_goalstate.exceptions import IndexUnavailable
-from celery_goalstate.index.base import Limits, Refusal, Refused, Request, Run, Scheduled, Status, Wakeup
+from celery_goalstate.index.base import (
+    Limits,
+    Refusal,
+    Refused,
+    Request,
+    Run,
+    Scheduled,
+    Status,
+    Verdict,
+    Wakeup,
+)
 from tests.contract.bench import FENCED, KIND, Bench
 from tests.contract.conftest import LANES
 from tests.contract.lanes import Clock, MemoryLane, RedisLane, check
@@ -132,6 +142,26 @@ def later(ms: int) -> Step:
     return lambda bench: bench.advance(ms)
 
 
+def enqueue_two(bench: Bench) -> None:
+    for id in "ab":
+        bench.enqueue(id)
+
+
+def claim_two(bench: Bench) -> Any:
+    stored = bench.lane.stored()
+    pairs = [(id, stored[KIND, id].fields["token"]) for id in "ab"]
+    return bench.index.claim(KIND, pairs, nonce="n", task_id="t")
+
+
+def running_two(bench: Bench) -> None:
+    enqueue_two(bench)
+    claim_two(bench)
+
+
+def take(bench: Bench) -> Any:
+    return bench.index.take(KIND, 10, nonce="n", task_id="t")
+
+
 UNCHANGED = object()  # as SAME, but for the one thing that a repeated enqueue without a message cannot know
 
 SAID = [
@@ -154,6 +184,13 @@ SAID = [
         several(Bench.enqueue, Bench.pause),
         lambda b: b.claim(the_wakeup(b)),
         Refusal("a", Refused.STALE),
+    ),
+    Said("claim a batch", several(enqueue_two), claim_two),
+    Said("take", several(lambda b: b.enqueue(delay=FAR), later(FAR)), take),
+    Said("take nothing", nothing, take),
+    Said("give back", running_two, lambda b: b.finish(the_run(b), Verdict.UNSTARTED, fresh_task_id="t9")),
+    Said(
+        "lose a batch", several(running_two, later(30_000)), lambda b: b.fail(the_run(b), expired_only=True)
     ),
     Said("renew", running, lambda b: b.renew(the_run(b))),
     Said("finish", running, lambda b: b.finish(the_run(b))),
@@ -201,6 +238,36 @@ def test_a_deleted_entity_is_gone_though_nobody_heard_of_it(bench: Bench) -> Non
     with pytest.raises(IndexUnavailable):
         bench.delete()
     assert bench.describe() is None
+
+
+def test_a_take_whose_claims_are_lost(bench: Bench, reference: Bench) -> None:
+    """It asks twice: which entities are due, and for these. Here the second reply is lost."""
+    for each in (bench, reference):
+        each.enqueue(delay=FAR)
+        each.advance(FAR)
+    run, calls = bench.index._run, []
+
+    def lose_the_second(name: str, *args: Any) -> Any:
+        calls.append(name)
+        if name == "take":
+            lose()
+        return run(name, *args)
+
+    bench.index._run = lose_the_second
+    assert take(bench) == take(reference)
+    assert calls == ["overdue", "take"]
+    assert bench.lane.stored() == reference.lane.stored()
+
+
+def test_a_take_said_again_gets_nothing_that_was_deleted_meanwhile(bench: Bench) -> None:
+    """After a delete no evaluation starts: as with a claim that is said again."""
+    bench.enqueue(delay=FAR)
+    bench.advance(FAR)
+    rows, header = [["a"]], ["n", "t"]
+    [first] = bench.index._transition("take", KIND, rows, header)
+    assert bench.index._transition("take", KIND, rows, header) == [first]
+    bench.delete()
+    assert bench.index._transition("take", KIND, rows, header) == [None]
 
 
 @pytest.mark.parametrize(

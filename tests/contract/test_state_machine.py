@@ -217,7 +217,7 @@ class Machine(RuleBasedStateMachine):
         for reply in replies:
             entity = self.entities[reply.id]
             if isinstance(reply, Claim):
-                self._started(entity, reply, began)
+                self._started(entity, reply, began, batch=len(pairs) > 1)
             elif reply.reason is Refused.MISSING:
                 assert not entity.known or (entity.evaluation and entity.evaluation.deleted)
             elif reply.reason is Refused.PAUSED:
@@ -232,7 +232,15 @@ class Machine(RuleBasedStateMachine):
         if repeat:
             self._claim_again()
 
-    def _started(self, entity: Entity, claim: Claim, began: int) -> None:
+    @rule(limit=st.integers(1, 3))
+    def take(self, limit: int) -> None:
+        """A worker that has time left takes what is due and parked, without any message."""
+        nonce, began = self._name(), self._next()
+        for claim in self.index.take(KIND, limit, nonce=nonce, task_id=nonce):
+            assert not self.entities[claim.id].alone, "taken, though its worker was lost with a batch"
+            self._started(self.entities[claim.id], claim, began, batch=True)
+
+    def _started(self, entity: Entity, claim: Claim, began: int, *, batch: bool) -> None:
         now = self.clock.now
         if entity.evaluation and entity.evaluation.lease == claim.lease and entity.evaluation.began == began:
             return  # twice in this very batch
@@ -247,13 +255,14 @@ class Machine(RuleBasedStateMachine):
         assert claim == Claim(
             claim.id, claim.lease, entity.failures, entity.looks, entity.due, now - entity.due
         )
-        evaluation = Evaluation(claim.id, claim.lease, began, now + LIMITS.lease)
+        evaluation = Evaluation(claim.id, claim.lease, began, now + LIMITS.lease, batch=batch)
         self.evaluations = [*self.evaluations, evaluation][-8:]
         entity.start(evaluation)
 
     def _claim_again(self) -> None:
         """The reply to a claim was lost: said again, it gets its leases again, renewed."""
-        assert self.last_claim
+        if self.last_claim is None:
+            return
         pairs, nonce, replies = self.last_claim
         again = self.index.claim(KIND, pairs, nonce=nonce, task_id=nonce)
         for first, second in zip(replies, again, strict=True):
@@ -265,7 +274,7 @@ class Machine(RuleBasedStateMachine):
                 # The first time it was early or the kind was paused: a claim like any other.
                 evaluation = self.entities[second.id].evaluation
                 if evaluation is None or evaluation.lease != second.lease:
-                    self._started(self.entities[second.id], second, self._next())
+                    self._started(self.entities[second.id], second, self._next(), batch=len(pairs) > 1)
                 else:
                     self._renewed(second)
             elif second.wakeup:
@@ -357,6 +366,7 @@ class Machine(RuleBasedStateMachine):
                 report.looks,
                 report.respect_backoff,
                 report.idle_ttl,
+                report.expired_only,
             )
             self.reported[evaluation.lease] = report
             assert (reply.result, reply.deadline) == (Finish.ACCEPTED, entity.due)

@@ -21,7 +21,7 @@ from celery_goalstate.index.memory import MemoryIndex
 from celery_goalstate.lease import LeaseKeeper
 from celery_goalstate.sweeper import Sweeper
 from celery_goalstate.wakeup import Publisher
-from tests.servers import Valkey
+from tests.servers import Valkey, poll
 
 NOW = 1_800_000_000.0
 
@@ -156,6 +156,15 @@ class World:
         thread = threading.Thread(target=self.engine.enqueue, args=args, kwargs=kwargs)
         thread.start()
         thread.join()
+
+    def keeper_sleeps(self) -> None:
+        """Wait until the keeper has seen the leases: when its clock is moved then, it sleeps on."""
+
+        def asleep() -> bool:
+            with self.keeper._changed:
+                return self.keeper._wakes_at == min(lease.renew_at for lease in self.keeper._leases)
+
+        poll("the lease keeper sleeps", asleep)
 
     def sweeper(self, name: str = "worker-1") -> Sweeper:
         return Sweeper(

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 CONTRACT = (
     "tests/contract/test_claim.py",
+    "tests/contract/test_batch.py",
     "tests/contract/test_enqueue.py",
     "tests/contract/test_finish.py",
     "tests/contract/test_delete.py",
@@ -59,14 +60,16 @@ MUTANTS = [
     Mutant(
         "claim does not consume the token",
         "index/memory.py",
-        "entry.lease, entry.nonce, entry.due, entry.task_id = self._next_token(), nonce, due, task_id",
-        "entry.lease, entry.nonce, entry.due, entry.token = self._next_token(), nonce, due, token",
+        "        entry.forget_pending()\n        entry.status = Status.RUNNING",
+        "        token = entry.token\n        entry.forget_pending()\n        entry.token = token\n"
+        "        entry.status = Status.RUNNING",
     ),
     Mutant(
         "claim does not consume the token",
-        "index/lua/claim.lua",
-        "fields.lease, fields.nonce, fields.due, fields.task_id = next_token(), nonce, due, task_id",
-        "fields.lease, fields.nonce, fields.due, fields.token = next_token(), nonce, due, token",
+        "index/lua/common.lua",
+        "local due = fields.deadline\n  forget_pending(fields)\n",
+        "local due, token = fields.deadline, fields.token\n  forget_pending(fields)\n"
+        "  fields.token = token\n",
     ),
     Mutant(
         "a parked entry keeps its token",
@@ -143,7 +146,7 @@ MUTANTS = [
     Mutant(
         "a claim whose reply was lost is not recognised",
         "index/memory.py",
-        "if entry.status is Status.RUNNING and entry.nonce == nonce and entry.due is not None:",
+        "if entry.status is Status.RUNNING and entry.nonce == nonce:",
         "if False:",
     ),
     Mutant(
@@ -186,16 +189,70 @@ MUTANTS = [
     Mutant(
         "a claim resets the back-off",
         "index/memory.py",
-        "entry.status, entry.score = Status.RUNNING, now + self._limits.lease",
-        "entry.status, entry.score, entry.failures = Status.RUNNING, now + self._limits.lease, 0",
+        "entry.batch = batch and not entry.alone",
+        "entry.batch, entry.failures = batch and not entry.alone, 0",
     ),
     Mutant(
         "a claim resets the back-off",
-        "index/lua/claim.lua",
+        "index/lua/common.lua",
         "fields.lease, fields.nonce, fields.due, fields.task_id = next_token()",
         "fields.failures, fields.lease, fields.nonce, fields.due, fields.task_id = nil, next_token()",
     ),
+    Mutant(
+        "a batch that is lost counts failures",
+        "index/memory.py",
+        "report.verdict is Verdict.UNSTARTED or (report.expired_only and entry.batch)",
+        "report.verdict is Verdict.UNSTARTED",
+    ),
+    Mutant(
+        "a batch that is lost counts failures",
+        "index/lua/finish.lua",
+        "verdict == 'unstarted' or (expired_only and fields.batch)",
+        "verdict == 'unstarted'",
+    ),
+    Mutant(
+        "an entity that was lost with a batch is taken with another",
+        "index/memory.py",
+        "for id, entry in due[:limit]\n                if not entry.alone",
+        "for id, entry in due[:limit]",
+    ),
+    Mutant(
+        "an entity that was lost with a batch is taken with another",
+        "index/lua/take.lua",
+        "or paused or fields.alone or",
+        "or paused or",
+    ),
+    Mutant(
+        "an entity that is given back forgets an earlier deadline noted meanwhile",
+        "index/memory.py",
+        "deadline = _earliest(due, outside)",
+        "deadline = due",
+    ),
+    Mutant(
+        "an entity that is given back forgets an earlier deadline noted meanwhile",
+        "index/lua/finish.lua",
+        "deadline = earliest(due, outside)",
+        "deadline = due",
+    ),
+    Mutant(
+        "an entity that is given back forgets since when it was due",
+        "index/memory.py",
+        "deadline = _earliest(due, outside)",
+        "deadline = now if outside is None else outside",
+    ),
+    Mutant(
+        "an entity that is given back forgets since when it was due",
+        "index/lua/finish.lua",
+        "deadline = earliest(due, outside)",
+        "deadline = outside or now",
+    ),
     # And some of the finer points.
+    Mutant(
+        "a deleted entity is taken by a repeated nonce",
+        "index/lua/take.lua",
+        "fields.nonce == nonce and not fields.deleted then",
+        "fields.nonce == nonce then",
+    ),
     Mutant(
         "a deleted entity is claimed by a repeated nonce",
         "index/lua/claim.lua",

@@ -1,19 +1,17 @@
 -- Exchanges wake-up tokens for leases.
 --
 -- KEYS   see common.lua
--- ARGV   5 nonce of this claim · 6 Celery task id · 7 when the message was sent once more, or ''
+-- ARGV   5 nonce of this claim · 6 Celery task id · 7 when the message was sent once more, or '' ·
+--        8 are they a batch? 0/1
 --        then for each entity: id · token
 -- Reply  for each entity: {'claimed', lease, failures, looks, deadline, lateness} or {refusal, wake-up or false}
--- Reads  everything. Writes lease, nonce, due, task_id; clears deadline, since, floor, token, retries, resends,
+-- Reads  everything. Writes lease, nonce, due, task_id, batch; clears deadline, since, floor, token, retries, resends,
 --        resent
 
 local nonce, task_id, resent_at = ARGV[5], ARGV[6], tonumber(ARGV[7])
 local reached = math.min(resent_at or 0, now)
 
-local function claimed(fields)
-  local lateness = math.max(0, now - fields.due)
-  return { 'claimed', fields.lease, fields.failures or 0, fields.looks or 0, fields.due, lateness }
-end
+local batch = ARGV[8] == '1'
 
 local function claim(entity, token)
   local fields = entity.fields
@@ -21,9 +19,7 @@ local function claim(entity, token)
     return { 'missing', false }
   end
   if entity.status == RUNNING and fields.nonce == nonce then
-    -- The same claim again, since the reply to the first was lost: the lease lasts from now.
-    save(entity, RUNNING, now + LEASE)
-    return claimed(fields)
+    return claimed(entity)
   end
   if entity.status ~= SENT or fields.token ~= token then
     return { 'stale', false }
@@ -36,16 +32,12 @@ local function claim(entity, token)
   if fields.deadline > now then
     return { 'early', wakeup(entity, 50) }
   end
-  local due = fields.deadline
-  forget_pending(fields)
-  fields.lease, fields.nonce, fields.due, fields.task_id = next_token(), nonce, due, task_id
-  save(entity, RUNNING, now + LEASE)
-  return claimed(fields)
+  return lease(entity, nonce, task_id, batch)
 end
 
 local replies = {}
 for n = 1, #KEYS - SHARD_KEYS do
-  local at = LIMITS + 3 + (n - 1) * 2
+  local at = LIMITS + 4 + (n - 1) * 2
   replies[n] = claim(open(n, ARGV[at + 1]), ARGV[at + 2])
 end
 if reached > tonumber(redis.call('GET', CLAIMED) or 0) then

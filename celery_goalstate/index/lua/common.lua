@@ -126,7 +126,8 @@ end
 local function wakeup(entity, shortest)
   local fields = entity.fields
   local delay = math.max(shortest or 0, fields.deadline - now)
-  return { fields.token, delay, fields.task_id or '', fields.retries or 0, fields.resent or false }
+  local alone = fields.alone and 1 or 0
+  return { fields.token, delay, fields.task_id or '', fields.retries or 0, fields.resent or false, alone }
 end
 
 local function send(entity, task_id)
@@ -155,6 +156,23 @@ local function place(entity, deadline, task_id)
   end
   save(entity, PARKED, deadline)
   return false
+end
+
+-- Reply: the lease that a claim holds. Said again, since the first reply was lost, it lasts from then.
+local function claimed(entity)
+  local fields = entity.fields
+  save(entity, RUNNING, now + LEASE)
+  local lateness = math.max(0, now - fields.due)
+  return { 'claimed', fields.lease, fields.failures or 0, fields.looks or 0, fields.due, lateness }
+end
+
+local function lease(entity, nonce, task_id, batch)
+  local fields = entity.fields
+  local due = fields.deadline
+  forget_pending(fields)
+  fields.lease, fields.nonce, fields.due, fields.task_id = next_token(), nonce, due, task_id
+  fields.batch = batch and not fields.alone and '1' or nil
+  return claimed(entity)
 end
 
 local function earliest(...)

@@ -32,8 +32,11 @@ local function finish(entity, report)
   end
 
   local outside, since, own, deleted = fields.deadline, fields.since, fields.own, fields.deleted
+  local unstarted = verdict == 'unstarted' or (expired_only and fields.batch)
+  local due = fields.due
   forget_pending(fields)
   fields.lease, fields.nonce, fields.due, fields.own, fields.deleted = nil, nil, nil, nil, nil
+  fields.batch = nil
   fields.task_id, fields.last = report[9] ~= '' and report[9] or fields.task_id, name
   local deadline
   if deleted and not outside then
@@ -43,8 +46,13 @@ local function finish(entity, report)
   if deleted then
     -- Of the old life nothing is left but the name.
     fields.failures, fields.looks, fields.error, fields.converged, fields.finished = nil, nil, nil, nil, nil
+    fields.alone = nil
     deadline = outside
+  elseif unstarted then
+    fields.alone = (fields.alone or expired_only) and '1' or nil
+    deadline = earliest(due, outside)
   else
+    fields.alone = expired_only and fields.alone or nil
     fields.failures, fields.looks = positive(report[5]), positive(report[6])
     fields.error = report[7] ~= '' and report[7] or nil
     fields.converged = report[8] ~= '' and report[8] or nil

@@ -1,0 +1,67 @@
+"""Several entities in one task: claimed together, evaluated one after the other, reported together.
+
+Each keeps its own lease, failure, back-off and outcome. One that is slow holds nobody back: after `SLICE`
+seconds what has ended is reported, and what still waits for its turn is given back, by a timer, whatever the
+thread that evaluates is doing. So an entity that starts was claimed no longer ago than that.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+
+from celery_goalstate.index.base import Claim, Report, Verdict
+
+#: Seconds that the entities of a batch wait for their turn.
+SLICE = 1.0
+
+
+class Batch:
+    """Claims on their way to reports. `give_back` says how an entity that did not start is reported."""
+
+    def __init__(
+        self,
+        claims: Sequence[Claim],
+        *,
+        ends: float,
+        clock: Callable[[], float],
+        give_back: Callable[[Claim], Report],
+    ) -> None:
+        self._waiting = deque(claims)
+        self._ended: list[Report] = []
+        self._ends = ends
+        self._clock = clock
+        self._give_back = give_back
+        self._lock = threading.Lock()
+
+    def next(self) -> Claim | None:
+        """The next entity to evaluate; None: there is none, or no time left."""
+        with self._lock:
+            return self._waiting.popleft() if self._waiting and self._clock() < self._ends else None
+
+    def end(self, report: Report) -> None:
+        """An entity was evaluated."""
+        with self._lock:
+            self._ended.append(report)
+
+    def settle(self) -> list[Report]:
+        """What is to be reported: all that has ended, and all that waits, which nobody gets any more."""
+        with self._lock:
+            reports = [*self._ended, *map(self._give_back, self._waiting)]
+            self._ended.clear()
+            self._waiting.clear()
+        return reports
+
+
+class Tally(Counter[str]):
+    """How many entities ended in which way; `str()` is a line for people."""
+
+    def count(self, report: Report) -> None:
+        """Add one entity."""
+        again = report.verdict is Verdict.DONE and report.delay is not None
+        self["look again" if again else report.verdict.value] += 1
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{count} {name}" for name, count in self.items())
+        return f"{self.total()} entities: {parts}"

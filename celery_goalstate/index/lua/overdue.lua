@@ -1,0 +1,10 @@
+-- Which parked entities are due: what `take` may claim.
+--
+-- KEYS   see common.lua (no records)
+-- ARGV   5 how many ids
+-- Reply  list of ids, earliest deadline first; none while paused
+
+if paused then
+  return {}
+end
+return redis.call('ZRANGEBYSCORE', PARKED, '-inf', now, 'LIMIT', 0, ARGV[5])
