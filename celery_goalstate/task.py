@@ -24,6 +24,7 @@ from typing import Any
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery, Task
 from celery.exceptions import Reject, Retry, TaskPredicate
+from celery.signals import task_postrun
 from celery.utils.serialization import get_pickleable_exception
 from kombu.utils.uuid import uuid
 
@@ -58,7 +59,7 @@ CLAIM_ATTEMPTS = 10
 TAKE_FOR = 1.0
 
 REFUSALS = {
-    Refused.MISSING: "nothing to do: the entity was deleted",
+    Refused.MISSING: "nothing to do: the index does not know the entity (deleted?)",
     Refused.STALE: "nothing to do: superseded by another wake-up",
     Refused.PAUSED: "nothing to do: the kind is paused",
     Refused.EARLY: "nothing to do yet: sent again",
@@ -73,6 +74,7 @@ class Speaker:
     kind: str
     run: Run
     ended: bool = False  #: work that an action leaves behind, in a copy of its context, speaks from outside
+    until: str = ""  #: the Celery task that failed with it: handlers of that failure still speak for it
 
 
 #: Who speaks when an entity is enqueued: an evaluation, or (None) somebody from outside.
@@ -129,6 +131,8 @@ class Evaluator:
 
         if finished.wakeup:
             self._dispatch([finished.wakeup])
+        if outcome.error is not None:
+            speaker.set(Speaker(self._index, self._kind.name, run, until=str(task.request.id)))
         return self._tell(f"{self._kind.name}/{claim.id}", outcome, finished)
 
     # -- several
@@ -356,6 +360,14 @@ def _speaking(who: Speaker) -> Iterator[None]:
     finally:
         who.ended = True
         speaker.reset(before)
+
+
+@task_postrun.connect
+def _fall_silent(task_id: str | None = None, **_: Any) -> None:
+    """Celery's handlers of a failure or retry have run."""
+    who = speaker.get()
+    if who is not None and who.until == task_id:
+        speaker.set(None)
 
 
 def _celery_retry_after(error: Exception) -> float | None:

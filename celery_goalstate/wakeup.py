@@ -99,7 +99,7 @@ class Publisher:
             except Exception as error:
                 left = wakeups[start:]
                 logger.warning(
-                    "%d wake-ups of kind %s could not be published, the sweeper sends them later: %s: %s",
+                    "could not publish %d of kind %s, the sweeper will send them later: %s: %s",
                     len(left), kind, type(error).__name__, error,
                 )  # fmt: skip
                 self._index.put_back(kind, left)

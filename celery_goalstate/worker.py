@@ -15,7 +15,7 @@ from celery import Celery, bootsteps
 from kombu.utils.uuid import uuid
 
 from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
-from celery_goalstate.settings import Settings
+from celery_goalstate.settings import Settings, safe_url
 from celery_goalstate.sweeper import Sweeper
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,14 @@ class SweeperStep(bootsteps.StartStopStep):
             _refuse_processes(parent)
         self._name = f"{parent.hostname}:{os.getpid()}:{uuid()[:8]}"
         self._interval = settings.sweep_interval
+        # An index other than the producers' is the classic mistake: they enqueue, and here nothing is known.
+        logger.info(
+            "the index is on %s, namespace %s, key prefix %s, shards %d",
+            safe_url(settings.index_url),
+            settings.namespace,
+            settings.key_prefix,
+            settings.shards,
+        )
         self._timer = parent.timer
         self._running = True
         self._next = self._timer.call_after(0.0, self._tick)

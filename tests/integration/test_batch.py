@@ -462,7 +462,7 @@ def test_without_a_broker_all_are_parked(
     published = [each.wakeup for each in scheduled if each.wakeup]
     options = world.engine._kind("host").options
     assert not world.engine._parts.publisher.dispatch("host", published, options, patient=False)
-    assert "20 wake-ups of kind host could not be published" in caplog.text
+    assert "could not publish 20 of kind host" in caplog.text
     for id in range(20):
         described = world.engine.describe(host(id))
         assert described is not None

@@ -387,7 +387,9 @@ def test_a_message_of_a_deleted_entity_does_nothing(world: World, truth: Truth) 
     world.engine.enqueue(world.entity("1"))
     assert world.engine.delete(world.entity("1"))
     assert not world.engine.delete(world.entity("1"))
-    assert [result.result for result in world.run()] == ["nothing to do: the entity was deleted"]
+    assert [result.result for result in world.run()] == [
+        "nothing to do: the index does not know the entity (deleted?)"
+    ]
     assert not truth.log
 
 
@@ -494,6 +496,34 @@ def test_from_inside_a_successful_evaluation_it_counts(
     evaluate(world)
     assert look(world).deadline == datetime.fromtimestamp(NOW, UTC)
     assert look(world).failures == 0
+
+
+@pytest.mark.parametrize(
+    ("signal", "error", "status"),
+    [
+        (signals.task_retry, ValueError("no"), "scheduled"),
+        (signals.task_failure, PermanentError("no"), "failed"),
+    ],
+    ids=["retry", "failure"],
+)
+def test_celerys_handlers_of_a_failure_speak_for_it(
+    world: World, truth: Truth, signal: Any, error: Exception, status: str
+) -> None:
+    """They run when the index has the outcome, and bring nothing forward; whoever comes later does."""
+    truth.set("1", says("fail", error))
+    called = []
+
+    def handler(**_: Any) -> None:
+        called.append(world.engine.enqueue(world.entity("1")))
+
+    signal.connect(handler, weak=False)
+    try:
+        evaluate(world)
+    finally:
+        signal.disconnect(handler)
+    assert [enqueued.changed for enqueued in called] == [False]
+    assert look(world).status == status
+    assert world.engine.enqueue(world.entity("1")).changed
 
 
 @pytest.mark.parametrize("end", [Requeue(3600), PermanentError("no")], ids=["requeued", "quarantined"])

@@ -58,7 +58,7 @@ def test_without_a_broker_an_enqueue_succeeds_with_a_warning(
     assert not described.sent, "parked: nobody believes that a message is under way"
     [record] = [record for record in caplog.records if record.name.startswith("celery_goalstate")]
     assert record.levelno == logging.WARNING
-    assert "1 wake-ups of kind order could not be published, the sweeper sends them later" in caplog.text
+    assert "could not publish 1 of kind order, the sweeper will send them later" in caplog.text
     assert no_secret(caplog.text)
 
     assert engine.enqueue_many(entity(id) for id in range(300)) == 299
