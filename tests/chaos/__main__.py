@@ -80,12 +80,11 @@ def table(options: Options, findings: Findings) -> str:
         ("figures", findings.figures),
         ("broken guarantees", {f"{rule}: {RULES[rule]}": n for rule, n in findings.counts.items()}),
     ]
-    if findings.notes:
-        sections.append(("notes", findings.notes))
     width = max(len(name) for _, section in sections for name in section)
     lines = []
     for title, section in sections:
         lines += ["", title, *(f"  {name:<{width}}  {value}" for name, value in section.items())]
+    lines += [f"note, {count} times: {note}" for note, count in findings.notes.items()]
     for violation in findings.violations[:SHOWN]:
         lines.append(f"{violation.rule}: {violation.entity} at {violation.at:.3f}: {violation.text}")
     return "\n".join(lines)

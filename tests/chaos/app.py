@@ -77,6 +77,8 @@ KINDS = {
     "flaky": Plan(("work:0.02", "fail:2", "write"), 30, 12),
     "patient": Plan(("again:0.4", "write"), 30, 12),
     "chain": Plan(("write", "pass-on"), 20, 8),
+    "crowd": Plan(("work:0.03", "write"), 40, 15, options={"batch_size": 8}),
+    "risky": Plan(("work:0.03", "die:1", "write"), 8, 1, options={"batch_size": 4}),
     "broken": Plan(("permanent",), 8, 2, "PermanentError"),
     "deadly": Plan(("die:1", "write"), 6, 1),
     "poison-kill": _poison("kill"),
@@ -163,16 +165,15 @@ class NotingIndex:
     def __init__(self, index: Index, ledger: Ledger) -> None:
         self._index = index
         self._ledger = ledger
-        self._own = threading.local()
+        self._own = threading.local()  # the tokens of the entities that this thread evaluates
         self.after_enqueue: Callable[[], None] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._index, name)
 
-    @property
-    def token(self) -> int:
+    def token(self, ref: EntityRef) -> int:
         """Of the evaluation in this thread."""
-        return int(self._own.token)
+        return int(self._own.tokens[str(ref)])
 
     def enqueue(self, *args: Any, **kwargs: Any) -> Any:
         scheduled = self._index.enqueue(*args, **kwargs)
@@ -183,17 +184,28 @@ class NotingIndex:
     def claim(self, kind: str, wakeups: Any, **kwargs: Any) -> Any:
         asked = time.monotonic()
         replies = self._index.claim(kind, wakeups, **kwargs)
+        self._note_claims(kind, replies, asked, batch=len(wakeups) > 1)
+        return replies
+
+    def take(self, kind: str, *args: Any, **kwargs: Any) -> Any:
+        asked = time.monotonic()
+        replies = self._index.take(kind, *args, **kwargs)
+        self._note_claims(kind, replies, asked, batch=True)
+        return replies
+
+    def _note_claims(self, kind: str, replies: Any, asked: float, *, batch: bool) -> None:
+        self._own.tokens = {}
         for reply in replies:
             name = f"{kind}/{reply.id}"
             if isinstance(reply, Claim):
-                self._own.token = reply.lease
+                self._own.tokens[name] = reply.lease
                 self._ledger.write(
                     "claim", name,
                     token=int(reply.lease), asked=asked, failures=reply.failures, lateness=reply.lateness,
+                    batch=batch,
                 )  # fmt: skip
             else:
                 self._ledger.write("refusal", name, reason=reply.reason)
-        return replies
 
     def renew(self, kind: str, runs: Any) -> Any:
         asked = time.monotonic()
@@ -256,7 +268,7 @@ class Things:
                 return world.wanted(self.ref)
 
             def get_action_list(self, state: int, goal_state: int) -> list[Action]:
-                things.ledger.write("look", str(self.ref), token=things.index.token)
+                things.ledger.write("look", str(self.ref), token=things.index.token(self.ref))
                 return [Action(step, things._step(step)) for step in plan.steps]
 
         Thing.kind = kind
@@ -307,12 +319,12 @@ class Things:
 
     @contextlib.contextmanager
     def _noted(self, event: str, done: str, refs: Iterable[EntityRef], **fields: Any) -> Iterator[None]:
-        call = self.ledger.call()
-        self.open_calls = [(str(ref), call) for ref in refs]
-        for name, _ in self.open_calls:
+        call, names = self.ledger.call(), [str(ref) for ref in refs]
+        self.open_calls = [(name, call) for name in names]
+        for name in names:
             self.ledger.write(event, name, call=call, **fields)
         yield
-        for name, _ in self.open_calls:
+        for name in names:
             self.ledger.write(done, name, call=call)
 
     def enqueue(self, refs: list[EntityRef], delay: float = 0.0, **options: Any) -> None:

@@ -105,6 +105,7 @@ class Run:
     claimed: float  #: ... and certainly by then
     failures: int
     lateness: float
+    batch: bool  #: claimed with others
     held_till: float  #: at least; longer only if a renewal's reply was lost
     looked: bool = False
     reports: list[Report] = field(default_factory=list)
@@ -224,9 +225,11 @@ class _Reader:
             known.held_till = max(known.held_till, asked + LEASE)
             return
         lateness = fields["lateness"] / 1000
+        batch = fields.get("batch", False)
         run = Run(
-            token, line.pid, asked, line.at, fields["failures"], lateness, asked + LEASE, last_line=line.at
-        )
+            token, line.pid, asked, line.at, fields["failures"], lateness, batch, asked + LEASE,
+            last_line=line.at,
+        )  # fmt: skip
         history.runs[token] = run
         self.latenesses.append(lateness)
         newest = self._newest.get(history.name)
@@ -372,7 +375,10 @@ class _Reader:
     def _uncounted(self, history: History, before: Run, run: Run) -> Iterator[tuple[str, float, str]]:
         if any(d.done >= before.asked and d.began <= run.claimed for d in history.deletes):
             return
-        failed = all(report.verdict == "failed" for report in before.ended_by_itself("accepted", None))
+        by_itself = before.ended_by_itself("accepted", None)
+        if before.batch and not by_itself:
+            return  # lost with others: nobody knows whose failure it was
+        failed = all(report.verdict == "failed" for report in by_itself)
         if failed and not _quarantined(history, before) and run.failures <= before.failures:
             text = f"{before.token} failed after {before.failures} failures, {run.token} had {run.failures}"
             yield "back-off", run.claimed, text
@@ -421,6 +427,8 @@ class _Reader:
             "deletes": self.events["delete"],
             "index unavailable": self.events["unavailable"],
             "evaluations": len(runs),
+            "evaluations in batches": sum(run.batch for run in runs),
+            "given back by batches": sum(any(r.verdict == "unstarted" for r in run.reports) for run in runs),
             "interrupted evaluations": sum(not run.reports for run in runs),
             "given up by the sweeper": sum(run.given_up for run in runs),
             "outcomes refused": sum(bool(run.ended_by_itself("fenced")) for run in runs),
@@ -445,7 +453,7 @@ def _quarantined(history: History, run: Run) -> bool:
 
 def _one_left_no_trace(before: Run | None, run: Run) -> bool:
     """Whether between the two there was an evaluation that was lost right after its claim."""
-    if before is None or any(r.verdict == "done" for r in before.ended_by_itself("accepted")):
+    if before is None or any(r.verdict != "failed" for r in before.ended_by_itself("accepted")):
         return run.failures > 0
     return run.failures > before.failures + 1
 
@@ -457,8 +465,10 @@ def _follow_ups(run: Run) -> list[float]:
     for report in run.ended_by_itself("accepted", None):
         if report.verdict == "failed":
             causes.append(report.at + backoff)
+        elif report.verdict == "unstarted":  # given back
+            causes.append(report.at)
         elif report.delay is not None:
             causes.append(report.at + report.delay)
     if not run.ended_by_itself("accepted"):  # given up by the sweeper
-        causes.append(run.held_till + backoff)
+        causes.append(run.held_till + (0.0 if run.batch else backoff))
     return causes

@@ -256,11 +256,11 @@ class Injector:
         for gap, fault, draw in self._schedule:
             if self._stage.over.wait(gap):
                 break
-            thread = threading.Thread(target=self._inject, args=(fault, draw), name=fault.name)
+            thread = threading.Thread(target=self._inject, args=(fault, draw), name=fault.name, daemon=True)
             thread.start()
             self._threads = [*(thread for thread in self._threads if thread.is_alive()), thread]
         for thread in self._threads:
-            thread.join()
+            thread.join(timeout=30)
 
     def _inject(self, fault: Fault, draw: random.Random) -> None:
         lock = self._alone[fault.alone] if fault.alone else contextlib.nullcontext()

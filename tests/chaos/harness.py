@@ -61,6 +61,11 @@ class Stage:
         self.faults: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
         self.poison = poison_for(options.pool)
+        self.kinds = options.kinds
+        if not self.kinds and options.pool != "prefork":  # there, each death is a whole worker's
+            self.kinds = ",".join(
+                kind for kind, plan in KINDS.items() if plan.weight and "die:1" not in plan.steps
+            )
 
     @contextlib.contextmanager
     def set_up(self) -> Iterator[None]:
@@ -93,9 +98,7 @@ class Stage:
                 for number in range(1, options.workers + 1)
             ]
             self.producers = [
-                processes.producer(
-                    number, options.producers, options.seed, options.pace, options.kinds, **place
-                )
+                processes.producer(number, options.producers, options.seed, options.pace, self.kinds, **place)
                 for number in range(options.producers)
             ]
             for process in (*self.workers, *self.producers):

@@ -70,7 +70,7 @@ class Producer:
             verb, options = "want", {"delay": draw.uniform(1.5, 5)}  # parked, mostly
         elif chance < 0.38:
             verb, options = "want", {"delay": draw.uniform(0.2, 1.5), "replace": True}
-        elif chance < 0.41:
+        elif chance < 0.44:
             verb, options = "want", {}
             refs = draw.sample(self.refs[kind], min(8, len(self.refs[kind])))
         else:

@@ -1,4 +1,4 @@
-"""Workers that are asked to end, one after the other as in a rolling restart, on every pool and under load."""
+"""Workers that are asked to end one by one, as in a rolling restart: on every pool, under load."""
 
 from __future__ import annotations
 
