@@ -215,6 +215,12 @@ class NotingIndex:
                 self._ledger.write("renewal", f"{kind}/{run.id}", token=int(run.lease), asked=asked)
         return replies
 
+    def resend(self, kind: str, *args: Any, **kwargs: Any) -> Any:
+        wakeups = self._index.resend(kind, *args, **kwargs)
+        for wakeup in wakeups:
+            self._ledger.write("resend", f"{kind}/{wakeup.id}")
+        return wakeups
+
     def finish(self, kind: str, reports: Any) -> Any:
         for report in reports:
             self._ledger.write(

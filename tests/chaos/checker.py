@@ -212,6 +212,8 @@ class _Reader:
                 history.deletes.append(self._calls[key])
             case "enqueued" | "deleted":
                 self._calls[key].done = line.at
+            case "resend":
+                pass
             case "refusal":
                 self.refusals[fields["reason"]] += 1
             case "claim":
@@ -435,6 +437,7 @@ class _Reader:
             "writes refused": self.events["fenced"],
             "renewals": self.events["renewal"],
             "failures": sum(any(r.verdict == "failed" for r in run.reports) for run in runs),
+            "messages sent again": self.events["resend"],
             "messages superseded": sum(self.refusals.values()),
             "lateness p50": quantile(0.5),
             "lateness p99": quantile(0.99),

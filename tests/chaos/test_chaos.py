@@ -60,7 +60,7 @@ def test_half_a_minute_of_all_faults_breaks_nothing(tmp_path: Path, record_prope
         ("--broker", "rabbitmq"),
         ("--index", "same"),
         ("--pool", "threads"),
-        ("--pool", "solo"),
+        ("--pool", "solo", "--pace", "0.3"),
         ("--pool", "gevent"),
     ],
     ids=" ".join,

@@ -33,10 +33,17 @@ class Story:
         return self.line("delete", at, call=f"d{at}").line("deleted", at + 0.001, call=f"d{at}")
 
     def claim(
-        self, token: int, at: float, *, failures: int = 0, lateness: float = 10.0, pid: int = 1
+        self,
+        token: int,
+        at: float,
+        *,
+        failures: int = 0,
+        lateness: float = 10.0,
+        pid: int = 1,
+        batch: bool = False,
     ) -> Story:
-        claim = {"token": token, "asked": at - 0.001, "failures": failures, "lateness": lateness * 1000}
-        return self.line("claim", at, pid=pid, **claim).line("look", at, pid=pid, token=token)
+        fields = {"token": token, "asked": at - 0.001, "failures": failures, "lateness": lateness * 1000}
+        return self.line("claim", at, pid=pid, batch=batch, **fields).line("look", at, pid=pid, token=token)
 
     def act(self, token: int, at: float, *, pid: int = 1) -> Story:
         self.line("start", at, pid=pid, token=token, action="work")
@@ -83,6 +90,12 @@ FAITHFUL = {
         Story().enqueue(1).claim(10, 1.1).finish(10, 1.2, "failed", RETRY_DELAY).run(11, 1.31, failures=1)
     ),
     "a lost worker": lost_worker(Story().enqueue(1), 10, 1.1).run(11, 1.21 + LEASE, failures=1),
+    "a batch lost, each looked at again without a failure": (
+        Story().enqueue(1).claim(10, 1.1, batch=True).run(11, 1.11 + LEASE)
+    ),
+    "an entity given back by its batch": (
+        Story().enqueue(1).claim(10, 1.1, batch=True).finish(10, 1.2, "unstarted").run(11, 1.21)
+    ),
     "a deleted and enqueued entity": Story().enqueue(1, 2).delete(1.5).enqueue(1.6).run(10, 1.7),
     "a later deadline by a replacing enqueue": Story()
     .enqueue(1, 1)
