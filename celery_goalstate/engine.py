@@ -195,17 +195,15 @@ class Engine:
                     f"{_path(cls)} is registered already, with the options {known_options}, not {options}"
                 )
             return cls
-        self._registered[cls.kind] = (cls, options)
         if self._app is not None:
             self._create_task(cls, options)
+        self._registered[cls.kind] = (cls, options)
         if can_resync(cls):
             self._register_resync(cls, options)
         return cls
 
     def _create_task(self, cls: type[Entity], options: dict[str, Any]) -> None:
-        of_task = dict(KindOptions().override(**options).of_task)
-        kind = cls.kind
-        name = self._task_name(kind)
+        kind, name = cls.kind, self._task_name(cls.kind)
         for other in _engines_of(self.app).values():
             taken = {other._task_name(theirs): theirs for theirs in other._registered if other is not self}
             if name in taken:
@@ -213,9 +211,8 @@ class Engine:
                     f"kind {kind!r} and kind {taken[name]!r} of another engine would both be the task {name};"
                     " set `kind` or the engine's namespace to another one"
                 )
-        create_task(
-            self.app, self._namespace or DEFAULT_NAMESPACE, kind, of_task, lambda: self._evaluator(kind)
-        )
+        of_task = KindOptions().override(**options).of_task
+        create_task(self.app, name, kind, of_task, lambda: self._evaluator(kind))
 
     def _task_name(self, kind: str) -> str:
         return task_name(kind, self._namespace or DEFAULT_NAMESPACE)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ from celery_goalstate.index.base import (
     Verdict,
     Wakeup,
 )
-from celery_goalstate.kind import Kind, milliseconds, task_name
+from celery_goalstate.kind import Kind, milliseconds
 from celery_goalstate.lease import Lease, LeaseKeeper
 from celery_goalstate.wakeup import Publisher, read_message
 
@@ -331,7 +331,7 @@ def report(
 
 
 def create_task(
-    app: Celery, namespace: str, kind: str, task_options: dict[str, Any], evaluator: Callable[[], Evaluator]
+    app: Celery, name: str, kind: str, task_options: Mapping[str, Any], evaluator: Callable[[], Evaluator]
 ) -> Any:
     """Create the Celery task of a kind; `evaluator` is asked for when the first message comes."""
 
@@ -344,7 +344,7 @@ def create_task(
     return create(
         evaluate_entity,
         bind=True,
-        name=task_name(kind, namespace),
+        name=name,
         serializer="json",
         typing=False,
         shared=False,  # or every other app of the process got it too, with this app's engine
