@@ -287,12 +287,15 @@ class Engine:
         """`enqueue` for many entities, in few round trips; how many schedules it changed.
 
         `spread` (seconds or a timedelta) adds to each deadline a random part of it, so that they do not all
-        come due at once. Raises as `enqueue` does; what cannot be enqueued is found a thousand entities at a
-        time, before these are written.
+        come due at once. Raises as `enqueue` does: all entities are looked at before the first is written.
         """
         policy, bound = _policy(replace=replace, max_wait=max_wait)
         return self._enqueue_all(
-            map(self._identify, entities), _one_deadline(deadline, eta, countdown), spread, policy, bound
+            [self._identify(entity) for entity in entities],
+            _one_deadline(deadline, eta, countdown),
+            spread,
+            policy,
+            bound,
         )
 
     def _enqueue_all(

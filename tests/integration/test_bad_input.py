@@ -262,3 +262,10 @@ def test_an_engine_without_an_app(truth: Truth) -> None:
 def test_an_enqueued_has_no_truth_value(world: World) -> None:
     with pytest.raises(TypeError, match=r"\.changed or \.sent"):
         bool(world.engine.enqueue(world.entity("1")))
+
+
+def test_enqueue_many_writes_nothing_if_the_last_of_many_is_bad(world: World) -> None:
+    entities = [*(world.engine.ref("order", number) for number in range(2_500)), object()]
+    with pytest.raises(TypeError, match="is no entity"):
+        world.engine.enqueue_many(entities)  # type: ignore[arg-type]
+    assert sum(world.engine.counts("order")["order"].values()) == 0
