@@ -109,7 +109,7 @@ class Run:
     held_till: float  #: at least; longer only if a renewal's reply was lost
     looked: bool = False
     reports: list[Report] = field(default_factory=list)
-    given_up: bool = False  #: by the sweeper
+    given_up: float = math.inf  #: by the sweeper, certainly by then
     last_line: float = 0.0
 
     def ended_by_itself(self, *results: str | None) -> list[Report]:
@@ -251,9 +251,10 @@ class _Reader:
             case "start":
                 # Between its lease's check and the action's first line, a process may have stood still.
                 stood_still = any(p.meets(run.last_line, line.at) for p in self.freezes[line.pid])
-                if taken_over and newest.claimed + STALL < line.at and not stood_still:
-                    late = line.at - newest.claimed
-                    self._found(history, "zombie", line, f"began an action {late:.3f} s after {newest.token}")
+                over = min(run.given_up, newest.claimed if taken_over else math.inf)
+                if over + STALL < line.at and not stood_still:
+                    late = line.at - over
+                    self._found(history, "zombie", line, f"began an action {late:.3f} s after its lease")
             case "write":
                 if fields["token"] < self._newest_write.get(history.name, 0):
                     self._found(history, "zombie", line, "wrote after a newer evaluation had written")
@@ -262,7 +263,8 @@ class _Reader:
                 delay = None if fields["delay"] is None else fields["delay"] / 1000
                 run.reports.append(Report(line.at, fields["verdict"], delay))
             case "reply" if fields["sweeper"]:
-                run.given_up |= fields["result"] == "accepted"
+                if fields["result"] == "accepted":
+                    run.given_up = line.at
             case "reply":
                 report = run.reports[-1]
                 report.result, report.answered = fields["result"], line.at
@@ -270,7 +272,8 @@ class _Reader:
                     self._found(
                         history, "zombie", line, f"its outcome was accepted after {newest.token} had begun"
                     )
-        run.last_line = line.at
+        if line.pid == run.pid:
+            run.last_line = line.at
 
     @staticmethod
     def _found(history: History, rule: str, line: Line, text: str) -> None:
@@ -432,7 +435,7 @@ class _Reader:
             "evaluations in batches": sum(run.batch for run in runs),
             "given back by batches": sum(any(r.verdict == "unstarted" for r in run.reports) for run in runs),
             "interrupted evaluations": sum(not run.reports for run in runs),
-            "given up by the sweeper": sum(run.given_up for run in runs),
+            "given up by the sweeper": sum(run.given_up < math.inf for run in runs),
             "outcomes refused": sum(bool(run.ended_by_itself("fenced")) for run in runs),
             "writes refused": self.events["fenced"],
             "renewals": self.events["renewal"],

@@ -105,7 +105,7 @@ def _kill_between(stage: Stage, draw: random.Random) -> bool:
     return True
 
 
-@_fault("a pool's child stands still for longer than its lease", times=2, on="prefork")
+@_fault("a pool's child stands still for longer than its lease", times=2, on="prefork", alone="child")
 def _freeze_child(stage: Stage, draw: random.Random) -> bool:
     children = draw.choice(stage.workers).children()
     if not children:

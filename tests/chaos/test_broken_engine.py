@@ -24,6 +24,7 @@ class Breakage:
     rules: set[str]  #: one of them must be broken then
     faults: str = ""  #: under which faults
     minutes: float = 0.2
+    load: tuple[str, ...] = ()  #: more arguments
 
     def __str__(self) -> str:
         return self.name
@@ -67,8 +68,9 @@ BREAKAGES = [
         "return not lease.lost and self.clock() < lease.expires",
         "return True",
         {"zombie"},
-        faults="stands still for longer",
-        minutes=0.5,
+        faults="a pool's child stands still",
+        minutes=0.4,
+        load=("--kinds", "slow", "--pace", "1.5", "--trouble", "0"),
     ),
     Breakage(
         "a later deadline wins",
@@ -107,5 +109,5 @@ def test_a_broken_engine_is_found_out(breakage: Breakage, tmp_path: Path) -> Non
         "--settle",
         "8",
     )
-    result, output = chaos(tmp_path, *arguments, project=tmp_path)
+    result, output = chaos(tmp_path, *arguments, *breakage.load, project=tmp_path)
     assert breakage.rules & {rule for rule, count in result["violations"].items() if count}, output

@@ -129,6 +129,12 @@ BROKEN = {
         .finish(11, 5)
         .line("start", 4, token=10, action="more"),
     ),
+    "a zombie begins another action before the other one begins": (
+        "zombie",
+        lost_worker(Story().enqueue(1), 10, 1.1)
+        .line("start", 4, token=10, action="more")
+        .run(11, 5, failures=1, pid=2),
+    ),
     "a zombie writes after the other": (
         "zombie",
         lost_worker(Story().enqueue(1), 10, 1.1)
