@@ -350,9 +350,9 @@ class _Reader:
 
     def _later(self, history: History, before: Run | None, run: Run) -> Iterator[tuple[str, float, str]]:
         """The earliest deadline wins, unless a delete or a replacing enqueue came between."""
-        since = before.claimed if before else -math.inf
+        since, earliest = (before.claimed, before.asked) if before else (-math.inf, -math.inf)
         changes = [*history.deletes, *(e for e in history.enqueues if e.replaces)]
-        if any(change.done >= since and change.began <= run.claimed for change in changes):
+        if any(change.done >= earliest and change.began <= run.claimed for change in changes):
             return
         if _one_left_no_trace(before, run):
             return
@@ -380,10 +380,9 @@ class _Reader:
     def _uncounted(self, history: History, before: Run, run: Run) -> Iterator[tuple[str, float, str]]:
         if any(d.done >= before.asked and d.began <= run.claimed for d in history.deletes):
             return
-        by_itself = before.ended_by_itself("accepted", None)
-        if before.batch and not by_itself:
-            return  # lost with others: nobody knows whose failure it was
-        failed = all(report.verdict == "failed" for report in by_itself)
+        if before.batch and not before.ended_by_itself("accepted"):
+            return  # perhaps lost with others: nobody knows whose failure it was
+        failed = all(report.verdict == "failed" for report in before.ended_by_itself("accepted", None))
         if failed and not _quarantined(history, before) and run.failures <= before.failures:
             text = f"{before.token} failed after {before.failures} failures, {run.token} had {run.failures}"
             yield "back-off", run.claimed, text

@@ -93,10 +93,28 @@ FAITHFUL = {
     "a batch lost, each looked at again without a failure": (
         Story().enqueue(1).claim(10, 1.1, batch=True).run(11, 1.11 + LEASE)
     ),
+    "a batch lost by a worker that tells it too late": (
+        Story()
+        .enqueue(1)
+        .claim(10, 1.1, batch=True)
+        .claim(11, 1.11 + LEASE, pid=2)
+        .line("report", 4, token=10, sweeper=False, verdict="failed", delay=100, error="LeaseLost")
+        .finish(11, 4.1)
+    ),
     "an entity given back by its batch": (
         Story().enqueue(1).claim(10, 1.1, batch=True).finish(10, 1.2, "unstarted").run(11, 1.21)
     ),
     "a deleted and enqueued entity": Story().enqueue(1, 2).delete(1.5).enqueue(1.6).run(10, 1.7),
+    "an entity deleted while it is claimed": (
+        Story()
+        .enqueue(1)
+        .line("delete", 1.0995, call="d")
+        .line("deleted", 1.0999, call="d")
+        .claim(10, 1.1)
+        .finish(10, 1.2, "failed", RETRY_DELAY)
+        .enqueue(5)
+        .run(11, 5.1, lateness=0.1)
+    ),
     "a later deadline by a replacing enqueue": Story()
     .enqueue(1, 1)
     .enqueue(1.1, 3, replaces=True)
