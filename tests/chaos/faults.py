@@ -84,7 +84,7 @@ def _shut_down(stage: Stage, worker: Supervised, number: int) -> bool:
     starts = worker.starts
     worker.signal(number)
     if not stage.wait(20, lambda: worker.starts > starts) and not stage.over.is_set():
-        stage.note("a worker did not end in 20 s after " + signal.Signals(number).name)
+        stage.faults[f"a worker that does not end in 20 s after {signal.Signals(number).name}"] += 1
         worker.signal(signal.SIGKILL)
     stage.wait(20, lambda: worker.starts > starts and worker.is_ready())  # a rolling restart waits, too
     return True

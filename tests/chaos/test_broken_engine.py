@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,10 +31,10 @@ class Breakage:
         return self.name
 
 
-def known(name: str, *rules: str) -> Breakage:
+def known(name: str, *rules: str, **options: Any) -> Breakage:
     """One that the index's own suite knows too."""
     [mutant] = [each for each in MUTANTS if each.name == name and each.file.endswith(".lua")]
-    return Breakage(name, mutant.file, mutant.old, mutant.new, set(rules))
+    return Breakage(name, mutant.file, mutant.old, mutant.new, set(rules), **options)
 
 
 BREAKAGES = [
@@ -46,6 +47,13 @@ BREAKAGES = [
         faults="connections",
     ),
     known("a claim resets the back-off", "back-off"),
+    known(
+        "finish takes the later deadline",
+        "later",
+        faults="connections",
+        minutes=0.4,
+        load=("--kinds", "slow", "--pace", "0.5", "--trouble", "0"),
+    ),
     Breakage(
         "a message that was lost is never missed",
         "index/lua/survey.lua",
