@@ -312,7 +312,8 @@ class Engine:
         for batch in _batches(identified):
             by_kind: defaultdict[str, builtins.list[Request]] = defaultdict(list)
             for kind, id in batch:
-                by_kind[kind].append(_spread(request, id, milliseconds(random.random() * width)))  # noqa: S311
+                part = random.random() * width  # noqa: S311 - spreads load, keeps no secret
+                by_kind[kind].append(_spread(request, id, milliseconds(part)))
             for kind, requests in by_kind.items():
                 scheduled = index.enqueue(
                     kind, requests, policy=policy, max_wait=max_wait, inside=_speaker_in(index, kind)
@@ -334,7 +335,7 @@ class Engine:
                 f"{name} cannot be resynced: define {cls.__name__}.iter_unconverged(), a class method that"
                 " yields the ids of the entities whose state is not their goal state"
             )
-        refs = (EntityRef(name, id) for id in cls.iter_unconverged())  # type: ignore[arg-type]
+        refs = (self.ref(name, id) for id in cls.iter_unconverged())
         policy = Policy.REVIVE if revive else Policy.RESYNC
         return self._enqueue_all(((ref.kind, ref.id) for ref in refs), None, spread, policy)
 
@@ -497,7 +498,8 @@ class Engine:
     def _kind_name(self, kind: KindLike) -> str:
         if isinstance(kind, type) and issubclass(kind, Entity):
             return kind.kind
-        return NAME("kind", kind)  # type: ignore[no-any-return]
+        checked: str = NAME("kind", kind)
+        return checked
 
     def _to_operate(self, kind: KindLike | None) -> tuple[str, ...]:
         if kind is not None:
@@ -534,7 +536,7 @@ class _Resync(Entity):
     def get_goal_state(self) -> str:
         return "resynced"
 
-    def get_action_list(self, state: str, goal_state: str) -> Action:  # noqa: ARG002
+    def get_action_list(self, state: str, goal_state: str) -> Action:  # noqa: ARG002 - there is only one
         return Action("resync", _resync)
 
 
@@ -600,7 +602,7 @@ def current_engine(namespace: str | None = None) -> Engine:
     Celery knows its current app only in the thread that created it, and web servers have others: there it is
     the app of the process that has an engine, if there is only one. Raises `ImproperlyConfigured` otherwise.
     """
-    app: Any = current_app._get_current_object()  # type: ignore[attr-defined]
+    app: Any = current_app._get_current_object()  # type: ignore[attr-defined]  # of the proxy, not of the app
     if not _engines_of(app):
         apps = {engine.app for engine in list(_all_engines)}
         app = apps.pop() if len(apps) == 1 else app

@@ -150,7 +150,8 @@ class Entity:
 
 def can_resync(cls: type[Entity]) -> bool:
     """Whether the class defines `iter_unconverged`."""
-    return getattr(cls.iter_unconverged, "__func__", None) is not Entity.iter_unconverged.__func__  # type: ignore[attr-defined]
+    undefined: Any = Entity.iter_unconverged
+    return getattr(cls.iter_unconverged, "__func__", None) is not undefined.__func__
 
 
 # What an action can say --------------------------------------------------------------------------
@@ -263,7 +264,7 @@ class _Method:
         method = getattr(entity, self.name, None)
         if not callable(method):
             raise TypeError(f"{entity!r} has no method {self.name!r} for its action of that name")
-        return method  # type: ignore[no-any-return]
+        return method  # type: ignore[no-any-return]  # what it returns is checked when it has
 
     def __call__(self, ctx: Context, entity: Entity) -> Requeue | Stop | None:
         return self.bound_to(entity)(ctx)

@@ -124,15 +124,14 @@ class Evaluator:
         run = Run(claim.id, claim.lease)
         with self._keep(run, claimed_at) as lease:
             outcome = self._evaluate(task, claim, lease)
-            report = self._report(
-                run, outcome, task_id=str(task.request.id), retries=task.request.retries or 0
-            )
-            [finished] = self._finish([report], held=lambda: self._keeper.held(lease))
+            task_id, retries = str(task.request.id), task.request.retries or 0
+            told = report(run, outcome, self._kind, task_id=task_id, retries=retries)
+            [finished] = self._finish([told], held=lambda: self._keeper.held(lease))
 
         if finished.wakeup:
             self._dispatch([finished.wakeup])
         if outcome.error is not None:
-            speaker.set(Speaker(self._index, self._kind.name, run, until=str(task.request.id)))
+            speaker.set(Speaker(self._index, self._kind.name, run, until=task_id))
         return self._tell(f"{self._kind.name}/{claim.id}", outcome, finished)
 
     # -- several
@@ -168,7 +167,7 @@ class Evaluator:
                     outcome = self._evaluate(task, claim, lease)
                 expires = max(expires, lease.expires)  # a slow one's was renewed
                 self._log(claim.id, outcome)
-                batch.end(self._report(run, outcome, task_id="", retries=0))
+                batch.end(report(run, outcome, self._kind, task_id="", retries=0))
         finally:
             timer.cancel()
             try:
@@ -179,12 +178,12 @@ class Evaluator:
 
     def _settle(self, reports: list[Report], tally: Tally, held: Callable[[], bool]) -> None:
         wakeups = []
-        for report, finished in zip(reports, self._finish(reports, held), strict=True):
+        for told, finished in zip(reports, self._finish(reports, held), strict=True):
             if finished.result is Finish.FENCED:
-                logger.warning("%s/%s: dropped, since its lease was lost", self._kind.name, report.id)
+                logger.warning("%s/%s: dropped, since its lease was lost", self._kind.name, told.id)
             elif finished.wakeup:
                 wakeups.append(finished.wakeup)
-            tally.count(report)
+            tally.count(told)
         self._dispatch(wakeups)
 
     @staticmethod
@@ -247,9 +246,6 @@ class Evaluator:
         )
         with _speaking(Speaker(self._index, self._kind.name, lease.run)):
             return evaluate(evaluation, self._kind.options, retry_after=_celery_retry_after)
-
-    def _report(self, run: Run, outcome: Outcome, *, task_id: str, retries: int) -> Report:
-        return report(run, outcome, self._kind, task_id=task_id, retries=retries)
 
     def _finish(self, reports: list[Report], held: Callable[[], bool]) -> list[Finished]:
         """Tell the index, again and again while the lease lasts: the actions have been executed."""
