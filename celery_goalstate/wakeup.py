@@ -36,6 +36,9 @@ BATCH = 500
 #: How to publish without a wait. (With `retry=False`, kombu still tries to connect for some seconds.)
 AT_ONCE: Mapping[str, Any] = {"retry": True, "retry_policy": {"max_retries": 0}}
 
+#: RabbitMQ itself holds messages back by whole seconds only, in milliseconds; workers hold them for the rest.
+WHOLE_SECOND = 1000
+
 #: Characters of the arguments that are shown.
 SHOWN = 800
 
@@ -133,7 +136,7 @@ class Publisher:
             "retries": wakeup.retries,
             "countdown": wakeup.delay / 1000,
         }
-        if wakeup.delay and _delays_natively(app, producer):
+        if wakeup.delay >= WHOLE_SECOND and _delays_natively(app, producer):
             app.send_task(
                 name, task_id=wakeup.task_id, producer=producer, add_to_parent=False, **contents, **options
             )

@@ -1,12 +1,19 @@
-"""pytest-celery's fixtures, overridden: real processes, no containers, and one set of them per pool."""
+"""pytest-celery's fixtures, overridden: real processes, no containers, and one set of them per lane.
+
+A lane is a pool over a broker. The whole suite runs on each; in `make test`, lanes over brokers that have a
+short list (`SHORT`) run only that.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from celery import Celery
@@ -21,10 +28,45 @@ from pytest_celery import (
 from tests.acceptance.app import Things
 from tests.acceptance.ledger import Line, Violation, violations
 from tests.acceptance.nodes import BrokerProcess, WorkerProcess
-from tests.servers import RabbitMQ, Valkey, poll
+from tests.servers import RabbitMQ, RedisServer, Valkey, poll
 
-# All over embedded Valkey, and one over RabbitMQ where that is installed.
-POOLS = ["prefork", "solo", "threads", "gevent", "prefork+rabbitmq"]
+Broker = Valkey | RedisServer | RabbitMQ
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A pool over a broker, with the settings that this broker needs."""
+
+    pool: str
+    broker: type[Broker] = Valkey
+    name: str = "valkey"
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        return self.pool if self.broker is Valkey else f"{self.pool}+{self.name}"
+
+
+# Queues that are replicated, and RabbitMQ's own delayed delivery, which wants a topic exchange.
+QUORUM = (
+    ("task_default_queue_type", "quorum"),
+    ("task_default_exchange_type", "topic"),
+    ("broker_transport_options", {"confirm_publish": True}),
+)
+
+LANES = [
+    *(Lane(pool) for pool in ("prefork", "solo", "threads", "gevent")),
+    Lane("prefork", RedisServer, "redis"),
+    Lane("prefork", RabbitMQ, "rabbitmq"),
+    Lane("prefork", RabbitMQ, "quorum", QUORUM),
+]
+
+# What is worth its time in every run, where the pool and much of the broker are those of another lane.
+SHORT = {
+    "redis": re.compile(r"test_messages|a_handful_of_kills"),
+    "quorum": re.compile(
+        r"test_batch|a_handful_of_kills|deadline|restarts_empty|fails_three_times|stopped_engine|backs_off"
+    ),
+}
 
 # Short, so that recovery takes seconds; long enough for a busy machine with two cores.
 SETTINGS = {
@@ -41,18 +83,27 @@ SETTINGS = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+            lane = item.callspec.params.get("lane")
+            if lane and lane.name in SHORT and not SHORT[lane.name].search(item.nodeid):
+                item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture(
-    scope="session", params=[pytest.param(pool, marks=pytest.mark.xdist_group(pool)) for pool in POOLS]
+    scope="session",
+    params=[pytest.param(lane, id=str(lane), marks=pytest.mark.xdist_group(str(lane))) for lane in LANES],
 )
-def pool(request: pytest.FixtureRequest) -> str:
-    """All tests of one pool run in one process, one after the other, and share its servers and workers."""
+def lane(request: pytest.FixtureRequest) -> Lane:
+    """All tests of one lane run in one process, one after the other, and share its servers and workers."""
     return request.param
 
 
 @pytest.fixture(scope="session")
-def directory(pool: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What all processes of one pool's tests share."""
-    return tmp_path_factory.mktemp(pool)
+def directory(lane: Lane, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What all processes of one lane's tests share."""
+    return tmp_path_factory.mktemp(str(lane))
 
 
 @pytest.fixture(scope="session")
@@ -63,13 +114,13 @@ def index_server(directory: Path) -> Iterator[Valkey]:
 
 
 @pytest.fixture(scope="session")
-def broker_server(directory: Path, pool: str) -> Iterator[Valkey | RabbitMQ]:
-    with (RabbitMQ if pool.endswith("+rabbitmq") else Valkey)(directory / "broker") as server:
+def broker_server(directory: Path, lane: Lane) -> Iterator[Broker]:
+    with lane.broker(directory / "broker") as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def celery_broker(broker_server: Valkey | RabbitMQ) -> CeleryTestBroker:
+def celery_broker(broker_server: Broker) -> CeleryTestBroker:
     return CeleryTestBroker(BrokerProcess(broker_server))
 
 
@@ -84,10 +135,13 @@ def celery_backend_cluster() -> None:
 
 
 @pytest.fixture(scope="session")
-def things(directory: Path, celery_broker: CeleryTestBroker, index_server: Valkey) -> Iterator[Things]:
+def things(
+    directory: Path, lane: Lane, celery_broker: CeleryTestBroker, index_server: Valkey
+) -> Iterator[Things]:
     """The app, engine and world, as producers and tests see them."""
     settings = {
         **SETTINGS,
+        **dict(lane.settings),
         "broker_url": celery_broker.config()["url"],
         "goalstate_index_url": index_server.url,
     }
@@ -98,11 +152,9 @@ def things(directory: Path, celery_broker: CeleryTestBroker, index_server: Valke
 
 
 @pytest.fixture(scope="session")
-def celery_worker_cluster(things: Things, directory: Path, pool: str) -> Iterator[CeleryWorkerCluster]:
+def celery_worker_cluster(things: Things, directory: Path, lane: Lane) -> Iterator[CeleryWorkerCluster]:
     """Two workers, so that they race each other and can stand in for each other."""
-    workers = [
-        WorkerProcess(directory, pool=pool.removesuffix("+rabbitmq"), number=number) for number in (1, 2)
-    ]
+    workers = [WorkerProcess(directory, pool=lane.pool, number=number) for number in (1, 2)]
     with contextlib.ExitStack() as stack:
         for worker in workers:
             worker.start()
@@ -175,6 +227,8 @@ class Scene:
 
     def settle(self, seconds: float = 0.0) -> None:
         """Let time pass in which nothing may happen, until a plain task with a countdown is run."""
+        if self.things.app.conf.task_default_queue_type == "quorum":
+            seconds = math.ceil(seconds)  # Celery refuses other delays than whole seconds
         self._markers += 1
         name = f"{self.name}.marker-{self._markers}"
         self.things.app.send_task("acceptance.marker", (name,), countdown=seconds)

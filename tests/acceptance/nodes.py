@@ -17,7 +17,7 @@ import celery
 import psutil
 
 from tests.acceptance.app import DIRECTORY
-from tests.servers import Process, RabbitMQ, Valkey, poll
+from tests.servers import Process, RabbitMQ, RedisServer, Valkey, poll
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 class BrokerProcess:
     """A server of our own as the container of a broker node."""
 
-    def __init__(self, server: Valkey | RabbitMQ) -> None:
+    def __init__(self, server: Valkey | RedisServer | RabbitMQ) -> None:
         self.server = server
         self.name = self.id = f"{type(server).__name__.lower()}-{server.port}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.acceptance.conftest import Scene
+from tests.acceptance.conftest import Lane, Scene
 from tests.servers import poll
 
 
@@ -15,7 +15,7 @@ def at_rest(scene: Scene, ids: list[str]) -> bool:
     )
 
 
-def test_one_that_kills_its_process_is_found(scene: Scene, pool: str) -> None:
+def test_one_that_kills_its_process_is_found(scene: Scene, lane: Lane) -> None:
     """Nobody can tell at first which of a batch it was; so each is looked at alone, and it is the one."""
     ids = [scene.id(number) for number in range(16)]
     poison = ids.pop(7)
@@ -27,7 +27,10 @@ def test_one_that_kills_its_process_is_found(scene: Scene, pool: str) -> None:
     assert (quarantined.id, quarantined.failures) == (poison, 2)
     assert (quarantined.error or "").startswith("WorkerLost")
     assert len(scene.looks(poison)) == 3, "with the batch, then alone, twice"
-    if pool not in {"threads", "gevent"}:  # there, those that run beside it die with it, alone as they are
+    if lane.pool not in {
+        "threads",
+        "gevent",
+    }:  # there, those that run beside it die with it, alone as they are
         assert all(1 <= len(scene.looks(id)) <= 2 for id in ids)
         assert {line.fields["failures"] for line in scene.lines("start") if line.entity != poison} == {0}
     [violation] = scene.violations()

@@ -77,6 +77,15 @@ def test_an_earlier_deadline_moves_the_evaluation_forward(scene: Scene, far: flo
     assert not scene.is_scheduled()
 
 
+@pytest.mark.parametrize("delay", [0.4, 1.4])
+def test_a_near_deadline_is_sent_at_once_and_comes_in_time(scene: Scene, delay: float) -> None:
+    assert scene.things.enqueue(scene.id(), delay).sent
+    scene.reached()
+    (look,) = scene.looks()
+    (enqueue,) = scene.lines("enqueue")
+    assert look - enqueue.at < delay + 1  # never early: see `violations`
+
+
 def test_a_deadline_beyond_the_horizon_comes_in_time(scene: Scene) -> None:
     delay = SETTINGS["goalstate_eta_horizon"] + 1
     scene.things.enqueue(scene.id(), delay)

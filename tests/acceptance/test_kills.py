@@ -2,7 +2,7 @@
 
 Entities whose goals keep moving are enqueued all the while. In the end each must have reached its latest
 goal, and the ledger must show no lost enqueue and no two evaluations of an entity at the same time. A handful
-of kills per pool in `make test`, 60 more in `make test-long`.
+of kills per lane in `make test`, 60 more in `make test-long`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import SETTINGS, Scene
+from tests.acceptance.conftest import SETTINGS, Lane, Scene
 from tests.acceptance.ledger import Line
 from tests.acceptance.nodes import ROOT, WorkerProcess
 from tests.servers import poll
@@ -80,7 +80,7 @@ class Chaos:
             if ready:
                 self.kill(
                     self.random.choice(ready),
-                    self.random.choice(VICTIMS.get(pool.removesuffix("+rabbitmq"), ["worker"])),
+                    self.random.choice(VICTIMS.get(pool, ["worker"])),
                 )
 
     def calm_down(self) -> None:
@@ -119,23 +119,23 @@ def interrupted(lines: list[Line]) -> int:
 Record = Callable[[str, object], None]
 
 
-def chaos(scene: Scene, pool: str, kills: int, seed: int, record: Record) -> None:
+def chaos(scene: Scene, lane: Lane, kills: int, seed: int, record: Record) -> None:
     chaos = Chaos(scene, seed)
-    chaos.kill_at_random(pool, kills)
+    chaos.kill_at_random(lane.pool, kills)
     chaos.calm_down()
-    record("summary", f"{pool}, seed {seed}: {chaos.summary()}")
+    record("summary", f"{lane}, seed {seed}: {chaos.summary()}")
     assert scene.violations() == []
 
 
-def test_a_handful_of_kills(scene: Scene, pool: str, record_property: Record) -> None:
-    chaos(scene, pool, 6, 20_261, record_property)
+def test_a_handful_of_kills(scene: Scene, lane: Lane, record_property: Record) -> None:
+    chaos(scene, lane, 6, 20_261, record_property)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_many_kills(scene: Scene, pool: str, seed: int, record_property: Record) -> None:
-    chaos(scene, pool, 20, seed, record_property)
+def test_many_kills(scene: Scene, lane: Lane, seed: int, record_property: Record) -> None:
+    chaos(scene, lane, 20, seed, record_property)
 
 
 def test_an_entity_that_kills_its_worker_backs_off(scene: Scene) -> None:
