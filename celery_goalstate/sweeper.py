@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from kombu.utils.uuid import uuid
 
 from celery_goalstate.evaluation import failed
-from celery_goalstate.exceptions import WorkerLost
+from celery_goalstate.exceptions import IndexUnavailable, WorkerLost
 from celery_goalstate.index.base import Finish, Index, Policy, Request, Run, Survey, Wakeup
 from celery_goalstate.kind import Kind, milliseconds
 from celery_goalstate.settings import Settings
@@ -69,19 +69,54 @@ class Sweeper:
         self._probes: dict[tuple[str, int], _Probes] = {}
         self._rest = 0.0  # how long publishing rests after the last error
         self._rests_until = 0.0
-        self._standing_at = 0.0
+        self._standing_at: dict[str, float] = {}  # per kind
+        self.problems: Mapping[str, Exception] = {}  #: where and why the last sweep failed
+        self._told: dict[str, str] = {}  # those that are in the log
 
     def sweep(self) -> bool:
-        """Sweep once; whether there is more to do at once. Raises `IndexUnavailable`."""
+        """Sweep once; whether there is more to do at once. Raises `IndexUnavailable` if no shard answers.
+
+        What fails for a kind or a shard is in nobody else's way: it is logged, and is in `problems` until
+        it works again.
+        """
         kinds = self._kinds()
-        self._schedule_standing(kinds)
         hold = max(HOLD_INTERVALS * self._settings.sweep_interval, HOLD_SECONDS)
         surveys = self._index.survey(kinds, sweeper=self._name, hold=milliseconds(hold), limit=LIMIT)
+        problems: dict[str, Exception] = {}
+        self._schedule_standing(kinds, problems)
         more = False
         for survey in surveys:
-            if survey:
-                more |= self._sweep(kinds[survey.kind], survey)
+            where = f"{survey.kind} (shard {survey.shard})"
+            if survey.unreachable:
+                problems[where] = IndexUnavailable(survey.unreachable)
+            elif survey:
+                try:
+                    more |= self._sweep(kinds[survey.kind], survey)
+                except Exception as error:  # noqa: BLE001 - told by `_tell`
+                    problems[where] = error
+        self._tell(problems)
         return more
+
+    def _tell(self, problems: Mapping[str, Exception]) -> None:
+        """Log what is new: a problem is told once, however often it is met."""
+        # A shard that is away must be so twice: much passes at once, and of an index that is away as a whole
+        # the next survey tells.
+        away = [
+            where
+            for where, error in problems.items()
+            if isinstance(error, IndexUnavailable) and where in self.problems
+        ]
+        if not self._told.keys() >= set(away):
+            logger.warning("the sweeper waits for the index of %s: %s", ", ".join(away), problems[away[0]])
+        failed = [where for where, error in problems.items() if not isinstance(error, IndexUnavailable)]
+        for where in failed:
+            if self._told.get(where) != repr(problems[where]):
+                logger.error("the sweep of %s failed; it is tried again", where, exc_info=problems[where])
+        if mended := [where for where in self._told if where not in problems]:
+            logger.info("the sweeper works again for %s", ", ".join(mended))
+        self.problems = problems
+        told = {*away, *failed, *self._told}
+        self._told = {where: repr(error) for where, error in problems.items() if where in told}
 
     def _sweep(self, kind: Kind, survey: Survey) -> bool:
         """Whether a full batch was found and some of it was moved: then there is probably more."""
@@ -134,17 +169,19 @@ class Sweeper:
             probes.interval = min(2 * probes.interval, LAST_PROBE * patience)
         return wakeups
 
-    def _schedule_standing(self, kinds: Mapping[str, Kind]) -> None:
+    def _schedule_standing(self, kinds: Mapping[str, Kind], problems: dict[str, Exception]) -> None:
         now = self._clock()
-        if now < self._standing_at:
-            return
         for kind in kinds.values():
-            if kind.standing:
+            if kind.standing and now >= self._standing_at.get(kind.name, 0.0):
                 request = Request(kind.standing, delay=0, task_id=uuid())
-                [scheduled] = self._index.enqueue(kind.name, [request], policy=Policy.REVIVE)
-                if scheduled.wakeup:
-                    self._dispatch(kind, [scheduled.wakeup])
-        self._standing_at = now + self._settings.resend_after
+                try:
+                    [scheduled] = self._index.enqueue(kind.name, [request], policy=Policy.REVIVE)
+                    if scheduled.wakeup:
+                        self._dispatch(kind, [scheduled.wakeup])
+                except Exception as error:  # noqa: BLE001 - told by `_tell`
+                    problems[f"the resync of {kind.name}"] = error
+                else:
+                    self._standing_at[kind.name] = now + self._settings.resend_after
 
     def _dispatch(self, kind: Kind, wakeups: Sequence[Wakeup]) -> bool:
         if not wakeups:

@@ -74,18 +74,18 @@ class SweeperStep(bootsteps.StartStopStep):
         try:
             more = self._sweep()
         except IndexUnavailable as error:
-            if self._is_news(error):
+            if self._is_news("away"):  # whatever the words: while it fails over, they change
                 logger.warning("the sweeper waits for the index: %s", error)
         except Exception as error:
-            if self._is_news(error):
+            if self._is_news(repr(error)):
                 logger.exception("a sweep failed; it is tried again and again")
         finally:
             # An index that lets its callers wait may have its share of the worker's loop, and no more.
-            patience = LOOP_SHARE * (time.monotonic() - began) if self._problem else 0.0
+            ill = self._problem or (self._sweeper and self._sweeper.problems)
+            patience = LOOP_SHARE * (time.monotonic() - began) if ill else 0.0
             if self._running:
-                self._next = self._timer.call_after(
-                    0.0 if more else max(self._interval, patience), self._tick
-                )
+                interval = 0.0 if more else self._interval
+                self._next = self._timer.call_after(max(interval, patience), self._tick)
 
     def _sweep(self) -> bool:
         if self._sweeper is None:
@@ -96,9 +96,9 @@ class SweeperStep(bootsteps.StartStopStep):
             self._problem = ""
         return more
 
-    def _is_news(self, error: Exception) -> bool:
-        before, self._problem = self._problem, f"{type(error).__name__}: {error}"
-        return before != self._problem
+    def _is_news(self, problem: str) -> bool:
+        before, self._problem = self._problem, problem
+        return before != problem
 
 
 def _refuse_processes(worker: Any) -> None:

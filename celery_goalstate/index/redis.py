@@ -58,6 +58,11 @@ UNAVAILABLE_CODES = ("BUSY ", "MISCONF ", "NOREPLICAS ")
 #: The keys of one shard, in the order in which the scripts know them; then come the records.
 SHARD_KEYS = ("parked", "sent", "running", "idle", "failed", "token", "paused", "claimed", "sweeper")
 
+#: Whatever only goes on with, or ends, what the index knows already goes on when Redis has no memory left.
+EVEN_WHEN_FULL = frozenset(
+    ("put_back", "claim", "take", "renew", "finish", "delete", "survey", "promote", "resend", "forget")
+)
+
 Argument = str | int
 Row = Sequence[Argument]  #: what a script is told of one entity; its id first
 
@@ -211,13 +216,25 @@ class RedisIndex:
     # -- what the sweeper does
 
     def survey(self, kinds: Iterable[str], *, sweeper: str, hold: int, limit: int) -> list[Survey]:
-        shards = [(kind, shard) for kind in kinds for shard in range(self._shards)]
-        replies = self._run("survey", [self._call(*shard, [], [sweeper, hold, limit]) for shard in shards])
-        return [
-            Survey(kind, shard, *(tuple(ids) for ids in reply))
-            for (kind, shard), reply in zip(shards, replies, strict=True)
-            if reply
-        ]
+        surveys: list[Survey] = []
+        away: IndexUnavailable | None = None
+        answered = False
+        for shards in self._by_node([(kind, shard) for kind in kinds for shard in range(self._shards)]):
+            calls = [self._call(*shard, [], [sweeper, hold, limit]) for shard in shards]
+            try:
+                replies = self._run("survey", calls)
+            except IndexUnavailable as error:
+                away = error
+                surveys += [Survey(*shard, unreachable=str(error)) for shard in shards]
+            else:
+                answered = True
+                for shard, reply in zip(shards, replies, strict=True):
+                    if reply:
+                        due, suspect, lost, expired = map(tuple, reply)
+                        surveys.append(Survey(*shard, due, suspect, lost, expired))
+        if away and not answered:
+            raise away
+        return surveys
 
     def promote(self, kind: str, requests: Mapping[str, str]) -> list[Wakeup]:
         replies = self._transition("promote", kind, list(requests.items()))
@@ -250,6 +267,20 @@ class RedisIndex:
     def _keys(self, kind: str, name: str) -> list[str]:
         return [self._key(kind, shard, name) for shard in range(self._shards)]
 
+    def _by_node(self, shards: Sequence[tuple[str, int]]) -> Iterable[Sequence[tuple[str, int]]]:
+        """The shards of each node of a cluster apart: one that is away is not in the others' way."""
+        if not isinstance(self._client, RedisCluster):
+            return [shards]
+        node_of: Any = self._client.get_node_from_key  # untyped in redis-py
+        nodes: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
+        for kind, shard in shards:
+            try:
+                node = node_of(self._key(kind, shard, "token"))
+            except errors.RedisClusterException:
+                node = None  # a slot that no node serves
+            nodes[node.name if node else ""].append((kind, shard))
+        return nodes.values()
+
     def _shard(self, id: str) -> int:
         return zlib.crc32(id.encode()) % self._shards
 
@@ -259,7 +290,8 @@ class RedisIndex:
 
     def _script(self, name: str) -> _Script:
         if name not in self._scripts:
-            source = "\n".join([self.clock_lua(), _lua("common"), _lua(name)])
+            full = [_lua("full")] if name in EVEN_WHEN_FULL else []
+            source = "\n".join([self.clock_lua(), _lua("common"), *full, _lua(name)])
             sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
             self._scripts[name] = _Script(source, sha)
         return self._scripts[name]
@@ -319,10 +351,7 @@ class RedisIndex:
                 if not isinstance(error, UNAVAILABLE) and not str(error).startswith(UNAVAILABLE_CODES):
                     raise
                 if attempts < 1 or isinstance(error, errors.TimeoutError):
-                    # Redis' own words name hosts and ports, never a password.
-                    raise IndexUnavailable(
-                        f"the index did not answer: {type(error).__name__}: {error}"
-                    ) from error
+                    raise IndexUnavailable(_why(error)) from error
 
     def _send(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
         if len(commands) == 1:
@@ -340,6 +369,14 @@ class RedisIndex:
 @cache
 def _lua(name: str) -> str:
     return resources.files(__package__).joinpath("lua", f"{name}.lua").read_text()
+
+
+def _why(error: errors.RedisError) -> str:
+    """Redis' own words, which name hosts and ports, never a password; but not where in a script it was."""
+    words = str(error).partition(" script: ")[0]
+    if isinstance(error, errors.OutOfMemoryError):
+        return f"the index is full, and takes nothing new until its Redis has memory again: {words}"
+    return f"the index did not answer: {type(error).__name__}: {words}"
 
 
 def _optional(value: int | None) -> Argument:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from celery_goalstate.exceptions import IndexUnavailable
-from celery_goalstate.index.base import Limits, Request, Status
+from celery_goalstate.index.base import Finish, Limits, Policy, Report, Request, Run, Status, Verdict
 from celery_goalstate.index.redis import RedisIndex
 from tests.contract.bench import KIND
 from tests.contract.conftest import LANES
@@ -130,3 +130,53 @@ def test_a_mistake_is_no_absence(index: RedisIndex, valkey: Any) -> None:
     valkey.set("gs:{default:order:0}:parked", "somebody else's")
     with pytest.raises(redis.ResponseError):
         index.enqueue(KIND, [Request("a", 10**9)])
+
+
+@pytest.mark.parametrize("status", ["parked", "sent", "running"])
+def test_enqueue_finds_an_entity_again_whose_sorted_set_was_evicted(
+    index: RedisIndex, valkey: Any, status: str
+) -> None:
+    (scheduled,) = index.enqueue(KIND, [Request("a", 10**9 if status == "parked" else 0, task_id="task")])
+    if status == "running":
+        index.claim(KIND, [("a", scheduled.wakeup.token)], nonce="n", task_id="task")
+    valkey.delete(f"gs:{{default:{KIND}:0}}:{status}")
+    (record,) = index.describe(KIND, ["a"])
+    assert record is not None
+    assert record.status == status
+    index.enqueue(KIND, [Request("a", 10**9)], policy=Policy.RESYNC)
+    assert index.counts(KIND)[Status(status)] == 1
+    assert valkey.zscore(f"gs:{{default:{KIND}:0}}:{status}", "a") > milliseconds(valkey) - 10_000
+
+
+@pytest.fixture
+def full(valkey: Any) -> Iterator[Callable[[], None]]:
+    """Fills the server, so to speak."""
+    yield lambda: valkey.config_set("maxmemory", 1)
+    valkey.config_set("maxmemory", 0)
+
+
+def test_a_full_redis_refuses_enqueues_and_nothing_else(index: RedisIndex, full: Callable[[], None]) -> None:
+    requests = [Request(id, 0, task_id=f"task-{id}") for id in ("run", "end", "sent", "parked")]
+    replies = index.enqueue(KIND, requests)
+    tokens = {reply.wakeup.id: reply.wakeup for reply in replies}
+    (claim,) = index.claim(KIND, [("end", tokens["end"].token)], nonce="n", task_id="task-end")
+    full()
+    with pytest.raises(IndexUnavailable) as refused:
+        index.enqueue(KIND, [Request("new", 0)])
+    assert "full" in str(refused.value)
+    assert "maxmemory" in str(refused.value)
+    assert "script" not in str(refused.value)
+    (survey,) = index.survey([KIND], sweeper="s", hold=1_000, limit=9)
+    assert survey.due == survey.lost == ()
+    report = Report("end", claim.lease, Verdict.FAILED, 10**9, failures=1, error="e" * 500)
+    assert index.renew(KIND, [Run("end", claim.lease)]) == [True]
+    assert [ended.result for ended in index.finish(KIND, [report])] == [Finish.ACCEPTED]
+    (claim,) = index.claim(KIND, [("run", tokens["run"].token)], nonce="n", task_id="task-run")
+    index.finish(KIND, [Report("run", claim.lease, Verdict.DONE, None, idle_ttl=0)])
+    assert index.forget(KIND, ["run"]) == 1
+    index.put_back(KIND, [tokens["parked"]])
+    assert [wakeup.id for wakeup in index.promote(KIND, {"parked": "task"})] == ["parked"]
+    index.put_back(KIND, index.promote(KIND, {"parked": "task"}))
+    assert [taken.id for taken in index.take(KIND, 9, nonce="n2", task_id="t")] == ["parked"]
+    assert index.resend(KIND, {"sent": "task"}, probe="sent") == []
+    assert index.delete(KIND, ["sent", "parked", "end", "new"]) == [True, True, True, False]

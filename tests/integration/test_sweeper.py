@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from kombu import pools
 
 from celery_goalstate.exceptions import IndexUnavailable, PermanentError
 from celery_goalstate.index.base import Status as IndexStatus
+from celery_goalstate.index.base import Survey
 from celery_goalstate.sweeper import LIMIT, LONGEST_REST, Sweeper
 from tests.integration.conftest import NOW, Truth, World
 from tests.servers import HOST, free_port
@@ -408,8 +410,8 @@ def test_a_standing_entity_is_scheduled_as_soon_as_the_index_answers(world: Worl
         raise IndexUnavailable
 
     world.index.enqueue = unavailable  # type: ignore[method-assign]
-    with pytest.raises(IndexUnavailable):
-        sweeper.sweep()
+    sweeper.sweep()
+    assert list(sweeper.problems) == ["the resync of host.resync"]
     world.index.enqueue = enqueue  # type: ignore[method-assign]
     world.clock.advance(1)
     sweeper.sweep()
@@ -442,3 +444,61 @@ def test_a_quarantined_entity_is_left_alone(
         world.sweeper().sweep()
     assert look(world).status == "failed"
     assert world.messages() == []
+
+
+# Trouble in one place ----------------------------------------------------------------------------
+
+
+def test_what_fails_for_one_kind_spares_the_others_and_is_told_once(
+    world: World, truth: Truth, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "celery_goalstate")
+    world.register("cart")  # which is swept after `order`
+    world.engine.enqueue(world.entity("1"), 40)
+    world.engine.enqueue(world.engine.ref("cart", "1"), 40)
+    world.clock.advance(40)
+    sweeper, promote = world.sweeper(), world.index.promote
+
+    def broken(kind: str, requests: Any) -> Any:
+        if kind == "order":
+            raise RuntimeError("a mistake")
+        return promote(kind, requests)
+
+    world.index.promote = broken  # type: ignore[method-assign]
+    for _ in range(3):
+        sweeper.sweep()
+    world.run()
+    assert truth.looks("1", kind="cart") == 1
+    assert truth.looks("1") == 0
+    assert caplog.text.count("the sweep of order (shard 0) failed; it is tried again") == 1
+    world.index.promote = promote  # type: ignore[method-assign]
+    sweeper.sweep()
+    assert "the sweeper works again for order (shard 0)" in caplog.text
+    world.run()
+    assert truth.looks("1") == 1
+
+
+def test_a_shard_that_does_not_answer_spares_the_others_and_is_told_once(
+    world: World, truth: Truth, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "celery_goalstate")
+    world.register("cart")
+    world.engine.enqueue(world.engine.ref("cart", "1"), 40)
+    world.clock.advance(40)
+    sweeper, survey = world.sweeper(), world.index.survey
+
+    def half(kinds: Any, **options: Any) -> Any:
+        found = survey(kinds, **options)
+        return [Survey("order", 0, unreachable=f"call {next(calls)}"), *found[1:]]
+
+    calls = itertools.count()
+    world.index.survey = half  # type: ignore[method-assign]
+    for _ in range(3):
+        sweeper.sweep()
+    world.run()
+    assert truth.looks("1", kind="cart") == 1
+    assert caplog.text.count("the sweeper waits for the index of order (shard 0): call 1") == 1
+    assert caplog.text.count("waits for the index") == 1
+    world.index.survey = survey  # type: ignore[method-assign]
+    sweeper.sweep()
+    assert "the sweeper works again for order (shard 0)" in caplog.text

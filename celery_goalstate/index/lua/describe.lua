@@ -12,7 +12,9 @@ for n = 1, #KEYS - SHARD_KEYS do
   local entity = open(n, ARGV[LIMITS + n])
   replies[n] = false
   if entity.status then
-    local reply = { NAMES[entity.status], redis.call('ZSCORE', entity.status, entity.id) }
+    -- There is no score if the sorted set was evicted.
+    local score = redis.call('ZSCORE', entity.status, entity.id) or '0'
+    local reply = { NAMES[entity.status], score }
     for name, value in pairs(entity.stored) do
       reply[#reply + 1] = name
       reply[#reply + 1] = value

@@ -39,8 +39,18 @@ local function note(entity, field, wanted)
   return { after ~= before and 1 or 0, after, false }
 end
 
+-- The name of an entity whose sorted set was evicted would never be found again.
+local function restore(entity)
+  local status = entity.status
+  local score = { [PARKED] = entity.fields.deadline, [SENT] = now, [RUNNING] = now + LEASE }
+  if score[status] and not redis.call('ZSCORE', status, entity.id) then
+    save(entity, status, score[status])
+  end
+end
+
 local function enqueue(entity, wanted, task_id)
   local fields, status = entity.fields, entity.status
+  restore(entity)
   local speaks_itself = entity.id == speaker
 
   if status == RUNNING then
