@@ -163,7 +163,8 @@ class Sweeper:
         probe = survey.suspect[0] if now >= probes.next_at else None
         wakeups = self._index.resend(kind.name, {id: uuid() for id in survey.suspect}, probe=probe)
         if any(wakeup.id != probe for wakeup in wakeups):
-            probes.interval = FIRST_PROBE * patience  # a message came through: the next one will tell soon
+            # A message came through: the next one will tell soon.
+            probes.interval, probes.next_at = FIRST_PROBE * patience, now
         elif wakeups:
             probes.next_at = now + probes.interval
             probes.interval = min(2 * probes.interval, LAST_PROBE * patience)

@@ -33,7 +33,6 @@ from typing import Protocol
 
 SHORTEST_DELAY = 50  #: of a wake-up that arrived early and is sent again: no storm while a clock is off
 RESEND_INTERVALS = 8  #: a lost message is sent again at doubling intervals, up to so many `resend_after`
-RELOOK_FRACTION = 4  #: a suspect that is not sent again is looked at again after this part of `resend_after`
 
 
 class Status(enum.StrEnum):
@@ -216,7 +215,7 @@ class Survey:
     kind: str
     shard: int
     due: tuple[str, ...] = ()  #: parked, and within horizon and window
-    suspect: tuple[str, ...] = ()  #: sent, and overdue enough to be looked for; earliest first
+    suspect: tuple[str, ...] = ()  #: sent, and probably lost; where nothing tells, the longest overdue
     lost: tuple[str, ...] = ()  #: running past their lease
     expired: tuple[str, ...] = ()  #: idle past their time
     unreachable: str = ""  #: why the shard did not answer, if it did not
@@ -304,9 +303,9 @@ class Index(Protocol):
     def resend(self, kind: str, requests: Mapping[str, str], *, probe: str | None) -> list[Wakeup]:
         """Send those suspects again (same token, given task id) whose message is probably lost.
 
-        That is so when a message that was queued `resend_after` later has arrived at a worker already. Where
-        no message tells, the one entity named as `probe` is sent in any case: when it arrives, it tells how
-        far its queue is. The others are looked at again later.
+        That is so when a message that was sent `resend_after` later, and later than that after each time that
+        it was sent again, has arrived at a worker already. Where no message tells, the one entity named as
+        `probe` is sent as soon as it is overdue: when it arrives, it tells how far its queue is.
         """
 
     def running(self, kind: str, ids: Sequence[str]) -> list[Running]:

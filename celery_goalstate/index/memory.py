@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from celery_goalstate.index.base import (
-    RELOOK_FRACTION,
     RESEND_INTERVALS,
     SHORTEST_DELAY,
     Claim,
@@ -42,7 +41,7 @@ class _Entry:
     """One entity. `status` and `score` are what the five sorted sets of the Redis index say."""
 
     status: Status = Status.IDLE
-    score: int | None = None  # parked: deadline; sent: next look for a lost message; running: lease expiry;
+    score: int | None = None  # parked: deadline; sent: when its message is missed; running: lease expiry;
     #                           idle: expiry (None: never); failed: since when
     deadline: int | None = None  # of the pending evaluation
     since: int | None = None  # first enqueue from outside that is still pending
@@ -82,7 +81,7 @@ class _Entry:
 class _Kind:
     entries: dict[str, _Entry] = field(default_factory=dict)
     paused: bool = False
-    claimed: int = 0  # newest due time of a message that arrived at a worker
+    reached: int = 0  # when the newest message that has arrived at a worker was sent
     sweeper: str = ""
     swept_until: int = 0
 
@@ -210,7 +209,8 @@ class MemoryIndex:
 
     def _send(self, id: str, entry: _Entry, task_id: str) -> Wakeup:
         assert entry.deadline is not None  # noqa: S101 - a pending evaluation has one
-        entry.status, entry.score = Status.SENT, entry.deadline + self._limits.resend_after
+        entry.status = Status.SENT
+        entry.score = max(entry.deadline, self._clock()) + self._limits.resend_after
         entry.token = self._next_token()
         if not entry.retries:
             entry.task_id = task_id
@@ -256,7 +256,7 @@ class MemoryIndex:
         self, kind: _Kind, id: str, token: str, nonce: str, task_id: str, resent_at: int | None, batch: bool
     ) -> Claim | Refusal:
         now = self._clock()
-        kind.claimed = max(kind.claimed, min(resent_at or 0, now))
+        kind.reached = max(kind.reached, min(resent_at or 0, now))
         entry = kind.entries.get(id)
         if entry is None or entry.deleted:
             return Refusal(id, Refused.MISSING)
@@ -264,7 +264,7 @@ class MemoryIndex:
             return self._claimed(id, entry)
         if entry.status is not Status.SENT or entry.token != token or entry.deadline is None:
             return Refusal(id, Refused.STALE)
-        kind.claimed = max(kind.claimed, min(entry.deadline, now))
+        kind.reached = max(kind.reached, min(int(token) // 1000, now))  # a token tells when it was sent
         if kind.paused:
             self._park(entry)
             return Refusal(id, Refused.PAUSED)
@@ -472,7 +472,8 @@ class MemoryIndex:
         if not kind.paused:
             room = max(0, min(limit, self._limits.window - kind.under_way()))
             due = up_to(now + self._limits.eta_horizon, Status.PARKED, room)
-            suspect = up_to(now, Status.SENT, limit)
+            suspect = up_to(min(kind.reached, now), Status.SENT, limit)
+            suspect = suspect or up_to(now, Status.SENT, 1)  # for a probe
         lost = up_to(now, Status.RUNNING, limit)
         expired = up_to(now, Status.IDLE, limit)
         return Survey(name, 0, due, suspect, lost, expired)
@@ -508,11 +509,7 @@ class MemoryIndex:
             return None
         if entry.task_id == task_id:
             return self._wakeup(id, entry)  # said again, as above
-        if entry.score is None or entry.score > now:
-            return None
-        queued = max(entry.deadline, entry.resent or 0)
-        if not sure and kind.claimed < queued + patience:
-            entry.score = now + max(1, patience // RELOOK_FRACTION)
+        if entry.score is None or entry.score > (now if sure else min(kind.reached, now)):
             return None
         entry.resends += 1
         entry.resent = now

@@ -31,7 +31,7 @@ class TestSurvey:
         bench.advance(1)
         assert bench.survey().due == ("a", "b", "c"), "the earliest first"
 
-    def test_suspect_are_those_whose_message_is_overdue(self, bench: Bench) -> None:
+    def test_suspect_is_the_one_that_is_overdue_for_longest(self, bench: Bench) -> None:
         bench.enqueue("a", 2_000)
         bench.enqueue("b", 1_000)
         bench.advance(PATIENCE + 999)
@@ -39,7 +39,19 @@ class TestSurvey:
         bench.advance(1)
         assert bench.survey().suspect == ("b",)
         bench.advance(1_000)
-        assert bench.survey().suspect == ("b", "a")
+        assert bench.survey().suspect == ("b",), "nothing tells of the other, and one is enough to find out"
+
+    def test_suspect_are_those_that_were_overtaken(self, bench: Bench) -> None:
+        for id in "ab":
+            bench.enqueue(id)
+            bench.advance(1_000)
+        bench.advance(PATIENCE - 2_000)
+        later = bench.enqueue("later").wakeup
+        bench.advance(PATIENCE // 2)
+        bench.start(later)
+        assert bench.survey().suspect == ("a",), "not b, which was sent a second too late for that"
+        bench.start(bench.enqueue("still later").wakeup)
+        assert bench.survey().suspect == ("a", "b")
 
     def test_lost_are_those_whose_lease_has_run_out(self, bench: Bench) -> None:
         bench.run("a")
@@ -57,6 +69,7 @@ class TestSurvey:
             bench.run(f"running-{n}")
             bench.finish(bench.run(f"idle-{n}"), idle_ttl=1)
         bench.advance(FAR)
+        bench.claim(Wakeup("x", "1", 0, ""), resent_at=bench.now)
         survey = bench.survey(limit=3)
         assert survey.due == ("parked-0", "parked-1", "parked-2")
         assert survey.suspect == ("sent-0", "sent-1", "sent-2")
@@ -210,14 +223,50 @@ class TestResend:
         bench.advance(1)
         assert bench.resend(probe=False) is None
 
-    def test_otherwise_it_is_looked_for_a_quarter_later(self, bench: Bench) -> None:
+    def test_otherwise_nothing_changes(self, bench: Bench) -> None:
         self.overdue(bench)
+        before = bench.row()
         assert bench.resend(probe=False) is None
+        assert bench.row() == before
+
+    def test_what_waited_for_long_is_missed_only_when_its_own_message_is_late(self, bench: Bench) -> None:
+        bench.put_back(bench.enqueue("a").wakeup)
+        bench.advance(3 * PATIENCE)
+        assert bench.promote("a")
+        bench.start(bench.enqueue("b").wakeup)
+        bench.advance(PATIENCE - 1)
         assert bench.survey().suspect == ()
-        bench.advance(PATIENCE // 4 - 1)
-        assert bench.survey().suspect == ()
+        assert bench.resend("a") is None
         bench.advance(1)
         assert bench.survey().suspect == ("a",)
+        assert bench.resend("a", probe=False) is None, "b was sent no later"
+
+    def test_one_that_arrives_tells_when_it_was_sent_not_since_when_it_was_due(self, bench: Bench) -> None:
+        bench.put_back(bench.enqueue("old").wakeup)
+        bench.advance(PATIENCE)
+        self.overdue(bench, "a")
+        bench.start(bench.promote("old"))
+        assert bench.survey().suspect == ("a",)
+        assert bench.resend("a", probe=False)
+
+    def test_one_that_was_held_for_its_eta_tells_no_more(self, bench: Bench) -> None:
+        held = bench.enqueue("held", HORIZON).wakeup
+        bench.advance(1)
+        bench.enqueue("a")
+        bench.advance(HORIZON)
+        bench.start(held)
+        bench.advance(PATIENCE)
+        assert bench.resend("a", probe=False) is None
+
+    def test_after_a_second_loss_it_takes_a_message_that_was_sent_later_still(self, bench: Bench) -> None:
+        self.overdue(bench)
+        assert bench.resend()
+        bench.advance(2 * PATIENCE - 1)
+        bench.start(bench.enqueue("b").wakeup)
+        bench.advance(1)
+        assert bench.resend(probe=False) is None
+        bench.start(bench.enqueue("c").wakeup)
+        assert bench.resend(probe=False)
 
     def test_not_before_its_time(self, bench: Bench) -> None:
         bench.enqueue()

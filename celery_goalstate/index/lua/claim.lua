@@ -24,7 +24,7 @@ local function claim(entity, token)
   if entity.status ~= SENT or fields.token ~= token then
     return { 'stale', false }
   end
-  reached = math.max(reached, math.min(fields.deadline, now))
+  reached = math.max(reached, math.min(math.floor(tonumber(token) / 1000), now)) -- a token tells when it was sent
   if paused then
     park(entity)
     return { 'paused', false }

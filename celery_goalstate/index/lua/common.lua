@@ -136,7 +136,7 @@ local function send(entity, task_id)
   if not fields.retries then
     fields.task_id = task_id
   end
-  save(entity, SENT, fields.deadline + PATIENCE)
+  save(entity, SENT, math.max(fields.deadline, now) + PATIENCE)
   return wakeup(entity)
 end
 

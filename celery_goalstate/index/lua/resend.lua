@@ -1,15 +1,15 @@
 -- Sends those suspects again whose message is probably lost, under the same token: a queue that is merely slow
--- must not starve its own entities. The others are looked at again later.
+-- must not starve its own entities. Lost is what has not arrived when a message has that was sent so much later.
 --
 -- KEYS   see common.lua
 -- ARGV   5 the one id that is sent in any case, or ''
 --        then for each entity: id · task id
 -- Reply  for each entity: wake-up or false
--- Reads  deadline, token, task_id, resent, resends. Writes resent, resends, task_id; clears
+-- Reads  deadline, token, task_id, resends. Writes resent, resends, task_id; clears
 --        retries, which belong to the lost task id
 
 local probe = ARGV[5]
-local claimed = tonumber(redis.call('GET', CLAIMED) or 0)
+local reached = math.min(now, tonumber(redis.call('GET', CLAIMED) or 0))
 
 local function resend(entity, task_id)
   local fields = entity.fields
@@ -20,12 +20,7 @@ local function resend(entity, task_id)
   if fields.task_id == task_id then
     return wakeup(entity) -- said again, since the reply to the first was lost
   end
-  if score_of(entity) > now then
-    return false
-  end
-  local queued = math.max(fields.deadline, fields.resent or 0)
-  if entity.id ~= probe and claimed < queued + PATIENCE then
-    save(entity, SENT, now + math.max(1, math.floor(PATIENCE / 4)))
+  if score_of(entity) > (entity.id == probe and now or reached) then
     return false
   end
   fields.resends = (fields.resends or 0) + 1

@@ -22,6 +22,10 @@ end
 local due, suspect = {}, {}
 if not paused then
   due = up_to(now + HORIZON, PARKED, math.max(0, math.min(limit, WINDOW - under_way())))
-  suspect = up_to(now, SENT, limit)
+  local reached = tonumber(redis.call('GET', CLAIMED) or 0)
+  suspect = up_to(math.min(reached, now), SENT, limit)
+  if #suspect == 0 then
+    suspect = up_to(now, SENT, 1) -- for a probe
+  end
 end
 return { due, suspect, up_to(now, RUNNING, limit), up_to(now, IDLE, limit) }
