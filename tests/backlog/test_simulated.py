@@ -183,3 +183,27 @@ def test_a_broker_that_lost_everything_is_made_good_at_once(workplace: Open) -> 
     place.queue.clear()
     assert place.drain(*ids(2000)) <= RESEND_AFTER + 5
     assert place.extra <= 2001
+
+
+def test_nobody_starves_under_a_lasting_overload(
+    workplace: Open, record_property: Callable[[str, object], None]
+) -> None:
+    """Twice as much falls due as workers can do: each has its turn by its due time, give or take a window."""
+    window, rate = 40, 10
+    place = workplace(rate=rate, window=window)
+    due: dict[str, float] = {}
+    for _ in range(200):
+        for _ in range(2 * rate):
+            id = f"e{len(due)}"
+            due[id] = place.now
+            place.enqueue(id)
+        place.second()
+    place.drain(*due)
+    ideal = {id: position for position, id in enumerate(sorted(due, key=lambda id: (due[id], int(id[1:]))))}
+    behind = max(position - ideal[id] for position, id in enumerate(place.order))
+    record_property(
+        "summary", f"overload of 2, window {window}: at most {behind} evaluations behind the ideal order"
+    )
+    assert behind <= window, "in units of evaluations: nobody lets more than a window pass"
+    assert place.most_under_way <= window
+    assert place.extra <= 0.01 * len(due)
