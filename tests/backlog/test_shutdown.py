@@ -26,7 +26,7 @@ HOW = {
     "kill": (signal.SIGKILL, False),
 }
 POOLS = ["prefork", "solo", "threads", "gevent"]
-SHORT = {("prefork", "warm"), ("prefork", "kill")}
+SHORT = {("prefork", "kill")}
 
 
 @pytest.mark.parametrize(
