@@ -150,10 +150,10 @@ def test_a_lost_message_is_found_when_the_backlog_is_gone(workplace: Open) -> No
 
 def test_a_queue_that_is_never_empty_changes_neither(workplace: Open) -> None:
     """A permanent backlog of ten periods, of other tasks and of entities that fall due all the time."""
-    place = workplace(rate=2)
+    place = workplace(rate=4)
     place.others = True
     place.queue.extend([OTHER] * (10 * RESEND_AFTER * place.rate))
-    period, due = 32 * RESEND_AFTER, {}
+    period, due = 40 * RESEND_AFTER, {}
     for second in range(period):
         id = f"e{second}"
         due[id] = place.now
