@@ -97,6 +97,15 @@ class Sweeper:
         self._tell(problems)
         return more
 
+    def check_server(self) -> None:
+        """Warn of a server that may lose what the index holds."""
+        if policy := self._index.evicts():
+            logger.warning(
+                "the index's Redis has the maxmemory-policy %s: when its memory is full it silently drops"
+                " what is scheduled; set it to noeviction",
+                policy,
+            )
+
     def _tell(self, problems: Mapping[str, Exception]) -> None:
         """Log what is new: a problem is told once, however often it is met."""
         # A shard that is away must be so twice: much passes at once, and of an index that is away as a whole

@@ -36,6 +36,7 @@ class SweeperStep(bootsteps.StartStopStep):
         super().__init__(worker, **options)
         self._sweeper: Sweeper | None = None
         self._problem = ""  # why the last sweep failed; told once, not every second
+        self._checked = False  # has the server been looked at?
         self._running = False
         self._timer: Any = None
         self._next: Any = None
@@ -91,6 +92,9 @@ class SweeperStep(bootsteps.StartStopStep):
         if self._sweeper is None:
             self._sweeper = type(self).open_sweeper(self._name)
         more = self._sweeper.sweep()
+        if not self._checked:
+            self._checked = True
+            self._sweeper.check_server()
         if self._problem:
             logger.info("the sweeper works again")
             self._problem = ""

@@ -314,5 +314,8 @@ class Index(Protocol):
     def forget(self, kind: str, ids: Sequence[str]) -> int:
         """Remove idle records that are past their time; how many."""
 
+    def evicts(self) -> str:
+        """The server's policy, if it may drop what the index holds when its memory is full; else empty."""
+
     def close(self) -> None:
         """Release connections."""

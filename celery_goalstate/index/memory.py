@@ -537,6 +537,9 @@ class MemoryIndex:
                 del entries[id]
             return len(expired)
 
+    def evicts(self) -> str:
+        return ""
+
     def close(self) -> None:
         """There is nothing to release."""
 

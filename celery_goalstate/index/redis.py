@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from redis import Redis, RedisCluster
 from redis import exceptions as errors
 
-from celery_goalstate.exceptions import IndexUnavailable
+from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
 from celery_goalstate.index.base import (
     Claim,
     Finish,
@@ -54,6 +54,8 @@ UNAVAILABLE = (
 )
 #: The same, where the client has no class for it: how the error begins.
 UNAVAILABLE_CODES = ("BUSY ", "MISCONF ", "NOREPLICAS ")
+#: How a script is told that it may not run one of its commands.
+FORBIDDEN = ("ACL failure in script", "The user executing the script can't")
 
 #: The keys of one shard, in the order in which the scripts know them; then come the records.
 SHARD_KEYS = ("parked", "sent", "running", "idle", "failed", "token", "paused", "claimed", "sweeper")
@@ -256,6 +258,20 @@ class RedisIndex:
     def forget(self, kind: str, ids: Sequence[str]) -> int:
         return sum(self._transition("forget", kind, [[id] for id in ids]))
 
+    def evicts(self) -> str:
+        # INFO, since CONFIG is what managed servers forbid. No key of the index has a time to live, so the
+        # policies `volatile-...` drop none.
+        target = {"target_nodes": "primaries"} if isinstance(self._client, RedisCluster) else {}
+        try:
+            found = self._client.info("memory", **target)
+        except errors.RedisError:
+            return ""  # not allowed to know, or away, which others tell
+        for node in found.values() if target else [found]:
+            policy = str(node.get("maxmemory_policy", ""))
+            if policy.startswith("allkeys"):
+                return policy
+        return ""
+
     def close(self) -> None:
         self._client.close()
 
@@ -348,6 +364,11 @@ class RedisIndex:
                         raise reply
                 return replies
             except errors.RedisError as error:
+                if isinstance(error, errors.NoPermissionError) or str(error).startswith(FORBIDDEN):
+                    raise ImproperlyConfigured(
+                        f"the index's Redis user lacks a right: {_words(error)};"
+                        " ACL LOG names it, and docs/how-to/deployment.md all that are needed"
+                    ) from error
                 if not isinstance(error, UNAVAILABLE) and not str(error).startswith(UNAVAILABLE_CODES):
                     raise
                 if attempts < 1 or isinstance(error, errors.TimeoutError):
@@ -371,9 +392,13 @@ def _lua(name: str) -> str:
     return resources.files(__package__).joinpath("lua", f"{name}.lua").read_text()
 
 
-def _why(error: errors.RedisError) -> str:
+def _words(error: errors.RedisError) -> str:
     """Redis' own words, which name hosts and ports, never a password; but not where in a script it was."""
-    words = str(error).partition(" script: ")[0]
+    return str(error).partition(" script: ")[0]
+
+
+def _why(error: errors.RedisError) -> str:
+    words = _words(error)
     if isinstance(error, errors.OutOfMemoryError):
         return f"the index is full, and takes nothing new until its Redis has memory again: {words}"
     return f"the index did not answer: {type(error).__name__}: {words}"
