@@ -46,11 +46,18 @@ def _parse() -> tuple[Options, argparse.Namespace]:
     parser.add_argument(
         "--seed", type=int, default=default.seed, help="of the schedule of faults and the load"
     )
-    parser.add_argument("--broker", choices=["redis", "rabbitmq"], default=default.broker)
+    parser.add_argument(
+        "--broker", choices=["redis", "redis-server", "rabbitmq", "quorum"], default=default.broker,
+        help="an embedded Valkey, the machine's Redis, RabbitMQ with classic or with quorum queues",
+    )  # fmt: skip
     parser.add_argument("--pool", choices=["prefork", "solo", "threads", "gevent"], default=default.pool)
     parser.add_argument(
         "--index", choices=["own", "same"], default=default.index,
         help="a server of its own, or the broker's, where it is lost now and then and rebuilt by resync",
+    )  # fmt: skip
+    parser.add_argument(
+        "--fsync", choices=["always", "everysec"], default=default.fsync,
+        help="everysec: what the index wrote in its last moments is lost with each of its ends",
     )  # fmt: skip
     parser.add_argument("--workers", type=int, default=default.workers)
     parser.add_argument("--producers", type=int, default=default.producers)
@@ -73,7 +80,8 @@ def _parse() -> tuple[Options, argparse.Namespace]:
 def table(options: Options, findings: Findings) -> str:
     """For people."""
     rows = [("seed", options.seed), ("minutes of faults", options.minutes)]
-    rows += [("broker, pool, index", f"{options.broker}, {options.pool}, {options.index}")]
+    rows += [("broker, pool", f"{options.broker}, {options.pool}")]
+    rows += [("index, synced", f"{options.index}, {options.fsync}")]
     sections = [
         ("run", dict(rows)),
         ("faults", dict(sorted(findings.faults.items()))),

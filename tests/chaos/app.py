@@ -38,6 +38,7 @@ POST, WORK = "post", "work"
 
 # Short, so that recovery takes seconds.
 LEASE = 1.5
+HORIZON = 2.0
 RETRY_DELAY, MAX_RETRY_DELAY = 0.1, 2.0
 MAX_FAILURES = 3  # of poison
 SETTINGS = {
@@ -52,7 +53,14 @@ SETTINGS = {
     "goalstate_lease": LEASE,
     "goalstate_resend_after": 1.5,
     "goalstate_sweep_interval": 0.15,
-    "goalstate_eta_horizon": 2.0,
+    "goalstate_eta_horizon": HORIZON,
+}
+#: RabbitMQ then holds back the messages that are not due.
+QUORUM = {
+    "task_default_queue_type": "quorum",
+    "task_default_exchange_type": "topic",
+    "task_create_missing_queue_type": "quorum",
+    "task_create_missing_queue_exchange_type": "topic",
 }
 
 

@@ -158,6 +158,11 @@ def check(lines: Iterable[Line], final: Mapping[str, Final]) -> Findings:
         history = ledger.histories.get(name, History(name))
         findings.violations += history.found
         findings.violations += ledger.judge(history, end)
+    if ledger.losses:
+        undone = sum(end.gone and end.status is not None for end in final.values())
+        findings.figures["losses of the index"] = len(ledger.losses)
+        findings.figures["enqueues lost with the index, never looked after"] = ledger.lost_with_the_index
+        findings.figures["deletes undone by a loss of the index"] = undone
     findings.figures["quarantined"] = sum(end.status == "failed" for end in final.values())
     findings.violations.sort(key=lambda violation: violation.at)
     return findings
@@ -171,6 +176,7 @@ class _Reader:
         self.events: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
         self.latenesses: list[float] = []
+        self.lost_with_the_index = 0  # enqueues without a later look, which its loss excuses
         self._calls: dict[tuple[str, str], Call] = {}
         self._newest: dict[str, Run] = {}  # per entity
         self._newest_write: dict[str, int] = {}
@@ -241,6 +247,8 @@ class _Reader:
     def _read_of_run(self, history: History, run: Run, line: Line, fields: dict[str, Any]) -> None:
         newest = self._newest[history.name]
         taken_over = newest.token > run.token and newest.claimed < line.at
+        if self._lost_between(run.asked, line.at):  # then the index did not know of it
+            taken_over = False
         match line.event:
             case "look":
                 run.looked = True
@@ -305,7 +313,9 @@ class _Reader:
         for enqueue in history.enqueues:
             if not enqueue.certain or max(last_look, last_delete) >= enqueue.began:
                 continue
-            if not self._lost_between(enqueue.began, math.inf):
+            if self._lost_between(enqueue.began, math.inf):
+                self.lost_with_the_index += 1
+            else:
                 yield "lost", enqueue.began, "nobody looked after this enqueue"
 
     def _overlaps(self, history: History) -> Iterator[tuple[str, float, str]]:
@@ -402,6 +412,8 @@ class _Reader:
             if certain and not (self.losses and end.reached == end.wanted):
                 return "is unknown, though it was enqueued and not deleted"
             return ""
+        if last_delete and self._lost_between(last_delete.began, last_delete.done) and end.gone:
+            return ""  # the delete itself was lost, and nobody says it again
         if not after:
             return "is known, though nobody enqueued it since its delete"
         error = KINDS[history.kind].error

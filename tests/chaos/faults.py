@@ -28,7 +28,7 @@ class Fault:
     name: str
     inject: Inject
     times: int = 1  #: how often it comes in one round of the schedule
-    on: str = ""  #: "redis", "prefork", "own", "same": only on such a broker, pool or index
+    on: str = ""  #: "redis", "prefork", "own", "same", "clocks": only on such a broker, pool or index, ...
     alone: str = ""  #: faults of the same word do not come at the same time
 
 
@@ -125,6 +125,25 @@ def _freeze_worker(stage: Stage, draw: random.Random) -> bool:
     return True
 
 
+@_fault("the clock of a worker steps", times=2, on="clocks")
+def _step_clock_of_worker(stage: Stage, draw: random.Random) -> bool:
+    return _step_clock(draw.choice(stage.workers), draw)
+
+
+@_fault("the clock of a producer steps", times=2, on="clocks")
+def _step_clock_of_producer(stage: Stage, draw: random.Random) -> bool:
+    return _step_clock(draw.choice(stage.producers), draw)
+
+
+def _step_clock(process: Supervised, draw: random.Random) -> bool:
+    """By seconds or minutes, ahead or back, never much further than ten minutes from the right time."""
+    assert process.clock
+    by = round(draw.choice([draw.uniform(1, 10), draw.uniform(10, 300)]))
+    ahead = draw.random() < 0.5 if abs(process.clock.offset) < 300 else process.clock.offset < 0
+    process.clock.step(by if ahead else -by)
+    return True
+
+
 @contextlib.contextmanager
 def _frozen(stage: Stage, pids: list[int]) -> Iterator[None]:
     _signal(pids, signal.SIGSTOP)
@@ -162,9 +181,7 @@ def _flush_broker(stage: Stage, draw: random.Random) -> bool:
 
 @_fault("restart of the index", on="own", alone="index")
 def _restart_index(stage: Stage, draw: random.Random) -> bool:
-    stage.index.kill()
-    stage.wait(draw.uniform(0, 1.0))
-    stage.index.start()
+    stage.restart_index(draw.uniform(0, 1.0), lost=draw.uniform(0, 1.0))
     return True
 
 
@@ -247,7 +264,7 @@ class Injector:
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         options = stage.options
-        self._schedule = schedule(random.Random(options.seed), options.traits, options.faults)
+        self._schedule = schedule(random.Random(options.seed), stage.traits, options.faults)
         self._alone: dict[str, threading.Lock] = {fault.alone: threading.Lock() for fault in FAULTS}
         self._threads: list[threading.Thread] = []
 

@@ -1,6 +1,6 @@
 """One run: servers, producers, workers under supervision, faults, and in the end the proof.
 
-                ┌──────────────► proxy ──────────────► index (append-only file, always synced)
+                ┌──────────────► proxy ──────────────► index (append-only file, always synced or every second)
 producers ──────┤                  ▲
                 └─► queue post ─► Post ─► queue work ─► workers
                           (both queues on the broker)
@@ -18,15 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kombu import Connection
+from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE, level_name
 
 from celery_goalstate import EntityRef
-from tests.chaos import processes
-from tests.chaos.app import KINDS, POST, SETTINGS, WORK, Things
+from tests.chaos import clock, processes
+from tests.chaos.aof import AppendOnlyFile
+from tests.chaos.app import KINDS, POST, QUORUM, SETTINGS, WORK, Things
 from tests.chaos.checker import Final, Findings, check
 from tests.chaos.faults import Injector, poison_for
 from tests.chaos.post import Post
 from tests.chaos.proxy import Proxy
-from tests.servers import RabbitMQ, Valkey, poll
+from tests.servers import RabbitMQ, RedisServer, Valkey, poll
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,10 @@ class Options:
 
     minutes: float = 1.0
     seed: int = 1
-    broker: str = "redis"  #: or "rabbitmq"
+    broker: str = "redis"  #: or "redis-server", "rabbitmq", "quorum"
     pool: str = "prefork"
     index: str = "own"  #: a server of its own, or the "same" as the broker's, which loses it at times
+    fsync: str = "always"  #: of the index's file; "everysec": each time it ends, its last moments are lost
     workers: int = 2
     producers: int = 2
     pace: float = 0.12  #: seconds between two calls of a producer
@@ -45,10 +48,6 @@ class Options:
     trouble: float = 0.06  #: the part of the messages that are not carried faithfully
     faults: str = ""  #: only those whose name holds this
     settle: float = 90.0  #: seconds after the last fault in which everything must end
-
-    @property
-    def traits(self) -> set[str]:
-        return {self.broker, self.pool, self.index}
 
 
 class Stage:
@@ -60,6 +59,8 @@ class Stage:
         self.over = threading.Event()  #: no more faults
         self.faults: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
+        self.clocks, self.no_clocks = clock.build(directory)
+        self.traits = {options.broker, options.pool, options.index, "clocks" if self.clocks else "no clocks"}
         self.poison = poison_for(options.pool)
         self.kinds = options.kinds
         if not self.kinds and options.pool != "prefork":  # there, each death is a whole worker's
@@ -71,28 +72,45 @@ class Stage:
     def set_up(self) -> Iterator[None]:
         options, directory = self.options, self.directory
         with contextlib.ExitStack() as stack:
-            always = {"appendonly": True, "appendfsync": "always"}
-            if options.broker == "redis":
-                self.broker: Valkey | RabbitMQ = Valkey(directory / "broker", **always)
-            else:
-                self.broker = RabbitMQ(directory / "broker")
+            self.broker: Valkey | RedisServer | RabbitMQ
+            match options.broker:
+                case "redis":
+                    self.broker = Valkey(directory / "broker", appendonly=True, appendfsync="always")
+                case "redis-server":
+                    synced = ("--appendonly", "yes", "--appendfsync", "always")
+                    self.broker = RedisServer(directory / "broker", *synced)
+                case _:
+                    self.broker = RabbitMQ(directory / "broker")
             stack.enter_context(self.broker)
+            self.index: Valkey | RedisServer
             if options.index == "same":
-                assert isinstance(self.broker, Valkey), "RabbitMQ cannot hold the index"
+                assert not isinstance(self.broker, RabbitMQ), "RabbitMQ cannot hold the index"
                 self.index = self.broker
             else:
-                self.index = stack.enter_context(Valkey(directory / "index", **always))
+                self.index = stack.enter_context(
+                    Valkey(
+                        directory / "index",
+                        appendonly=True,
+                        appendfsync=options.fsync,
+                        auto_aof_rewrite_percentage=0,
+                    )
+                )
+            if options.fsync == "everysec":
+                assert options.index == "own", "the broker's own server is always synced"
+                self.file = stack.enter_context(AppendOnlyFile(directory / "index"))
             self.proxy = stack.enter_context(Proxy(self.index.port))
             settings = {
                 **SETTINGS,
+                **(QUORUM if options.broker == "quorum" else {}),
                 "broker_url": self.broker.url,
                 "goalstate_index_url": self.index.url,
             }
             (directory / "settings.json").write_text(json.dumps(settings))
             self.things = Things(directory)
             stack.callback(self.things.app.close)
-            self.post = stack.enter_context(Post(self.broker.url, options.seed))
-            place = {"directory": directory, "index_url": self.proxy.url}
+            queues = self.things.app.amqp.queues
+            self.post = stack.enter_context(Post(self.broker.url, options.seed, queues[POST], queues[WORK]))
+            place = {"directory": directory, "index_url": self.proxy.url, "clocks": self.clocks}
             self.workers = [
                 processes.worker(number, pool=options.pool, soft=number % 2 == 0, **place)
                 for number in range(1, options.workers + 1)
@@ -129,9 +147,21 @@ class Stage:
         self.wait(seconds)
         self.broker.start()
 
+    def restart_index(self, seconds: float, lost: float) -> None:
+        """Kill it. What it has not synced is lost, as if its machine had died: so many seconds."""
+        self.index.kill()
+        if self.options.fsync == "everysec":
+            since = self.file.lose(lost)
+            self.things.ledger.write("index-loss", at=since)
+        self.wait(seconds)
+        self.index.start()
+        if self.options.fsync == "everysec":
+            self.things.ledger.write("index-lost")
+            self.things.resync()
+
     def flush_broker(self) -> None:
         """All messages are gone, and the index with them, if it is there."""
-        if isinstance(self.broker, Valkey):
+        if not isinstance(self.broker, RabbitMQ):
             ledger = self.things.ledger
             if self.index is self.broker:
                 ledger.write("index-loss")
@@ -142,7 +172,8 @@ class Stage:
                 self.things.resync()
             return
         with Connection(self.broker.url) as connection:
-            for queue in (POST, WORK):
+            delayed = [level_name(level) for level in range(MAX_NUMBER_OF_BITS_TO_USE)]
+            for queue in (POST, WORK, *(delayed if self.options.broker == "quorum" else ())):
                 connection.default_channel.queue_purge(queue)
 
 
@@ -150,6 +181,8 @@ def run(options: Options, directory: Path, *, say: Callable[[str], None] = lambd
     """Run it all; what was found, in figures and in broken guarantees."""
     stage = Stage(options, directory)
     with stage.set_up():
+        if stage.no_clocks:
+            say(f"without steps of clocks: {stage.no_clocks}")
         say("starting")
         poll("workers are ready", lambda: all(w.is_ready() for w in stage.workers), timeout=60)
         say(f"faults for {options.minutes:g} minutes")

@@ -12,19 +12,20 @@ from collections import Counter
 from typing import Any, Self
 
 from celery.contrib.migrate import republish
-from kombu import Connection, Consumer, Exchange, Producer, Queue
+from kombu import Connection, Consumer, Producer, Queue
 
-from tests.chaos.app import POST, WORK
+from tests.chaos.app import WORK
 
 
 class Post:
     """Runs in a thread of its own. `faults` counts what became of the messages."""
 
-    def __init__(self, broker_url: str, seed: int) -> None:
+    def __init__(self, broker_url: str, seed: int, post: Queue, work: Queue) -> None:
         self.faults: Counter[str] = Counter()
         self.carried = 0
         self.trouble = 0.0  #: which part of the messages is not carried faithfully
         self._url = broker_url
+        self._from, self._to = post, work
         self._random = random.Random(f"{seed}-post")
         self._held: list[tuple[float, int, Any]] = []  # until when
         self._order = itertools.count()
@@ -52,9 +53,8 @@ class Post:
             connection.ensure_connection(max_retries=1, timeout=2)
             channel = connection.channel()
             self._producer = Producer(connection.channel())
-            Queue(WORK, Exchange(WORK), WORK, channel=channel).declare()
-            queue = Queue(POST, Exchange(POST), POST)
-            with Consumer(channel, [queue], callbacks=[self._take], accept=["json"], auto_declare=True):
+            self._to(channel).declare()
+            with Consumer(channel, [self._from], callbacks=[self._take], accept=["json"]):
                 while self._running:
                     with contextlib.suppress(TimeoutError):
                         connection.drain_events(timeout=0.05)

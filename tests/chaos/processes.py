@@ -7,10 +7,12 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from tests.chaos.app import DIRECTORY, INDEX, WORK
+from tests.chaos.clock import Clock
 from tests.servers import Process
 
 ROOT = Path(__file__).parents[2]
@@ -20,16 +22,30 @@ class Supervised:
     """One process and its supervisor."""
 
     def __init__(
-        self, name: str, command: Sequence[str], *, directory: Path, index_url: str, ready: str = ""
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        directory: Path,
+        index_url: str,
+        clocks: Path | None = None,
+        ready: str = "",
     ) -> None:
+        """`clocks`: the library that lets its wall clock step."""
         self.name = name
+        self.clock = Clock(clocks, directory / f"{name}.clock") if clocks else None
         self.starts = 0
         self._ready = ready  # what its output says once it works
         self._process = Process(
             [sys.executable, *command],
             log=directory / f"{name}.log",
             # The package under test is the one beside the tests, installed or not.
-            env={DIRECTORY: str(directory), INDEX: index_url, "PYTHONPATH": str(ROOT)},
+            env={
+                DIRECTORY: str(directory),
+                INDEX: index_url,
+                "PYTHONPATH": str(ROOT),
+                **(self.clock.env if self.clock else {}),
+            },
             cwd=ROOT,
         )
         self._wanted = True
@@ -79,7 +95,7 @@ class Supervised:
             self._supervisor.join(timeout=0.1)
 
 
-def worker(number: int, *, pool: str, soft: bool, directory: Path, index_url: str) -> Supervised:
+def worker(number: int, *, pool: str, soft: bool, **place: Any) -> Supervised:
     """`soft`: QUIT leaves its tasks some time to end."""
     name = f"worker-{number}"
     return Supervised(
@@ -90,18 +106,14 @@ def worker(number: int, *, pool: str, soft: bool, directory: Path, index_url: st
             *("--without-mingle", "--without-gossip", "--loglevel", "INFO"),
             *(("--", ".soft_shutdown_timeout=1.0") if soft else ()),
         ],
-        directory=directory,
-        index_url=index_url,
         ready=f"{name}@chaos ready.",
+        **place,
     )
 
 
-def producer(
-    number: int, of: int, seed: int, pace: float, kinds: str, *, directory: Path, index_url: str
-) -> Supervised:
+def producer(number: int, of: int, seed: int, pace: float, kinds: str, **place: Any) -> Supervised:
     return Supervised(
         f"producer-{number}",
         ["-m", "tests.chaos.producer", str(seed), str(number), str(of), str(pace), kinds],
-        directory=directory,
-        index_url=index_url,
+        **place,
     )

@@ -81,6 +81,22 @@ BREAKAGES = [
         load=("--kinds", "slow", "--pace", "1.5", "--trouble", "0"),
     ),
     Breakage(
+        "a message is believed before its time",
+        "index/lua/claim.lua",
+        "if fields.deadline > now then",
+        "if false then",
+        {"early"},
+        faults="the clock of",
+    ),
+    Breakage(
+        "a second message evaluates again",
+        "index/lua/claim.lua",
+        "  if entity.status ~= SENT or fields.token ~= token then",
+        "  fields.deadline = fields.deadline or now\n  if false then",
+        {"early", "overlap"},
+        faults="connections",
+    ),
+    Breakage(
         "a later deadline wins",
         "index/lua/enqueue.lua",
         "return current and math.min(current, wanted) or wanted",

@@ -58,7 +58,11 @@ def test_half_a_minute_of_all_faults_breaks_nothing(tmp_path: Path, record_prope
     "arguments",
     [
         ("--broker", "rabbitmq"),
+        ("--broker", "quorum"),
+        ("--broker", "redis-server"),
         ("--index", "same"),
+        ("--fsync", "everysec"),
+        ("--faults", "the clock of"),
         ("--pool", "threads"),
         ("--pool", "solo", "--pace", "0.3"),
         ("--pool", "gevent"),

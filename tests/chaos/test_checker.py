@@ -254,6 +254,24 @@ def test_what_an_index_forgot_is_excused() -> None:
     assert story.run(11, 1.4).broken() == []
 
 
+def test_a_delete_that_an_index_forgot_is_excused() -> None:
+    known = Final("idle", "", 2, 1, gone=True)
+    story = Story().enqueue(1).run(10, 1.1).delete(2)
+    assert story.broken(known) == ["unsettled"]
+    story.line("index-loss", 1.9, of="").line("index-lost", 2.5, of="")
+    assert story.broken(known) == []
+
+
+def test_a_deputy_of_a_forgotten_lease_may_begin_at_once() -> None:
+    def story(lost: float) -> Story:
+        told = Story().enqueue(1).claim(10, 1.1, pid=1)
+        told.line("index-loss", lost, of="").line("index-lost", lost + 0.1, of="").enqueue(1.3)
+        return told.claim(11, 1.4, pid=2).act(10, 2.1, pid=1).finish(10, 2.2, result="fenced")
+
+    assert "zombie" in story(0.5).finish(11, 2.3).broken()
+    assert "zombie" not in story(1.2).finish(11, 2.3).broken()
+
+
 def test_a_call_of_unknown_effect_may_have_had_it_or_not() -> None:
     story = Story().line("enqueue", 1, call="e", delay=0.0)
     assert story.broken(Final(None, "", 1, 0, gone=False)) == []
