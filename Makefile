@@ -30,7 +30,7 @@ format: .venv/lint.stamp ## put the code into its one format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/test.stamp ## costs against plain Celery, interleaved, as ratios
+bench: .venv/test.stamp ## costs against plain Celery, as ratios; writes docs/benchmarks (ARGS="--only lateness", --quick)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: .venv/test.stamp ## run every example of README and docs

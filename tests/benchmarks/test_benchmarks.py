@@ -1,0 +1,69 @@
+"""The benchmarks run. What they measure is for `make bench` on a quiet machine to say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.report import Target, write
+from benchmarks.scenarios import SCENARIOS
+
+ROOT = Path(__file__).parents[2]
+
+
+def bench(*options: str) -> str:
+    command = [sys.executable, "-m", "benchmarks", *options]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "scenarios",
+    [
+        ("enqueue", "store", "evaluate"),
+        pytest.param(SCENARIOS, marks=[pytest.mark.long, pytest.mark.timeout(300)]),
+    ],
+    ids=["some", "all"],
+)
+def test_it_measures_and_writes_a_page(scenarios: tuple[str, ...], tmp_path: Path) -> None:
+    bench("--quick", "--output", str(tmp_path), "--only", *scenarios)
+
+    page, results = tmp_path / "README.md", tmp_path / "results.json"
+    written = page.read_text()
+    assert json.loads(results.read_text())["scenarios"].keys() == set(scenarios)
+    assert "| enqueue, far deadline | ≤ 0.25 × apply_async(eta=) |" in written
+    assert "mean nothing" in written
+    for line in written.splitlines():
+        if line.startswith("!["):
+            assert (tmp_path / line.rpartition("(")[2].rstrip(")")).read_text().startswith("<?xml")
+
+    page.unlink()
+    bench("--report", str(results))
+    assert page.read_text() == written
+
+
+def test_missed_targets_come_first(tmp_path: Path) -> None:
+    rows = {"apply_async": [500.0], "apply_async(eta=)": [500.0], "enqueue, coalesced": [100.0]}
+    rows |= {"enqueue, due now": [600.0], "enqueue, far": [100.0], "enqueue_many, far": [20.5]}
+    scenario = {"date": "", "commit": "", "seconds": 0, "measured": rows, "remarks": []}
+    table = write({"machine": {}, "quick": False, "scenarios": {"enqueue": scenario}}, tmp_path)
+
+    summary, _, _, _, *lines = table.splitlines()
+    assert summary == "2 missed, 2 reached."
+    assert [line.split(" | ")[-1] for line in lines] == ["**missed** |"] * 2 + ["reached |"] * 2
+    assert lines[0].startswith(
+        "| enqueue a new entity, due now | ≤ 0.90 × apply_async | 1.20 × apply_async |"
+    )
+
+
+def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
+    measured = {"ours": [1.0, 10.0, 2.0], "base": [10.0, 20.0, 10.0]}  # the machine was slower for a while
+    target = Target("", "some", "ours", 0.25, against="base", how="ratio")
+    assert target.measured({"scenarios": {"some": {"measured": measured}}}) == 0.2
+    assert not target.missed(0.2)
+    assert target.missed(0.26)
