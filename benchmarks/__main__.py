@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
+import sys
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -44,6 +46,7 @@ def main() -> None:
         report.write(json.loads(options.report.read_text()), options.report.parent)
         return
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # or workers and server would go on
     names = options.only or SCENARIOS
     options.output.mkdir(parents=True, exist_ok=True)
     results_file = options.output / "results.json"

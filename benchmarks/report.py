@@ -48,7 +48,7 @@ class Target:
             return f"{value:.2f} × {self.against}"
         if self.how == "difference":
             return f"{self.against} {'+' if value >= 0 else '−'} {abs(value):.1f} {self.unit}"
-        return f"{value:,.{0 if abs(value) >= 100 else 2}f} {self.unit}"
+        return f"{value:,.{0 if abs(value) >= 100 else 2}f} {self.unit}".rstrip()
 
 
 def target(what: str, scenario: str, name: str, limit: float, against: str = "", **options: Any) -> Target:
