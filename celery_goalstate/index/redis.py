@@ -7,6 +7,7 @@ and so lie in one slot of a cluster. `lua/common.lua` says which keys and fields
 from __future__ import annotations
 
 import hashlib
+import json
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -65,8 +66,10 @@ EVEN_WHEN_FULL = frozenset(
     ("put_back", "claim", "take", "renew", "finish", "delete", "survey", "promote", "resend", "forget")
 )
 
-Argument = str | int
-Row = Sequence[Argument]  #: what a script is told of one entity; its id first
+Argument = str | int | bytes
+Row = Sequence[str | int | bool]  #: what a script is told of one entity, its id first; False is absent
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class _Script(NamedTuple):
@@ -77,8 +80,8 @@ class _Script(NamedTuple):
 class _Call(NamedTuple):
     """One run of a script, in one shard."""
 
-    keys: list[str]
-    arguments: list[Argument]
+    keys: list[bytes]
+    payload: str
 
 
 class RedisIndex:
@@ -97,8 +100,9 @@ class RedisIndex:
         self._namespace = namespace
         self._key_prefix = key_prefix
         self._shards = shards
-        self._limit_arguments = (limits.eta_horizon, limits.lease, limits.resend_after, limits.window)
+        self._limits = (limits.eta_horizon, limits.lease, limits.resend_after, limits.window)
         self._scripts: dict[str, _Script] = {}
+        self._known_keys: dict[tuple[str, int], list[bytes]] = {}
 
     # -- scheduling
 
@@ -112,15 +116,12 @@ class RedisIndex:
         inside: Run | None = None,
     ) -> list[Scheduled]:
         rows: list[Row] = [
-            [request.id, "in", request.delay or 0, request.task_id]
-            if request.at is None
-            else [request.id, "at", request.at, request.task_id]
-            for request in requests
+            (request.id, _optional(request.at), request.delay or 0, request.task_id) for request in requests
         ]
-        speaker = [inside.id, inside.lease] if inside else ["", ""]
-        replies = self._transition("enqueue", kind, rows, [policy, _optional(max_wait), *speaker])
+        speaker = (inside.id, inside.lease) if inside else (False, False)
+        replies = self._transition("enqueue", kind, rows, (policy, _optional(max_wait), *speaker))
         return [
-            Scheduled(changed == 1, deadline, _wakeup(request.id, wakeup))
+            Scheduled(changed, int(deadline) if deadline else None, _wakeup(request.id, wakeup))
             for request, (changed, deadline, wakeup) in zip(requests, replies, strict=True)
         ]
 
@@ -138,44 +139,43 @@ class RedisIndex:
         task_id: str,
         resent_at: int | None = None,
     ) -> list[Claim | Refusal]:
-        header = [nonce, task_id, _optional(resent_at), int(len(wakeups) > 1)]
+        header = (nonce, task_id, _optional(resent_at), len(wakeups) > 1)
         replies = self._transition("claim", kind, wakeups, header)
         return [_claimed(id, reply) for (id, _), reply in zip(wakeups, replies, strict=True)]
 
     def take(self, kind: str, limit: int, *, nonce: str, task_id: str) -> list[Claim]:
         shards = range(self._shards)
-        overdue = self._run("overdue", [self._call(kind, shard, [], [limit]) for shard in shards])
+        overdue = self._run("overdue", [self._call(kind, shard, (), (limit,)) for shard in shards])
         ids = [id for found in overdue for id in found][:limit]
-        replies = self._transition("take", kind, [[id] for id in ids], [nonce, task_id])
+        replies = self._transition("take", kind, [[id] for id in ids], (nonce, task_id))
         return [Claim(id, *reply[1:]) for id, reply in zip(ids, replies, strict=True) if reply]
 
     def renew(self, kind: str, runs: Sequence[Run]) -> list[bool]:
-        replies = self._transition("renew", kind, [[run.id, run.lease] for run in runs])
-        return [reply == 1 for reply in replies]
+        return self._transition("renew", kind, [(run.id, run.lease) for run in runs])
 
     def finish(self, kind: str, reports: Sequence[Report]) -> list[Finished]:
         rows = [
-            [
+            (
                 report.id,
                 report.lease,
                 report.verdict,
                 _optional(report.delay),
                 report.failures,
                 report.looks,
-                report.error,
-                _optional(report.converged),
-                report.task_id,
+                report.error or False,
+                False if report.converged is None else str(int(report.converged)),
+                report.task_id or False,
                 report.retries,
                 report.fresh_task_id,
-                int(report.respect_backoff),
+                report.respect_backoff,
                 _optional(report.idle_ttl),
-                int(report.expired_only),
-            ]
+                report.expired_only,
+            )
             for report in reports
         ]
         replies = self._transition("finish", kind, rows)
         return [
-            Finished(Finish(result), deadline, _wakeup(report.id, wakeup))
+            Finished(Finish(result), int(deadline) if deadline else None, _wakeup(report.id, wakeup))
             for report, (result, deadline, wakeup) in zip(reports, replies, strict=True)
         ]
 
@@ -183,8 +183,7 @@ class RedisIndex:
 
     def delete(self, kind: str, ids: Sequence[str]) -> list[bool]:
         # One attempt: the second reply would deny what the first call has done.
-        replies = self._transition("delete", kind, [[id] for id in ids], attempts=1)
-        return [reply == 1 for reply in replies]
+        return self._transition("delete", kind, [(id,) for id in ids], attempts=1)
 
     def pause(self, kind: str) -> None:
         self._commands([("SET", key, "1") for key in self._keys(kind, "paused")])
@@ -222,7 +221,7 @@ class RedisIndex:
         away: IndexUnavailable | None = None
         answered = False
         for shards in self._by_node([(kind, shard) for kind in kinds for shard in range(self._shards)]):
-            calls = [self._call(*shard, [], [sweeper, hold, limit]) for shard in shards]
+            calls = [self._call(*shard, (), (sweeper, hold, limit)) for shard in shards]
             try:
                 replies = self._run("survey", calls)
             except IndexUnavailable as error:
@@ -243,12 +242,12 @@ class RedisIndex:
         return _wakeups(requests, replies)
 
     def resend(self, kind: str, requests: Mapping[str, str], *, probe: str | None) -> list[Wakeup]:
-        replies = self._transition("resend", kind, list(requests.items()), [probe or ""])
+        replies = self._transition("resend", kind, list(requests.items()), (probe or False,))
         return _wakeups(requests, replies)
 
     def running(self, kind: str, ids: Sequence[str]) -> list[Running]:
         replies = self._transition("describe", kind, [[id] for id in ids])
-        found = [(id, _fields(reply)) for id, reply in zip(ids, replies, strict=True) if reply]
+        found = [(id, reply[2]) for id, reply in zip(ids, replies, strict=True) if reply]
         return [
             Running(id, fields["lease"], int(fields.get("failures", 0)))
             for id, fields in found
@@ -313,13 +312,17 @@ class RedisIndex:
         return self._scripts[name]
 
     def _call(self, kind: str, shard: int, rows: Sequence[Row], header: Row) -> _Call:
-        prefix = self._key(kind, shard, "")
-        keys = [prefix + name for name in SHARD_KEYS]
-        keys += [f"{prefix}e:{row[0]}" for row in rows]
-        arguments = [*self._limit_arguments, *header]
-        for row in rows:
-            arguments += row
-        return _Call(keys, arguments)
+        prefix, *keys = self._shard_keys(kind, shard)
+        keys += [prefix + str(row[0]).encode() for row in rows]
+        return _Call(keys, _encode((self._limits, header, rows)))
+
+    def _shard_keys(self, kind: str, shard: int) -> list[bytes]:
+        """What the keys of the records begin with, and the keys of the shard itself."""
+        known = self._known_keys.get((kind, shard))
+        if known is None:
+            names = [self._key(kind, shard, name).encode() for name in ("e:", *SHARD_KEYS)]
+            known = self._known_keys[kind, shard] = names
+        return known
 
     def _transition(
         self, name: str, kind: str, rows: Sequence[Row], header: Row = (), *, attempts: int = ATTEMPTS
@@ -345,13 +348,15 @@ class RedisIndex:
 
     def _run(self, name: str, calls: Sequence[_Call], attempts: int = ATTEMPTS) -> list[Any]:
         script = self._script(name)
-        commands = [("EVALSHA", script.sha, len(call.keys), *call.keys, *call.arguments) for call in calls]
+        commands: list[tuple[Argument, ...]] = [
+            ("EVALSHA", script.sha, len(call.keys), *call.keys, call.payload) for call in calls
+        ]
         replies = self._commands(commands, attempts)
         for n, reply in enumerate(replies):
             if isinstance(reply, errors.NoScriptError):
                 _, _, *rest = commands[n]
                 [replies[n]] = self._commands([("EVAL", script.source, *rest)], attempts)
-        return replies
+        return [json.loads(reply) for reply in replies]
 
     def _commands(self, commands: Sequence[tuple[Argument, ...]], attempts: int = ATTEMPTS) -> list[Any]:
         """Send commands in one round trip per node. `NoScriptError` is returned, other errors are raised."""
@@ -404,15 +409,15 @@ def _why(error: errors.RedisError) -> str:
     return f"the index did not answer: {type(error).__name__}: {words}"
 
 
-def _optional(value: int | None) -> Argument:
-    return "" if value is None else int(value)
+def _optional(value: int | None) -> int | bool:
+    return False if value is None else value
 
 
 def _wakeup(id: str, reply: list[Any] | None) -> Wakeup | None:
     if not reply:
         return None
     token, delay, task_id, retries, resent_at, alone = reply
-    return Wakeup(id, token, delay, task_id, retries, resent_at, alone == 1)
+    return Wakeup(id, token, delay, task_id, retries, resent_at or None, alone)
 
 
 def _wakeups(ids: Iterable[str], replies: Iterable[list[Any] | None]) -> list[Wakeup]:
@@ -433,15 +438,10 @@ def _pairs(reply: list[Any]) -> Iterable[tuple[str, str]]:
     return [(id, score) for id, score in reply]
 
 
-def _fields(reply: list[str]) -> dict[str, str]:
-    """The hash in a reply of `describe`, after status and score."""
-    return dict(zip(reply[2::2], reply[3::2], strict=True))
-
-
-def _record(id: str, reply: list[str] | None) -> Record | None:
+def _record(id: str, reply: list[Any]) -> Record | None:
     if not reply:
         return None
-    status, score, fields = Status(reply[0]), float(reply[1]), _fields(reply)
+    status, score, fields = Status(reply[0]), float(reply[1]), reply[2]
 
     def number(name: str) -> int | None:
         return int(fields[name]) if name in fields else None

@@ -113,6 +113,9 @@ class TestBatches:
         assert index.promote(KIND, {id: f"again-{id}" for id in due}) == []
 
         bench.advance(bench.limits.resend_after)
+        # Messages that arrive in every shard, and were sent so much later, tell that the others are lost.
+        later = [(f"gone-{n}", "1") for n in range(50)]
+        index.claim(KIND, later, nonce="n", task_id="t", resent_at=bench.now)
         suspect = [id for s in index.survey([KIND], sweeper="s", hold=1_000, limit=1_000) for id in s.suspect]
         assert sorted(suspect) == sorted(ids)
         again = self.resend_all(bench, suspect)

@@ -267,7 +267,7 @@ def test_a_take_said_again_gets_nothing_that_was_deleted_meanwhile(bench: Bench)
     [first] = bench.index._transition("take", KIND, rows, header)
     assert bench.index._transition("take", KIND, rows, header) == [first]
     bench.delete()
-    assert bench.index._transition("take", KIND, rows, header) == [None]
+    assert bench.index._transition("take", KIND, rows, header) == [False]
 
 
 @pytest.mark.parametrize(

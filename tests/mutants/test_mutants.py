@@ -92,7 +92,7 @@ MUTANTS = [
     Mutant(
         "put-back is unconditional",
         "index/lua/put_back.lua",
-        "if entity.status == SENT and entity.fields.token == ARGV[at + 2] then",
+        "if entity.status == SENT and entity.fields.token == token then",
         "if entity.status == SENT then",
     ),
     Mutant(
@@ -128,8 +128,8 @@ MUTANTS = [
     Mutant(
         "the sweep ignores the pause",
         "index/lua/promote.lua",
-        "if entity.status == PARKED and not paused and under_way() < WINDOW then",
-        "if entity.status == PARKED and under_way() < WINDOW then",
+        "if entity.status ~= PARKED or paused() or entity.fields.deadline > now + HORIZON then",
+        "if entity.status ~= PARKED or entity.fields.deadline > now + HORIZON then",
     ),
     Mutant(
         "finish takes the later deadline",
@@ -219,8 +219,8 @@ MUTANTS = [
     Mutant(
         "an entity that was lost with a batch is taken with another",
         "index/lua/take.lua",
-        "or paused or fields.alone or",
-        "or paused or",
+        "or paused() or fields.alone or",
+        "or paused() or",
     ),
     Mutant(
         "an entity that is given back forgets an earlier deadline noted meanwhile",

@@ -1,17 +1,14 @@
 -- Exchanges wake-up tokens for leases.
 --
 -- KEYS   see common.lua
--- ARGV   5 nonce of this claim · 6 Celery task id · 7 when the message was sent once more, or '' ·
---        8 are they a batch? 0/1
---        then for each entity: id · token
--- Reply  for each entity: {'claimed', lease, failures, looks, deadline, lateness} or {refusal, wake-up or false}
+-- Header nonce of this claim · Celery task id · when the message was sent once more · are they a batch?
+-- Row    id · token
+-- Reply  {'claimed', lease, failures, looks, deadline, lateness} or {refusal, wake-up}
 -- Reads  everything. Writes lease, nonce, due, task_id, batch; clears deadline, since, floor, token, retries, resends,
 --        resent
 
-local nonce, task_id, resent_at = ARGV[5], ARGV[6], tonumber(ARGV[7])
+local nonce, task_id, resent_at, batch = unpack(HEADER)
 local reached = math.min(resent_at or 0, now)
-
-local batch = ARGV[8] == '1'
 
 local function claim(entity, token)
   local fields = entity.fields
@@ -25,7 +22,7 @@ local function claim(entity, token)
     return { 'stale', false }
   end
   reached = math.max(reached, math.min(math.floor(tonumber(token) / 1000), now)) -- a token tells when it was sent
-  if paused then
+  if paused() then
     park(entity)
     return { 'paused', false }
   end
@@ -35,11 +32,7 @@ local function claim(entity, token)
   return lease(entity, nonce, task_id, batch)
 end
 
-local replies = {}
-for n = 1, #KEYS - SHARD_KEYS do
-  local at = LIMITS + 4 + (n - 1) * 2
-  replies[n] = claim(open(n, ARGV[at + 1]), ARGV[at + 2])
-end
+local replies = each(claim)
 if reached > tonumber(redis.call('GET', CLAIMED) or 0) then
   redis.call('SET', CLAIMED, digits(reached))
 end

@@ -2,8 +2,10 @@
 --
 -- KEYS  1-9   the shard's own keys, as named below
 --       10-   the records, one for each entity of the batch
--- ARGV  1-4   the limits: eta_horizon, lease, resend_after (milliseconds), window (messages)
---       5-    the transition's own
+-- ARGV  1     JSON: {limits, header, rows}. The limits are eta_horizon, lease, resend_after (milliseconds), window
+--             (messages); the header is the transition's own; a row, one for each entity, is {id, ...}.
+--             What is absent is false. One argument costs the client less than many.
+-- Reply       JSON, for each row what the transition says of its entity
 --
 -- A record is a hash; a field that says nothing is absent. Its status is the one sorted set that holds its id:
 -- running with a lease, sent with a token, parked with a deadline and neither, else failed or idle.
@@ -12,8 +14,8 @@ local PARKED, SENT, RUNNING, IDLE, FAILED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], 
 local TOKEN, PAUSED, CLAIMED, SWEEPER = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local SHARD_KEYS = 9
 
-local HORIZON, LEASE, PATIENCE, WINDOW = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local LIMITS = 4
+local limits, HEADER, ROWS = unpack(cjson.decode(ARGV[1]))
+local HORIZON, LEASE, PATIENCE, WINDOW = unpack(limits)
 
 local NUMBERS = {
   deadline = true, since = true, own = true, floor = true, due = true, resent = true, resends = true,
@@ -21,9 +23,16 @@ local NUMBERS = {
 }
 
 local now = clock()
-local paused = redis.call('EXISTS', PAUSED) == 1
 
--- Numbers become digits: Lua's tostring would turn the 16 digits of a token into 1.7e+15.
+local is_paused
+local function paused()
+  if is_paused == nil then
+    is_paused = redis.call('EXISTS', PAUSED) == 1
+  end
+  return is_paused
+end
+
+-- Numbers become digits: Lua's tostring would turn the 16 digits of a token into 1.7e+15, and JSON has 14 of them.
 local function digits(number)
   return string.format('%.0f', number)
 end
@@ -55,6 +64,14 @@ local function open(n, id)
     entity.status = redis.call('ZSCORE', FAILED, id) and FAILED or IDLE
   end
   return entity
+end
+
+local function each(transition)
+  local replies = {}
+  for n, row in ipairs(ROWS) do
+    replies[n] = transition(open(n, row[1]), unpack(row, 2))
+  end
+  return cjson.encode(replies)
 end
 
 -- Writes the fields that changed, and moves the entity to the sorted set of its new status. Without a score the
@@ -126,8 +143,7 @@ end
 local function wakeup(entity, shortest)
   local fields = entity.fields
   local delay = math.max(shortest or 0, fields.deadline - now)
-  local alone = fields.alone and 1 or 0
-  return { fields.token, delay, fields.task_id or '', fields.retries or 0, fields.resent or false, alone }
+  return { fields.token, delay, fields.task_id or '', fields.retries or 0, fields.resent or false, fields.alone ~= nil }
 end
 
 local function send(entity, task_id)
@@ -150,9 +166,11 @@ end
 local function place(entity, deadline, task_id)
   local fields = entity.fields
   fields.deadline = deadline
-  local others = under_way() - (entity.status == SENT and 1 or 0)
-  if deadline <= now + HORIZON and not paused and others < math.floor((WINDOW + 1) / 2) then
-    return send(entity, task_id)
+  if deadline <= now + HORIZON and not paused() then
+    local others = under_way() - (entity.status == SENT and 1 or 0)
+    if others < math.floor((WINDOW + 1) / 2) then
+      return send(entity, task_id)
+    end
   end
   save(entity, PARKED, deadline)
   return false

@@ -1,14 +1,14 @@
 -- Schedules entities: the earliest deadline wins, or exactly the given one.
 --
 -- KEYS   see common.lua
--- ARGV   5 policy · 6 max_wait or '' · 7, 8 id and lease of the evaluation that speaks, or ''
---        then for each entity: id · 'in' or 'at' · milliseconds · task id
--- Reply  for each entity: {changed 0/1, deadline in force or false, wake-up or false}
+-- Header policy · max_wait · id and lease of the evaluation that speaks
+-- Row    id · deadline, or else · milliseconds from now · task id
+-- Reply  {changed, deadline in force, wake-up}
 -- Reads  everything but error, converged, finished. Writes deadline, since, own, token, task_id; clears failures,
 --        error and looks of an entity with nothing pending, and the message of one whose deadline comes earlier
 --        or goes far
 
-local policy, max_wait, speaker, speaker_lease = ARGV[5], tonumber(ARGV[6]), ARGV[7], ARGV[8]
+local policy, max_wait, speaker, speaker_lease = unpack(HEADER)
 local resync = policy == 'resync' or policy == 'revive'
 
 -- Which of the deadline in force and the one asked for is to be in force.
@@ -36,7 +36,7 @@ local function note(entity, field, wanted)
   end
   save(entity, RUNNING)
   local after = earliest(fields.deadline, fields.own)
-  return { after ~= before and 1 or 0, after, false }
+  return { after ~= before, digits(after), false }
 end
 
 -- The name of an entity whose sorted set was evicted would never be found again.
@@ -48,14 +48,16 @@ local function restore(entity)
   end
 end
 
-local function enqueue(entity, wanted, task_id)
+local function enqueue(entity, at, delay, task_id)
   local fields, status = entity.fields, entity.status
+  local wanted = math.max(now, at or now + delay)
   restore(entity)
   local speaks_itself = entity.id == speaker
 
   if status == RUNNING then
     if resync and not (fields.deleted and not fields.deadline) then
-      return { 0, earliest(fields.deadline, fields.own) or false, false }
+      local deadline = earliest(fields.deadline, fields.own)
+      return { false, deadline and digits(deadline) or false, false }
     end
     local own = speaks_itself and speaker_lease == fields.lease and not fields.deleted
     return note(entity, own and 'own' or 'deadline', wanted)
@@ -64,7 +66,7 @@ local function enqueue(entity, wanted, task_id)
   if status == PARKED or status == SENT then
     -- An evaluation that was fenced speaks: the look that is pending starts after it in any case.
     if resync or speaks_itself then
-      return { 0, fields.deadline, false }
+      return { false, digits(fields.deadline), false }
     end
     local deadline = choose(fields.deadline, wanted, fields)
     fields.since = fields.since or now
@@ -72,37 +74,28 @@ local function enqueue(entity, wanted, task_id)
       save(entity, status)
       -- The same request again, since the reply to the first was lost: its wake-up is still to be published.
       if fields.token and fields.task_id == task_id then
-        return { 1, deadline, wakeup(entity) }
+        return { true, digits(deadline), wakeup(entity) }
       end
-      return { 0, deadline, false }
+      return { false, digits(deadline), false }
     end
-    if status == SENT and deadline > fields.deadline and deadline <= now + HORIZON and not paused then
+    if status == SENT and deadline > fields.deadline and deadline <= now + HORIZON and not paused() then
       -- Its message arrives early and is sent again then: a burst of calls sends one message, not one each.
       fields.deadline, fields.resends, fields.resent = deadline, nil, nil
       save(entity, SENT, deadline + PATIENCE)
-      return { 1, deadline, fields.task_id == task_id and wakeup(entity) }
+      return { true, digits(deadline), fields.task_id == task_id and wakeup(entity) }
     end
     fields.retries = nil
     forget_message(fields)
-    return { 1, deadline, place(entity, deadline, task_id) }
+    return { true, digits(deadline), place(entity, deadline, task_id) }
   end
 
   if status == FAILED and (policy == 'resync' or speaks_itself) then
-    return { 0, false, false }
+    return { false, false, false }
   end
   fields.failures, fields.error, fields.looks, fields.task_id = nil, nil, nil, nil
   local deadline = choose(nil, wanted, fields)
   fields.since = now
-  return { 1, deadline, place(entity, deadline, task_id) }
+  return { true, digits(deadline), place(entity, deadline, task_id) }
 end
 
-local replies = {}
-for n = 1, #KEYS - SHARD_KEYS do
-  local at = LIMITS + 4 + (n - 1) * 4
-  local wanted = tonumber(ARGV[at + 3])
-  if ARGV[at + 2] == 'in' then
-    wanted = now + wanted
-  end
-  replies[n] = enqueue(open(n, ARGV[at + 1]), math.max(wanted, now), ARGV[at + 4])
-end
-return replies
+return each(enqueue)

@@ -1,23 +1,19 @@
 -- Sends parked entities whose deadline is near.
 --
 -- KEYS   see common.lua
--- ARGV   for each entity: id · task id
--- Reply  for each entity: wake-up, or false when it is not to be sent (any more)
+-- Row    id · task id
+-- Reply  wake-up, or false when it is not to be sent (any more)
 -- Reads  deadline, retries, task_id. Writes token, task_id
 
-local replies = {}
-for n = 1, #KEYS - SHARD_KEYS do
-  local at = LIMITS + (n - 1) * 2
-  local entity = open(n, ARGV[at + 1])
+local function promote(entity, task_id)
   strike_out(entity, PARKED)
-  replies[n] = false
-  if entity.status == SENT and entity.fields.task_id == ARGV[at + 2] then
-    replies[n] = wakeup(entity) -- said again, since the reply to the first was lost
+  if entity.status == SENT and entity.fields.task_id == task_id then
+    return wakeup(entity) -- said again, since the reply to the first was lost
   end
-  if entity.status == PARKED and not paused and under_way() < WINDOW then
-    if entity.fields.deadline <= now + HORIZON then
-      replies[n] = send(entity, ARGV[at + 2])
-    end
+  if entity.status ~= PARKED or paused() or entity.fields.deadline > now + HORIZON then
+    return false
   end
+  return under_way() < WINDOW and send(entity, task_id)
 end
-return replies
+
+return each(promote)

@@ -1,18 +1,16 @@
 -- Parks entities whose wake-ups could not be published, unless something else happened since.
 --
 -- KEYS   see common.lua
--- ARGV   for each entity: id · token that could not be published
--- Reply  for each entity: 1, or 0 when it was left alone
+-- Row    id · token that could not be published
+-- Reply  whether it was parked
 -- Reads  token. Clears token, resends, resent; task_id unless the evaluation is a retry
 
-local replies = {}
-for n = 1, #KEYS - SHARD_KEYS do
-  local at = LIMITS + (n - 1) * 2
-  local entity = open(n, ARGV[at + 1])
-  replies[n] = 0
-  if entity.status == SENT and entity.fields.token == ARGV[at + 2] then
+local function put_back(entity, token)
+  if entity.status == SENT and entity.fields.token == token then
     park(entity)
-    replies[n] = 1
+    return true
   end
+  return false
 end
-return replies
+
+return each(put_back)

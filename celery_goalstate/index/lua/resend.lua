@@ -2,19 +2,19 @@
 -- must not starve its own entities. Lost is what has not arrived when a message has that was sent so much later.
 --
 -- KEYS   see common.lua
--- ARGV   5 the one id that is sent in any case, or ''
---        then for each entity: id · task id
--- Reply  for each entity: wake-up or false
+-- Header the one id that is sent in any case
+-- Row    id · task id
+-- Reply  wake-up or false
 -- Reads  deadline, token, task_id, resends. Writes resent, resends, task_id; clears
 --        retries, which belong to the lost task id
 
-local probe = ARGV[5]
+local probe = HEADER[1]
 local reached = math.min(now, tonumber(redis.call('GET', CLAIMED) or 0))
 
 local function resend(entity, task_id)
   local fields = entity.fields
   strike_out(entity, SENT)
-  if entity.status ~= SENT or paused then
+  if entity.status ~= SENT or paused() then
     return false
   end
   if fields.task_id == task_id then
@@ -29,9 +29,4 @@ local function resend(entity, task_id)
   return wakeup(entity)
 end
 
-local replies = {}
-for n = 1, #KEYS - SHARD_KEYS do
-  local at = LIMITS + 1 + (n - 1) * 2
-  replies[n] = resend(open(n, ARGV[at + 1]), ARGV[at + 2])
-end
-return replies
+return each(resend)

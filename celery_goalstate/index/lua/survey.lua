@@ -1,16 +1,16 @@
 -- Makes the caller the shard's sweeper, if nobody else is, and tells what there is to do.
 --
 -- KEYS   see common.lua (no records)
--- ARGV   5 the sweeper's name · 6 for how long it holds the shard (milliseconds) · 7 how many ids of each sort
+-- Header the sweeper's name · for how long it holds the shard (milliseconds) · how many ids of each sort
 -- Reply  {due, suspect, lost, expired}: lists of ids; false when another sweeper holds the shard
 
-local sweeper, hold, limit = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
+local sweeper, hold, limit = unpack(HEADER)
 
 local held = redis.call('GET', SWEEPER)
 if held then
   local till, holder = string.match(held, '^(%d+) (.*)$')
   if tonumber(till) > now and holder ~= sweeper then
-    return false
+    return 'false'
   end
 end
 redis.call('SET', SWEEPER, digits(now + hold) .. ' ' .. sweeper)
@@ -20,7 +20,7 @@ local function up_to(time, status, most)
 end
 
 local due, suspect = {}, {}
-if not paused then
+if not paused() then
   due = up_to(now + HORIZON, PARKED, math.max(0, math.min(limit, WINDOW - under_way())))
   local reached = tonumber(redis.call('GET', CLAIMED) or 0)
   suspect = up_to(math.min(reached, now), SENT, limit)
@@ -28,4 +28,4 @@ if not paused then
     suspect = up_to(now, SENT, 1) -- for a probe
   end
 end
-return { due, suspect, up_to(now, RUNNING, limit), up_to(now, IDLE, limit) }
+return cjson.encode({ due, suspect, up_to(now, RUNNING, limit), up_to(now, IDLE, limit) })
