@@ -70,8 +70,13 @@ class Sweeper:
         self._rest = 0.0  # how long publishing rests after the last error
         self._rests_until = 0.0
         self._standing_at: dict[str, float] = {}  # per kind
+        self._noted_at = 0.0
         self.problems: Mapping[str, Exception] = {}  #: where and why the last sweep failed
         self._told: dict[str, str] = {}  # those that are in the log
+
+    def prepare(self) -> None:
+        """Tell the index of the kinds. Raises `ImproperlyConfigured` if it keeps one otherwise."""
+        self._index.note(self._kinds())
 
     def sweep(self) -> bool:
         """Sweep once; whether there is more to do at once. Raises `IndexUnavailable` if no shard answers.
@@ -181,6 +186,13 @@ class Sweeper:
 
     def _schedule_standing(self, kinds: Mapping[str, Kind], problems: dict[str, Exception]) -> None:
         now = self._clock()
+        if now >= self._noted_at:  # again and again, for the index may have lost it
+            try:
+                self.prepare()
+            except Exception as error:  # noqa: BLE001 - told by `_tell`
+                problems["the kinds"] = error
+            else:
+                self._noted_at = now + self._settings.resend_after
         for kind in kinds.values():
             if kind.standing and now >= self._standing_at.get(kind.name, 0.0):
                 request = Request(kind.standing, delay=0, task_id=uuid())

@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from celery import Celery, bootsteps
@@ -42,7 +43,7 @@ class SweeperStep(bootsteps.StartStopStep):
         self._next: Any = None
 
     def start(self, parent: Any) -> None:
-        """Check the settings, then sweep every `sweep_interval` seconds."""
+        """Check settings and index, then sweep every `sweep_interval` seconds."""
         settings = type(self).settings()
         if settings.index_url == "memory://":
             _refuse_processes(parent)
@@ -56,6 +57,8 @@ class SweeperStep(bootsteps.StartStopStep):
             settings.key_prefix,
             settings.shards,
         )
+        with suppress(IndexUnavailable):  # the first sweep says so
+            self._open().prepare()
         self._timer = parent.timer
         self._running = True
         self._next = self._timer.call_after(0.0, self._tick)
@@ -89,16 +92,19 @@ class SweeperStep(bootsteps.StartStopStep):
                 self._next = self._timer.call_after(max(interval, patience), self._tick)
 
     def _sweep(self) -> bool:
-        if self._sweeper is None:
-            self._sweeper = type(self).open_sweeper(self._name)
-        more = self._sweeper.sweep()
+        more = self._open().sweep()
         if not self._checked:
             self._checked = True
-            self._sweeper.check_server()
+            self._open().check_server()
         if self._problem:
             logger.info("the sweeper works again")
             self._problem = ""
         return more
+
+    def _open(self) -> Sweeper:
+        if self._sweeper is None:
+            self._sweeper = type(self).open_sweeper(self._name)
+        return self._sweeper
 
     def _is_news(self, problem: str) -> bool:
         before, self._problem = self._problem, problem

@@ -227,6 +227,15 @@ class Survey:
 class Index(Protocol):
     """See the module's docstring. Any method may raise `IndexUnavailable`; replies keep the input's order."""
 
+    def note(self, kinds: Iterable[str]) -> None:
+        """Remember that these kinds are kept here, and how, for `kinds`; `enqueue` does that by itself.
+
+        Any method raises `ImproperlyConfigured` for a kind that is kept in another way than this index would.
+        """
+
+    def kinds(self) -> list[str]:
+        """All kinds that are kept here, in alphabetical order."""
+
     def enqueue(
         self,
         kind: str,

@@ -105,8 +105,19 @@ class MemoryIndex:
         self._limits = limits
         self._clock = clock
         self._kinds: defaultdict[str, _Kind] = defaultdict(_Kind)
+        self._noted: set[str] = set()
         self._last_token = 0
         self._lock = threading.RLock()
+
+    # -- kinds
+
+    def note(self, kinds: Iterable[str]) -> None:
+        with self._lock:
+            self._noted.update(kinds)
+
+    def kinds(self) -> list[str]:
+        with self._lock:
+            return sorted(self._noted)
 
     # -- scheduling
 
@@ -120,6 +131,7 @@ class MemoryIndex:
         inside: Run | None = None,
     ) -> list[Scheduled]:
         with self._lock:
+            self.note([kind])
             return [
                 self._enqueue(self._kinds[kind], request, policy, max_wait, inside) for request in requests
             ]

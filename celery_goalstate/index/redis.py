@@ -2,6 +2,8 @@
 
 A kind is split into shards; a stable hash of the id picks one. All keys of a shard carry the same hash tag
 and so lie in one slot of a cluster. `lua/common.lua` says which keys and fields there are.
+
+One more key, `<prefix>:{<namespace>}:kinds`, says in which layout and how many shards each kind is kept.
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ from celery_goalstate.index.base import (
     Survey,
     Wakeup,
 )
+
+#: Which keys, fields and statuses there are. One more with every change that older processes cannot bear.
+LAYOUT = 1
 
 BATCH = 256  #: entities per script call: a few milliseconds of the server's time
 ATTEMPTS = 2  #: a connection that broke is replaced once; the transitions are safe to repeat
@@ -103,6 +108,28 @@ class RedisIndex:
         self._limits = (limits.eta_horizon, limits.lease, limits.resend_after, limits.window)
         self._scripts: dict[str, _Script] = {}
         self._known_keys: dict[tuple[str, int], list[bytes]] = {}
+        self._agreed: set[str] = set()  # kinds that are kept as we would keep them
+
+    # -- kinds
+
+    def note(self, kinds: Iterable[str]) -> None:
+        if new := self._agree(list(kinds)):
+            form = json.dumps({"layout": LAYOUT, "shards": self._shards})
+            self._commands([("HSETNX", self._kinds_key, kind, form) for kind in new])
+            self._agree(new)  # somebody else may have been faster
+
+    def kinds(self) -> list[str]:
+        [kinds] = self._commands([("HKEYS", self._kinds_key)])
+        return sorted(kinds)
+
+    def _agree(self, kinds: Sequence[str]) -> list[str]:
+        """Which of these kinds are new. Raises `ImproperlyConfigured` if one is kept otherwise than here."""
+        forms = self._commands([("HGET", self._kinds_key, kind) for kind in kinds])
+        for kind, form in zip(kinds, forms, strict=True):
+            if form is not None:
+                _check_form(kind, json.loads(form), self._shards)
+                self._agreed.add(kind)
+        return [kind for kind, form in zip(kinds, forms, strict=True) if form is None]
 
     # -- scheduling
 
@@ -118,6 +145,8 @@ class RedisIndex:
         rows: list[Row] = [
             (request.id, _optional(request.at), request.delay or 0, request.task_id) for request in requests
         ]
+        if kind not in self._agreed:
+            self.note([kind])
         speaker = (inside.id, inside.lease) if inside else (False, False)
         replies = self._transition("enqueue", kind, rows, (policy, _optional(max_wait), *speaker))
         return [
@@ -144,6 +173,8 @@ class RedisIndex:
         return [_claimed(id, reply) for (id, _), reply in zip(wakeups, replies, strict=True)]
 
     def take(self, kind: str, limit: int, *, nonce: str, task_id: str) -> list[Claim]:
+        if kind not in self._agreed:
+            self._agree([kind])
         shards = range(self._shards)
         overdue = self._run("overdue", [self._call(kind, shard, (), (limit,)) for shard in shards])
         ids = [id for found in overdue for id in found][:limit]
@@ -280,7 +311,14 @@ class RedisIndex:
         return f"{self._key_prefix}:{{{self._namespace}:{kind}:{shard}}}:{name}"
 
     def _keys(self, kind: str, name: str) -> list[str]:
+        """One key in each shard, once it is known that there are no others."""
+        if kind not in self._agreed:
+            self._agree([kind])
         return [self._key(kind, shard, name) for shard in range(self._shards)]
+
+    @property
+    def _kinds_key(self) -> str:
+        return f"{self._key_prefix}:{{{self._namespace}}}:kinds"
 
     def _by_node(self, shards: Sequence[tuple[str, int]]) -> Iterable[Sequence[tuple[str, int]]]:
         """The shards of each node of a cluster apart: one that is away is not in the others' way."""
@@ -328,6 +366,8 @@ class RedisIndex:
         self, name: str, kind: str, rows: Sequence[Row], header: Row = (), *, attempts: int = ATTEMPTS
     ) -> list[Any]:
         """Run a script over many entities, in batches of one shard each; replies in the order of the rows."""
+        if kind not in self._agreed:
+            self._agree([kind])
         by_shard: defaultdict[int, list[int]] = defaultdict(list)
         for position, row in enumerate(rows):
             by_shard[self._shard(str(row[0]))].append(position)
@@ -407,6 +447,19 @@ def _why(error: errors.RedisError) -> str:
     if isinstance(error, errors.OutOfMemoryError):
         return f"the index is full, and takes nothing new until its Redis has memory again: {words}"
     return f"the index did not answer: {type(error).__name__}: {words}"
+
+
+def _check_form(kind: str, form: Mapping[str, Any], shards: int) -> None:
+    if form["layout"] != LAYOUT:
+        raise ImproperlyConfigured(
+            f"the index keeps kind {kind!r} in layout {form['layout']}, and this release of celery-goalstate"
+            f" knows layout {LAYOUT}: run the release that the other processes run"
+        )
+    if form["shards"] != shards:
+        raise ImproperlyConfigured(
+            f"the index keeps kind {kind!r} in {form['shards']} shards, and goalstate_shards is {shards}: its"
+            f" entities would not be found. Set goalstate_shards to {form['shards']}, or move the kind"
+        )
 
 
 def _optional(value: int | None) -> int | bool:

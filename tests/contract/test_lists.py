@@ -55,6 +55,12 @@ class TestLists:
         for status in Status:
             assert "again" not in [record.id for record in bench.index.records(KIND, status, 10)]
 
+    def test_kinds_are_those_that_were_enqueued_or_noted(self, bench: Bench) -> None:
+        bench.index.describe("unheard", ["a"])
+        assert bench.index.kinds() == [KIND]
+        bench.index.note(["host", KIND])
+        assert bench.index.kinds() == ["host", KIND]
+
     def test_counts(self, bench: Bench) -> None:
         assert bench.index.counts(KIND) == dict.fromkeys(Status, 3)
         assert bench.index.counts("host") == dict.fromkeys(Status, 0)

@@ -10,8 +10,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from celery_goalstate.exceptions import IndexUnavailable
-from celery_goalstate.index.base import Finish, Limits, Policy, Report, Request, Run, Status, Verdict
+from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
+from celery_goalstate.index.base import Claim, Finish, Limits, Policy, Report, Request, Run, Status, Verdict
 from celery_goalstate.index.redis import RedisIndex
 from tests.contract.bench import KIND
 from tests.contract.conftest import LANES
@@ -81,7 +81,8 @@ def test_every_key_of_a_shard_is_in_one_slot(index: RedisIndex, valkey: Any) -> 
         index.enqueue(KIND, [Request(id, 0)])
         index.delete(KIND, [id])
         index.enqueue(KIND, [Request(id, 10**9)])
-    slots = {redis.cluster.key_slot(key.encode()) for key in valkey.scan_iter()}
+    keys = set(valkey.scan_iter()) - {"gs:{default}:kinds"}
+    slots = {redis.cluster.key_slot(key.encode()) for key in keys}
     assert slots == {redis.cluster.key_slot(b"gs:{default:order:0}:token")}
 
 
@@ -106,6 +107,52 @@ def test_an_entity_stays_in_its_shard_over_releases(valkey: Any) -> None:
     where = {key.split(":e:")[1]: int(key.split("}")[0][-1]) for key in valkey.scan_iter("*:e:*")}
     valkey.flushall()
     assert where == {"a": 3, "42": 0, "web-017": 1, "ünï": 2}
+
+
+def test_another_number_of_shards_is_refused_by_whatever_is_said(index: RedisIndex, valkey: Any) -> None:
+    """Its entities would not be found, and each could have a second record."""
+    index.enqueue(KIND, [Request("a", 0)])
+    other = RedisIndex(valkey, Limits(), shards=4)
+    for say in (
+        lambda: other.note([KIND]),
+        lambda: other.enqueue(KIND, [Request("a", 0)]),
+        lambda: other.claim(KIND, [("a", "1")], nonce="n", task_id="t"),
+        lambda: other.take(KIND, 1, nonce="n", task_id="t"),
+        lambda: other.describe(KIND, ["a"]),
+        lambda: other.counts(KIND),
+        lambda: other.pause(KIND),
+    ):
+        with pytest.raises(ImproperlyConfigured, match="kind 'order' in 1 shards, and goalstate_shards is 4"):
+            say()
+    other.enqueue("host", [Request("a", 0)])
+    with pytest.raises(ImproperlyConfigured, match="kind 'host' in 4 shards, and goalstate_shards is 1"):
+        index.counts("host")
+
+
+def test_a_layout_of_a_later_release_is_refused(index: RedisIndex, valkey: Any) -> None:
+    valkey.hset("gs:{default}:kinds", KIND, '{"layout": 2, "shards": 1, "surprise": true}')
+    with pytest.raises(ImproperlyConfigured, match=r"kind 'order' in layout 2, .* knows layout 1"):
+        index.enqueue(KIND, [Request("a", 0)])
+    valkey.hset("gs:{default}:kinds", KIND, '{"layout": 1, "shards": 1, "surprise": true}')
+    assert index.enqueue(KIND, [Request("a", 0)])
+
+
+def test_fields_of_a_later_release_are_kept(index: RedisIndex, valkey: Any) -> None:
+    """Old and new workers share records while a release is rolled out."""
+    [scheduled] = index.enqueue(KIND, [Request("a", 0, task_id="first")])
+    record = "gs:{default:order:0}:e:a"
+    valkey.hset(record, "surprise", "1e+16")
+    assert scheduled.wakeup
+    [claim] = index.claim(KIND, [("a", scheduled.wakeup.token)], nonce="n", task_id="first")
+    assert isinstance(claim, Claim)
+    assert index.renew(KIND, [Run("a", claim.lease)]) == [True]
+    index.enqueue(KIND, [Request("a", 5_000)])
+    index.finish(KIND, [Report("a", claim.lease, Verdict.DONE, None)])
+    index.enqueue(KIND, [Request("a", 10**9)], policy=Policy.REPLACE)
+    assert index.promote(KIND, {"a": "second"}) == []
+    assert valkey.hget(record, "surprise") == "1e+16"
+    index.delete(KIND, ["a"])
+    assert not valkey.exists(record)
 
 
 def test_its_absence_is_told() -> None:

@@ -60,6 +60,7 @@ def refused(admin: redis.Redis) -> set[str]:
 def live(index: RedisIndex) -> None:
     """Every transition and every list, once."""
     ids = ["a", "b", "c", "d"]
+    index.note([KIND])
     replies = index.enqueue(KIND, [Request(id, 0, task_id=id) for id in ids])
     wakeups = {wakeup.id: wakeup for reply in replies if (wakeup := reply.wakeup)}
     assert wakeups.keys() == set(ids)
@@ -80,6 +81,7 @@ def live(index: RedisIndex) -> None:
     index.describe(KIND, ids)
     index.records(KIND, Status.SENT, 9)
     index.counts(KIND)
+    assert index.kinds() == [KIND]
     index.forget(KIND, ids)
     index.delete(KIND, ids)
     index.evicts()
