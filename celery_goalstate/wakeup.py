@@ -5,7 +5,8 @@ index is the truth, and a wake-up that is lost, late or doubled changes nothing 
 
     task     goalstate.<kind>
     args     [[id, token], ...]      one pair, unless the kind's batch_size allows for more
-    kwargs   {"resent_at": ms}       on a message that is sent once more, else nothing
+    kwargs   {"resent_at": ms}       on a message that is sent once more, else nothing; others are ignored, so
+                                     that later releases may add to them
 """
 
 from __future__ import annotations
@@ -52,9 +53,7 @@ _TOKEN = re.compile(r"[0-9]{1,20}")
 def read_message(args: Any, kwargs: Any) -> tuple[list[tuple[str, str]], int | None]:
     """The (id, token) pairs of a message, and when it was sent again. Raises `ValueError` for any other."""
     match args, kwargs.get("resent_at"):
-        case [[_, *_] as pairs], (None | int()) as resent_at if 0 <= (
-            resent_at or 0
-        ) < 2**53 and kwargs.keys() <= {"resent_at"}:
+        case [[_, *_] as pairs], (None | int()) as resent_at if 0 <= (resent_at or 0) < 2**53:
             return [_read_pair(pair) for pair in pairs], resent_at
     raise ValueError(f"a wake-up is ([[id, token], ...],) {{}}, not {args!r:.100} {kwargs!r:.100}")
 

@@ -675,7 +675,6 @@ MALFORMED: list[tuple[list[Any], dict[str, Any]]] = [
     ([[["1", "2"]]], {"resent_at": -1}),
     ([[["1", "2"]]], {"resent_at": 10**30}),
     ([[["1", "2"]]], {"resent_at": 1.5}),
-    ([[["1", "2"]]], {"surprise": 1}),
     ([{"id": "1"}], {}),
 ]
 
@@ -709,6 +708,14 @@ def test_malformed_messages_are_rejected_and_the_worker_lives(
 
     engine.enqueue(entity("1"))
     poll("the worker still evaluates", lambda: truth.looks("1") == 1)
+
+
+def test_what_a_later_release_adds_to_a_message_is_ignored(world: World, truth: Truth) -> None:
+    world.engine.enqueue(world.entity("1"))
+    [message] = world.messages()
+    message.kwargs["surprise"] = {"any": ["thing"]}
+    world.run(message)
+    assert truth.looks("1") == 1
 
 
 # In the log --------------------------------------------------------------------------------------
