@@ -386,6 +386,25 @@ def test_a_wrong_setting_fails_the_worker_at_start(
     assert "ready." not in done.stderr + done.stdout
 
 
+@pytest.mark.parametrize("pool", ["solo", "prefork"])
+def test_another_number_of_shards_fails_the_worker_at_start(
+    tmp_path: Path, make_app: MakeApp, truth: Truth, valkey: Valkey, pool: str
+) -> None:
+    """Beside the others it would find none of their entities, and evaluate some a second time."""
+    engine = Engine(make_app(broker=valkey.url))
+    engine.enqueue(engine.register(truth.entity())("1"))
+    (tmp_path / "shop.py").write_text(
+        "from celery import Celery\nfrom celery_goalstate import Engine, Entity\n"
+        f"app = Celery('shop', broker={valkey.url!r})\napp.conf.goalstate_shards = 4\nengine = Engine(app)\n"
+        "@engine.register\nclass Order(Entity): pass\n"
+    )
+    command = [sys.executable, "-m", "celery", "-A", "shop", "worker", "--pool", pool, "--concurrency", "1"]
+    done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "'order' in 1 shards, and goalstate_shards is 4" in done.stderr + done.stdout
+    assert "ready." not in done.stderr + done.stdout
+
+
 def test_a_worker_with_an_index_of_its_own(make_app: MakeApp, truth: Truth) -> None:
     """Broker and index in memory, for a try at home: one process, solo or threads."""
     app = make_app(goalstate_sweep_interval=0.02)
