@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -92,12 +93,13 @@ class Publisher:
         if self._app.conf.task_always_eager:
             self._evaluate_inline(kind, wakeups)
             return True
+        asked_at = time.monotonic()
         options = options or KindOptions()
         routing = {**options.routing, **({} if patient else AT_ONCE)}
         for start in range(0, len(wakeups), BATCH):
             messages = list(_messages(wakeups[start : start + BATCH], options.batch_size))
             try:
-                self._publish(kind, messages, routing)
+                self._publish(kind, messages, routing, asked_at)
             except Exception as error:
                 left = wakeups[start:]
                 logger.warning(
@@ -110,19 +112,29 @@ class Publisher:
                 return False
         return True
 
-    def _publish(self, kind: str, messages: list[list[Wakeup]], options: Mapping[str, Any]) -> None:
+    def _publish(
+        self, kind: str, messages: list[list[Wakeup]], options: Mapping[str, Any], asked_at: float
+    ) -> None:
         with self._app.producer_or_acquire() as producer:
             if len(messages) == 1:
-                self._send(kind, messages[0], producer, options)
+                self._send(kind, messages[0], producer, options, asked_at)
                 return
             with producer.batch(BATCH):
                 for wakeups in messages:
-                    self._send(kind, wakeups, producer, options)
+                    self._send(kind, wakeups, producer, options, asked_at)
 
-    def _send(self, kind: str, wakeups: list[Wakeup], producer: Any, options: Mapping[str, Any]) -> None:
+    def _send(
+        self,
+        kind: str,
+        wakeups: list[Wakeup],
+        producer: Any,
+        options: Mapping[str, Any],
+        asked_at: float,
+    ) -> None:
         """What `app.send_task` does, without what a wake-up has no use for.
 
-        In particular it has no parent: an entity that is looked at for ever is no endless chain of tasks.
+        In particular it has no parent: an entity that is looked at for ever is no endless chain of tasks. The
+        delays count from `asked_at`: those at the end of many messages must not come later for that.
         """
         app, name = self._app, task_name(kind, self._namespace)
         wakeup, pairs = wakeups[0], [[each.id, each.token] for each in wakeups]
@@ -133,7 +145,7 @@ class Publisher:
             "argsrepr": repr((pairs,))[:SHOWN],
             "kwargsrepr": _shown(kind, wakeups),
             "retries": wakeup.retries,
-            "countdown": wakeup.delay / 1000,
+            "countdown": max(0.0, wakeup.delay / 1000 - (time.monotonic() - asked_at)) if wakeup.delay else 0,
         }
         if wakeup.delay >= WHOLE_SECOND and _delays_natively(app, producer):
             app.send_task(
@@ -151,6 +163,9 @@ class Publisher:
         if not ignore_result:
             app.backend.on_task_call(producer, wakeup.task_id)
         routed = app.amqp.router.route(options, name, contents["args"], contents["kwargs"])
+        queue = routed.get("queue")
+        if queue is not None and hash(queue) in producer.channel.connection.client.declared_entities:
+            routed["declare"] = ()  # kombu would find that out, too, at the cost of three copies of the queue
         app.amqp.send_task_message(producer, name, message, **routed)
 
     def _evaluate_inline(self, kind: str, wakeups: Sequence[Wakeup]) -> None:

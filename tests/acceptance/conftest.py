@@ -87,7 +87,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
             lane = item.callspec.params.get("lane")
-            if lane and lane.name in SHORT and not SHORT[lane.name].search(item.nodeid):
+            if isinstance(lane, Lane) and lane.name in SHORT and not SHORT[lane.name].search(item.nodeid):
                 item.add_marker(pytest.mark.long)
 
 
