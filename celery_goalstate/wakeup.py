@@ -164,7 +164,7 @@ class Publisher:
             app.backend.on_task_call(producer, wakeup.task_id)
         routed = app.amqp.router.route(options, name, contents["args"], contents["kwargs"])
         queue = routed.get("queue")
-        if queue is not None and hash(queue) in producer.channel.connection.client.declared_entities:
+        if queue is not None and hash(queue) in producer.connection.declared_entities:
             routed["declare"] = ()  # kombu would find that out, too, at the cost of three copies of the queue
         app.amqp.send_task_message(producer, name, message, **routed)
 
