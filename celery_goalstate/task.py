@@ -342,6 +342,7 @@ def create_task(
         bind=True,
         name=name,
         serializer="json",
+        Strategy="celery_goalstate.guard:strategy",
         typing=False,
         shared=False,  # or every other app of the process got it too, with this app's engine
         **options,
