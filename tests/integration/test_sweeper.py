@@ -464,14 +464,14 @@ def test_what_fails_for_one_kind_spares_the_others_and_is_told_once(
             raise RuntimeError("a mistake")
         return promote(kind, requests)
 
-    world.index.promote = broken  # type: ignore[method-assign]
+    world.index.promote = broken  # type: ignore[method-assign]  # an error of ours
     for _ in range(3):
         sweeper.sweep()
     world.run()
     assert truth.looks("1", kind="cart") == 1
     assert truth.looks("1") == 0
     assert caplog.text.count("the sweep of order (shard 0) failed; it is tried again") == 1
-    world.index.promote = promote  # type: ignore[method-assign]
+    world.index.promote = promote  # type: ignore[method-assign]  # mended
     sweeper.sweep()
     assert "the sweeper works again for order (shard 0)" in caplog.text
     world.run()
@@ -492,13 +492,13 @@ def test_a_shard_that_does_not_answer_spares_the_others_and_is_told_once(
         return [Survey("order", 0, unreachable=f"call {next(calls)}"), *found[1:]]
 
     calls = itertools.count()
-    world.index.survey = half  # type: ignore[method-assign]
+    world.index.survey = half  # type: ignore[method-assign]  # half away
     for _ in range(3):
         sweeper.sweep()
     world.run()
     assert truth.looks("1", kind="cart") == 1
     assert caplog.text.count("the sweeper waits for the index of order (shard 0): call 1") == 1
     assert caplog.text.count("waits for the index") == 1
-    world.index.survey = survey  # type: ignore[method-assign]
+    world.index.survey = survey  # type: ignore[method-assign]  # back
     sweeper.sweep()
     assert "the sweeper works again for order (shard 0)" in caplog.text
