@@ -197,6 +197,9 @@ class Record:
     finished: int | None = None  #: when the last evaluation ended
     started: int | None = None  #: when the evaluation under way began
     since: int | None = None  #: of a quarantined entity
+    expires: int | None = None  #: when an idle record is forgotten; None: never
+    floor: int | None = None  #: no enqueue brings the pending evaluation before this
+    alone: bool = False  #: its worker was lost with a batch: not to be claimed with others
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +325,18 @@ class Index(Protocol):
 
     def forget(self, kind: str, ids: Sequence[str]) -> int:
         """Remove idle records that are past their time; how many."""
+
+    def adopt(self, kind: str, records: Sequence[Record]) -> None:
+        """Take over entities as another index describes them, none of them running.
+
+        What is known here already stays as it is.
+        """
+
+    def retire(self, kind: str, records: Sequence[Record]) -> list[bool]:
+        """Remove entities that are still as described: same deadline, same last look, not running.
+
+        Whether nothing is left of each. Unlike `delete`, it overlooks no enqueue that came since.
+        """
 
     def evicts(self) -> str:
         """The server's policy, if it may drop what the index holds when its memory is full; else empty."""

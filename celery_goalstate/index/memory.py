@@ -446,6 +446,9 @@ class MemoryIndex:
             finished=entry.finished,
             started=int(entry.lease) // 1000 if running else None,
             since=entry.score if entry.status is Status.FAILED else None,
+            expires=entry.score if entry.status is Status.IDLE else None,
+            floor=entry.floor,
+            alone=entry.alone,
         )
 
     def records(self, kind: str, status: Status, limit: int) -> list[Record]:
@@ -548,6 +551,45 @@ class MemoryIndex:
             for id in expired:
                 del entries[id]
             return len(expired)
+
+    def adopt(self, kind: str, records: Sequence[Record]) -> None:
+        with self._lock:
+            self.note([kind])
+            for record in records:
+                self._kinds[kind].entries.setdefault(record.id, self._adopted(record))
+
+    @staticmethod
+    def _adopted(record: Record) -> _Entry:
+        entry = _Entry(
+            status=record.status,
+            score=record.since if record.status is Status.FAILED else record.expires,
+            task_id=record.task_id,
+            failures=record.failures,
+            looks=record.looks,
+            error=record.error,
+            converged=record.converged,
+            finished=record.finished,
+            alone=record.alone,
+        )
+        if record.deadline is not None:
+            entry.status, entry.score, entry.task_id = Status.PARKED, record.deadline, ""
+            entry.deadline, entry.floor = record.deadline, record.floor
+        return entry
+
+    def retire(self, kind: str, records: Sequence[Record]) -> list[bool]:
+        with self._lock:
+            return [self._retire(self._kinds[kind], record) for record in records]
+
+    @staticmethod
+    def _retire(kind: _Kind, record: Record) -> bool:
+        entry = kind.entries.get(record.id)
+        if entry is None:
+            return True
+        same = (entry.deadline, entry.finished) == (record.deadline, record.finished)
+        if entry.status is Status.RUNNING or not same:
+            return False
+        del kind.entries[record.id]
+        return True
 
     def evicts(self) -> str:
         return ""

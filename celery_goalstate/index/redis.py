@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -68,11 +69,15 @@ SHARD_KEYS = ("parked", "sent", "running", "idle", "failed", "token", "paused", 
 
 #: Whatever only goes on with, or ends, what the index knows already goes on when Redis has no memory left.
 EVEN_WHEN_FULL = frozenset(
-    ("put_back", "claim", "take", "renew", "finish", "delete", "survey", "promote", "resend", "forget")
+    (
+        *("put_back", "claim", "take", "renew", "finish", "delete"),
+        *("survey", "promote", "resend", "forget", "retire"),
+    )
 )
 
 Argument = str | int | bytes
-Row = Sequence[str | int | bool]  #: what a script is told of one entity, its id first; False is absent
+#: What a script is told of one entity, its id first; False is absent.
+Row = Sequence[str | int | bool | Mapping[str, str]]
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -288,6 +293,22 @@ class RedisIndex:
     def forget(self, kind: str, ids: Sequence[str]) -> int:
         return sum(self._transition("forget", kind, [[id] for id in ids]))
 
+    # -- moving
+
+    def shards_of(self, kind: str) -> int | None:
+        """In how many shards a kind is kept here, whatever this index's own number; None: it is not."""
+        [form] = self._commands([("HGET", self._kinds_key, kind)])
+        return None if form is None else _known_layout(kind, json.loads(form))["shards"]
+
+    def adopt(self, kind: str, records: Sequence[Record]) -> None:
+        if kind not in self._agreed:
+            self.note([kind])
+        self._transition("adopt", kind, [_as_adopted(record) for record in records])
+
+    def retire(self, kind: str, records: Sequence[Record]) -> list[bool]:
+        rows = [(each.id, _digits(each.deadline), _digits(each.finished)) for each in records]
+        return self._transition("retire", kind, rows)
+
     def evicts(self) -> str:
         # INFO, since CONFIG is what managed servers forbid. No key of the index has a time to live, so the
         # policies `volatile-...` drop none.
@@ -449,13 +470,17 @@ def _why(error: errors.RedisError) -> str:
     return f"the index did not answer: {type(error).__name__}: {words}"
 
 
-def _check_form(kind: str, form: Mapping[str, Any], shards: int) -> None:
+def _known_layout(kind: str, form: Mapping[str, Any]) -> Mapping[str, Any]:
     if form["layout"] != LAYOUT:
         raise ImproperlyConfigured(
             f"the index keeps kind {kind!r} in layout {form['layout']}, and this release of celery-goalstate"
             f" knows layout {LAYOUT}: run the release that the other processes run"
         )
-    if form["shards"] != shards:
+    return form
+
+
+def _check_form(kind: str, form: Mapping[str, Any], shards: int) -> None:
+    if _known_layout(kind, form)["shards"] != shards:
         raise ImproperlyConfigured(
             f"the index keeps kind {kind!r} in {form['shards']} shards, and goalstate_shards is {shards}: its"
             f" entities would not be found. Set goalstate_shards to {form['shards']}, or move the kind"
@@ -464,6 +489,10 @@ def _check_form(kind: str, form: Mapping[str, Any], shards: int) -> None:
 
 def _optional(value: int | None) -> int | bool:
     return False if value is None else value
+
+
+def _digits(value: int | None) -> str | bool:
+    return False if value is None else str(value)
 
 
 def _wakeup(id: str, reply: list[Any] | None) -> Wakeup | None:
@@ -519,4 +548,31 @@ def _record(id: str, reply: list[Any]) -> Record | None:
         finished=number("finished"),
         started=int(fields["lease"]) // 1000 if running else None,
         since=int(score) if status is Status.FAILED else None,
+        expires=int(score) if status is Status.IDLE and score != math.inf else None,
+        floor=number("floor"),
+        alone="alone" in fields,
+    )
+
+
+def _as_adopted(record: Record) -> Row:
+    """What `_record` reads, as it is to be stored: the other way round."""
+    pending = record.deadline is not None
+    fields = {
+        "deadline": _digits(record.deadline),
+        "floor": _digits(record.floor),
+        "task_id": False if pending else record.task_id,
+        "failures": _digits(record.failures or None),
+        "looks": _digits(record.looks or None),
+        "error": record.error,
+        "converged": False if record.converged is None else str(int(record.converged)),
+        "finished": _digits(record.finished),
+        "alone": record.alone and "1",
+    }
+    status = Status.PARKED if pending else record.status
+    score = record.deadline or record.since or record.expires
+    return (
+        record.id,
+        status,
+        "+inf" if score is None else score,
+        {name: value for name, value in fields.items() if isinstance(value, str) and value},
     )

@@ -238,8 +238,8 @@ _NEEDED = {
     Status.PARKED: {"deadline"},
     Status.SENT: {"deadline", "token"},
     Status.RUNNING: {"lease", "nonce", "due"},
-    Status.IDLE: {"finished", "last"},
-    Status.FAILED: {"finished", "last"},
+    Status.IDLE: {"finished"},
+    Status.FAILED: {"finished"},
 }
 
 

@@ -164,6 +164,10 @@ class Entity:
             self.forget()
         return was_there
 
+    def move(self) -> None:
+        """It moves away and comes back: only since when it waits is forgotten."""
+        self.since = None
+
     def forget(self) -> None:
         """Begin again as if it had never been known; fencing tokens go on rising."""
         self.__dict__.update(Entity(fence=self.fence).__dict__)

@@ -18,6 +18,7 @@ from redis.retry import Retry
 from celery_goalstate.exceptions import IndexUnavailable
 from celery_goalstate.index.base import (
     Limits,
+    Record,
     Refusal,
     Refused,
     Request,
@@ -212,6 +213,12 @@ SAID = [
     Said("promote", several(lambda b: b.enqueue(delay=FAR), later(FAR)), lambda b: b.promote()),
     Said("resend", several(lambda b: b.enqueue(), later(60_000)), lambda b: b.resend()),
     Said("look later", several(lambda b: b.enqueue(), later(60_000)), lambda b: b.resend(probe=False)),
+    Said("adopt", nothing, lambda b: b.index.adopt(KIND, [Record("a", Status.PARKED, deadline=b.now)])),
+    Said(
+        "retire",
+        lambda b: b.enqueue(),
+        lambda b: b.index.retire(KIND, [Record("a", Status.SENT, deadline=b.now)]),
+    ),
     Said("forget", lambda b: b.finish(running(b), idle_ttl=0), lambda b: b.index.forget(KIND, ["a"]), 0),
 ]
 

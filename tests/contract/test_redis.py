@@ -129,6 +129,17 @@ def test_another_number_of_shards_is_refused_by_whatever_is_said(index: RedisInd
         index.counts("host")
 
 
+def test_anybody_may_ask_for_the_number_of_shards(index: RedisIndex, valkey: Any) -> None:
+    """Whoever moves a kind opens its old place as it is."""
+    other = RedisIndex(valkey, Limits(), shards=4)
+    assert other.shards_of(KIND) is None
+    index.note([KIND])
+    assert other.shards_of(KIND) == 1
+    valkey.hset("gs:{default}:kinds", KIND, '{"layout": 2, "shards": 1}')
+    with pytest.raises(ImproperlyConfigured, match="layout 2"):
+        other.shards_of(KIND)
+
+
 def test_a_layout_of_a_later_release_is_refused(index: RedisIndex, valkey: Any) -> None:
     valkey.hset("gs:{default}:kinds", KIND, '{"layout": 2, "shards": 1, "surprise": true}')
     with pytest.raises(ImproperlyConfigured, match=r"kind 'order' in layout 2, .* knows layout 1"):
@@ -226,4 +237,5 @@ def test_a_full_redis_refuses_enqueues_and_nothing_else(index: RedisIndex, full:
     index.put_back(KIND, index.promote(KIND, {"parked": "task"}))
     assert [taken.id for taken in index.take(KIND, 9, nonce="n2", task_id="t")] == ["parked"]
     assert index.resend(KIND, {"sent": "task"}, probe="sent") == []
-    assert index.delete(KIND, ["sent", "parked", "end", "new"]) == [True, True, True, False]
+    assert index.retire(KIND, index.describe(KIND, ["sent"])) == [True]
+    assert index.delete(KIND, ["parked", "end", "new"]) == [True, True, False]

@@ -35,6 +35,7 @@ from celery_goalstate.index.base import (
     Finish,
     Limits,
     Policy,
+    Record,
     Refused,
     Report,
     Request,
@@ -93,6 +94,7 @@ class Machine(RuleBasedStateMachine):
         self.last_claim: tuple[list[tuple[str, str]], str, list[Any]] | None = None
         self.paused = False
         self.sweeper, self.swept_until = "", 0
+        self.seen: dict[str, Record | None] = {}  # what a mover knew of each entity
         self.happened = 0  # numbers all that happens, since much can happen within a millisecond
 
     def _next(self) -> int:
@@ -401,6 +403,24 @@ class Machine(RuleBasedStateMachine):
     def _resume(self) -> None:
         self.index.resume(KIND)
         self.paused = False
+
+    @rule(id=ids, old_news=rarely)
+    def move_away_and_back(self, id: str, old_news: bool) -> None:
+        """To another index, so to speak. With old news, nothing that came since is overlooked."""
+        [now] = self.index.describe(KIND, [id])
+        then = self.seen.get(id) if old_news else now
+        self.seen[id] = now
+        if then is None or then.status is Status.RUNNING:
+            return
+        entity = self.entities[id]
+        [gone] = self.index.retire(KIND, [then])
+        unchanged = now is None or (now.deadline, now.finished) == (then.deadline, then.finished)
+        assert gone == (entity.evaluation is None and unchanged)
+        if gone and now is not None:
+            assert self.index.describe(KIND, [id]) == [None]
+            self.index.adopt(KIND, [now])
+            entity.move()
+        self.index.adopt(KIND, [Record(id, Status.FAILED, finished=1, since=1)] if entity.known else [])
 
     # -- the sweeper
 

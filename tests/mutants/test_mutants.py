@@ -30,6 +30,7 @@ CONTRACT = (
     "tests/contract/test_delete.py",
     "tests/contract/test_sweep.py",
     "tests/contract/test_lists.py",
+    "tests/contract/test_move.py",
     "tests/contract/test_lost_replies.py",
     "tests/contract/test_redis.py",
     "tests/contract/test_state_machine.py",
@@ -245,6 +246,30 @@ MUTANTS = [
         "index/lua/finish.lua",
         "deadline = earliest(due, outside)",
         "deadline = outside or now",
+    ),
+    Mutant(
+        "a move overlooks an enqueue that came meanwhile",
+        "index/memory.py",
+        "if entry.status is Status.RUNNING or not same:",
+        "if entry.status is Status.RUNNING:",
+    ),
+    Mutant(
+        "a move overlooks an enqueue that came meanwhile",
+        "index/lua/retire.lua",
+        "if entity.status == RUNNING or not same then",
+        "if entity.status == RUNNING then",
+    ),
+    Mutant(
+        "a move puts old news over what is known already",
+        "index/memory.py",
+        "self._kinds[kind].entries.setdefault(record.id, self._adopted(record))",
+        "self._kinds[kind].entries[record.id] = self._adopted(record)",
+    ),
+    Mutant(
+        "a move puts old news over what is known already",
+        "index/lua/adopt.lua",
+        "if entity.status then",
+        "if entity.status == RUNNING then",
     ),
     # And some of the finer points.
     Mutant(
