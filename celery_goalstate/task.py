@@ -58,6 +58,10 @@ CLAIM_ATTEMPTS = 10
 #: How long a task with batches takes more entities, in seconds: other tasks want their turn.
 TAKE_FOR = 1.0
 
+#: Errors of an entity that Celery would take for its own: as a word about this task, or (any MemoryError) as
+#: the end of the whole worker.
+TO_CELERY = (TaskPredicate, MemoryError)
+
 REFUSALS = {
     Refused.MISSING: "nothing to do: the index does not know the entity (deleted?)",
     Refused.STALE: "nothing to do: superseded by another wake-up",
@@ -286,7 +290,7 @@ class Evaluator:
             return line
         if outcome.quarantined:
             logger.error("%s: %s", entity, line)  # Celery shows the traceback
-            if isinstance(error, TaskPredicate):  # what it says to Celery is not meant for this task
+            if isinstance(error, TO_CELERY):
                 raise GoalStateError(error_text(error)) from error
             raise error
         if finished.deadline is None:  # a failure has a next look, unless the entity is gone

@@ -259,8 +259,10 @@ def test_celerys_own_exceptions_are_failures(
     assert (look(world).error or "").startswith(type(error).__name__)
 
 
-@pytest.mark.parametrize("error", [Reject("no", requeue=True), Ignore(), Retry("later")], ids=repr)
-def test_celerys_own_exceptions_do_not_reach_celery_from_quarantine(
+@pytest.mark.parametrize(
+    "error", [Reject("no", requeue=True), Ignore(), Retry("later"), MemoryError("1 TB")], ids=repr
+)
+def test_what_would_steer_celery_does_not_reach_it_from_quarantine(
     world: World, truth: Truth, error: Exception
 ) -> None:
     entity = world.register("host", max_failures=1)
