@@ -30,14 +30,14 @@ format: .venv/lint.stamp ## put the code into its one format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/test.stamp ## costs against plain Celery, as ratios; writes docs/benchmarks (ARGS="--only lateness", --quick)
+bench: .venv/test.stamp ## costs against plain Celery, as ratios; writes docs/benchmarks (ARGS=--peers: against other queues too)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: .venv/test.stamp ## run every example of README and docs
 	$(BIN)/python -m pytest tests/docs $(ARGS)
 
 clean: ## remove the environment and what tests and demo left
-	rm -rf .venv .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache example_project/var tests/output
+	rm -rf .venv .venv-peers .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache example_project/var tests/output
 
 .venv/bin/python:
 	@set -e; for python in $${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do \

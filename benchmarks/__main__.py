@@ -4,6 +4,7 @@ Whatever is compared is measured in rounds that take turns, on one embedded serv
 one run. Absolute figures move with the machine, ratios hardly do.
 
     make bench                                  everything, some ten minutes; writes docs/benchmarks
+    make bench ARGS=--peers                     other queues too, some ten minutes more
     make bench ARGS="--only enqueue evaluate"   some of it; the rest stays as it was measured before
     make bench ARGS="--report docs/benchmarks/results.json"    measure nothing, write the pages again
 """
@@ -34,7 +35,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="make bench ARGS=...", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=SCENARIOS, help="these only")
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=[*SCENARIOS, "peers"], help="these only")
+    parser.add_argument("--peers", action="store_true", help="peers too, installed into .venv-peers at first")
     parser.add_argument("--rounds", type=int, default=15, help="of what takes milliseconds; default: 15")
     parser.add_argument("--quick", action="store_true", help="a smoke run: its figures mean nothing")
     parser.add_argument("--output", type=Path, default=DOCS, help="a directory; default: docs/benchmarks")
@@ -47,7 +49,7 @@ def main() -> None:
         return
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # or workers and server would go on
-    names = options.only or SCENARIOS
+    names = [*(options.only or SCENARIOS), *(["peers"] if options.peers else [])]
     options.output.mkdir(parents=True, exist_ok=True)
     results_file = options.output / "results.json"
     results = begin(results_file, again=options.only is not None, quick=options.quick)

@@ -14,6 +14,15 @@ from matplotlib import pyplot as plt
 
 OURS, PLAIN, FAR = "#1f6f8b", "#b3b3b3", "#e07a3f"
 
+#: What is measured of each peer, and how the columns are headed.
+PEERS_MEASURED = {
+    "enqueue": "enqueue, µs",
+    "duplicate": "duplicate, µs",
+    "bulk": "many, µs each",
+    "jobs": "jobs a second",
+    "bytes": "bytes per job",
+}
+
 Measured = Mapping[str, list[float]]
 
 
@@ -97,4 +106,29 @@ def _lateness(measured: Measured) -> Any:
     return figure
 
 
-PLOTS = {"enqueue": _enqueue, "evaluate": _evaluate, "million": _million, "lateness": _lateness}
+def _peers(measured: Measured) -> Any:
+    """A row for each, a column for each thing measured: read like the table."""
+    names = list(dict.fromkeys(name.partition(": ")[0] for name in measured))[::-1]
+    figure, columns = plt.subplots(1, len(PEERS_MEASURED), figsize=(12, 0.7 + 0.3 * len(names)), sharey=True)
+    for axes, (what, title) in zip(columns, PEERS_MEASURED.items(), strict=True):
+        medians = [statistics.median(measured.get(f"{name}: {what}", [0])) for name in names]
+        axes.barh(
+            names, medians, color=[OURS if name.startswith("celery-goalstate") else PLAIN for name in names]
+        )
+        for row, median in enumerate(medians):
+            if median:  # some cannot do it
+                axes.annotate(f" {median:,.0f}", (median, row), va="center")
+        axes.set_title(title, loc="left")
+        axes.margins(x=0.35)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xticks([])
+    return figure
+
+
+PLOTS = {
+    "enqueue": _enqueue,
+    "evaluate": _evaluate,
+    "million": _million,
+    "lateness": _lateness,
+    "peers": _peers,
+}

@@ -35,8 +35,8 @@ class Target:
         if not self.against:
             return statistics.median(ours)
         base = measured[self.against]
-        if self.how == "ratio":  # of each round: a machine that gets slower slows both
-            return statistics.median(a / b for a, b in zip(ours, base, strict=True))
+        if self.how == "ratio":
+            return _ratio(ours, base)
         return statistics.median(ours) - statistics.median(base)
 
     def missed(self, value: float) -> bool:
@@ -49,6 +49,11 @@ class Target:
         if self.how == "difference":
             return f"{self.against} {'+' if value >= 0 else '−'} {abs(value):.1f} {self.unit}"
         return f"{value:,.{0 if abs(value) >= 100 else 2}f} {self.unit}".rstrip()
+
+
+def _ratio(ours: list[float], base: list[float]) -> float:
+    """The median of each round's ratio: a machine that gets slower slows both."""
+    return statistics.median(a / b for a, b in zip(ours, base, strict=True))
 
 
 def target(what: str, scenario: str, name: str, limit: float, against: str = "", **options: Any) -> Target:
@@ -142,6 +147,16 @@ All in one worker at one time; the load beside it is no-op evaluations with batc
         "A fleet with nothing to do",
         "INFO commandstats of workers that wait, with the engine and without.",
     ),
+    "peers": (
+        "Other queues",
+        """The same job in each, from an environment and a process of its own, with its usual settings, logs
+off; all in turns. They do not promise the same, and what a queue has no way to do has no figure.
+
+Microseconds to enqueue a job for in an hour; a duplicate of one that waits, which the others refuse and
+celery-goalstate coalesces; and each of many in one call. Then no-op jobs a second in one worker, from the
+first to the last, and bytes of the server's memory for each job that waits. In brackets: as a ratio to plain
+Celery, microseconds to those of its `apply_async(countdown=)`.""",
+    ),
 }
 
 
@@ -158,8 +173,10 @@ def write(results: dict[str, Any], directory: Path) -> str:
             continue
         parts += [f"## {title}", text]
         parts += [f"![{title}]({file})" for file in drawn.get(name, [])]
-        parts += ["\n".join(_table(scenario["measured"]))]
-        parts += scenario["remarks"]
+        table = _peers_table if name == "peers" else _table
+        parts += ["\n".join(table(scenario["measured"]))]
+        if scenario["remarks"]:
+            parts.append("\n".join(f"* {remark}" for remark in scenario["remarks"]))
     parts += ["## Where and when", "\n".join(_machine(results))]
     (directory / "README.md").write_text("\n\n".join(parts) + "\n")
     return targets
@@ -202,6 +219,23 @@ def _table(measured: Measured) -> list[str]:
             cells = " | ".join(map(_number, (statistics.median(values), min(values), max(values))))
             rows.append(f"| {name} | {cells} | {len(values)} |")
     return rows
+
+
+def _peers_table(measured: Measured) -> list[str]:
+    """A row for each, a column for each thing measured."""
+    columns = plots.PEERS_MEASURED
+    rows = [f"| | {' | '.join(columns.values())} |", "|---|" + "---:|" * len(columns)]
+    for peer in dict.fromkeys(name.partition(": ")[0] for name in measured):
+        cells = [_peers_cell(measured, peer, what) for what in columns]
+        rows.append(f"| {peer} | {' | '.join(cells)} |")
+    return rows
+
+
+def _peers_cell(measured: Measured, peer: str, what: str) -> str:
+    if (values := measured.get(f"{peer}: {what}")) is None:
+        return ""
+    base = measured[f"Celery: {what if what in ('jobs', 'bytes') else 'enqueue'}"]
+    return f"{_number(statistics.median(values))} ({_ratio(values, base):.2f})"
 
 
 def _number(value: float) -> str:
