@@ -260,6 +260,7 @@ def _refuse_unknown(conf: Mapping[str, Any], known: set[str]) -> None:
 # Where the index is ------------------------------------------------------------------------------
 
 _SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "sentinel", "memory")
+_OF_SEVERAL = ("sentinel", "redis+cluster", "rediss+cluster")  # may be reached by several servers
 _CELERY_SCHEMES = {"redis", "rediss", "redis+socket", "unix", "sentinel"}  # of its Redis brokers and backends
 _EXAMPLE = 'e.g. goalstate_index_url="redis://localhost:6379/1", or "memory://" within one process'
 
@@ -366,9 +367,10 @@ def _checked_url(setting: str, url: str) -> str:
         )
     if scheme == "memory":
         return "memory://"
-    if scheme != "sentinel" and ";" in url:
+    if scheme not in _OF_SEVERAL and ";" in url:
         raise ImproperlyConfigured(
-            f"{setting} is {safe_url(url)!r}; only sentinel:// takes several URLs, separated by ';'"
+            f"{setting} is {safe_url(url)!r}; several URLs, separated by ';', are taken only by"
+            f" {', '.join(_OF_SEVERAL)}"
         )
     for part in url.split(";"):
         try:

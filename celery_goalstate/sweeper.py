@@ -88,7 +88,9 @@ class Sweeper:
         hold = max(HOLD_INTERVALS * self._settings.sweep_interval, HOLD_SECONDS)
         surveys = self._index.survey(kinds, sweeper=self._name, hold=milliseconds(hold), limit=LIMIT)
         problems: dict[str, Exception] = {}
-        self._schedule_standing(kinds, problems)
+        # A node that is away would let each of these wait.
+        away = {survey.kind for survey in surveys if survey.unreachable}
+        self._schedule_standing({name: kind for name, kind in kinds.items() if name not in away}, problems)
         more = False
         for survey in surveys:
             where = f"{survey.kind} (shard {survey.shard})"
@@ -187,12 +189,13 @@ class Sweeper:
     def _schedule_standing(self, kinds: Mapping[str, Kind], problems: dict[str, Exception]) -> None:
         now = self._clock()
         if now >= self._noted_at:  # again and again, for the index may have lost it
+            self._noted_at = now + self._settings.resend_after
             try:
-                self.prepare()
+                self._index.note(kinds)
             except Exception as error:  # noqa: BLE001 - told by `_tell`
                 problems["the kinds"] = error
-            else:
-                self._noted_at = now + self._settings.resend_after
+                if not isinstance(error, IndexUnavailable):  # which takes its time
+                    self._noted_at = now
         for kind in kinds.values():
             if kind.standing and now >= self._standing_at.get(kind.name, 0.0):
                 request = Request(kind.standing, delay=0, task_id=uuid())

@@ -85,8 +85,7 @@ class SweeperStep(bootsteps.StartStopStep):
                 logger.exception("a sweep failed; it is tried again and again")
         finally:
             # An index that lets its callers wait may have its share of the worker's loop, and no more.
-            ill = self._problem or (self._sweeper and self._sweeper.problems)
-            patience = LOOP_SHARE * (time.monotonic() - began) if ill else 0.0
+            patience = LOOP_SHARE * (time.monotonic() - began) if self._problem else 0.0
             if self._running:
                 interval = 0.0 if more else self._interval
                 self._next = self._timer.call_after(max(interval, patience), self._tick)

@@ -1,6 +1,6 @@
 """Real servers for the tests: each a process on free ports, ended by its id, with its log in a directory.
 
-`Valkey` is embedded and always there; `ValkeyCluster` is three of it. The others need a program on the
+`Valkey` is embedded and always there, and so is a `Cluster` of it. The others need a program on the
 machine: without it the test is skipped, or fails in CI, where it must be there.
 """
 
@@ -232,24 +232,35 @@ class RedisServer(Process):
         return False
 
 
-class ValkeyCluster:
-    """Three embedded Valkey servers that share the 16,384 slots of a cluster."""
+class Cluster:
+    """Servers that share the 16,384 slots of a cluster; `spare` ones have none, and join to get some."""
 
-    def __init__(self, directory: Path) -> None:
-        self.nodes = [
-            Valkey(
-                directory / f"node-{number}",
-                cluster_enabled=True,
-                cluster_port=free_port(),
-                cluster_config_file="nodes.conf",
-                cluster_node_timeout=5000,
-            )
-            for number in range(3)
-        ]
+    SLOTS = 16_384
+
+    def __init__(
+        self, directory: Path, kind: type[Valkey | RedisServer] = Valkey, *, spare: int = 0, **config: Any
+    ) -> None:
+        """`config` holds the servers' own options, with `_` for `-`."""
+        self.nodes: list[Valkey | RedisServer] = []
+        self._sharers = 3
+        for number in range(self._sharers + spare):
+            options = {
+                "cluster_enabled": "yes",
+                "cluster_port": free_port(),
+                "cluster_config_file": "nodes.conf",
+                "cluster_node_timeout": 5000,
+                **config,
+            }
+            place = directory / f"node-{number}"
+            if kind is Valkey:
+                self.nodes.append(Valkey(place, **options))
+            else:
+                given = [(f"--{name.replace('_', '-')}", str(value)) for name, value in options.items()]
+                self.nodes.append(RedisServer(place, *(word for option in given for word in option)))
 
     @property
     def url(self) -> str:
-        return f"redis+cluster://{HOST}:{self.nodes[0].port}"
+        return ";".join(f"redis+cluster://{HOST}:{node.port}" for node in self.nodes)
 
     def client(self) -> redis.RedisCluster:
         return redis.RedisCluster(host=HOST, port=self.nodes[0].port, decode_responses=True)
@@ -260,9 +271,10 @@ class ValkeyCluster:
         with contextlib.ExitStack() as stack:
             clients = [stack.enter_context(node.client()) for node in self.nodes]
             for number, client in enumerate(clients):
-                first, last = (16384 * n // len(clients) for n in (number, number + 1))
                 client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
-                client.execute_command("CLUSTER ADDSLOTSRANGE", first, last - 1)
+                if number < self._sharers:
+                    first, last = (self.SLOTS * n // self._sharers for n in (number, number + 1))
+                    client.execute_command("CLUSTER ADDSLOTSRANGE", first, last - 1)
                 bus = client.config_get("cluster-port")["cluster-port"]
                 clients[0].execute_command("CLUSTER MEET", HOST, self.nodes[number].port, bus)
             poll("the cluster's nodes agree", lambda: all(map(self._complete, clients)), timeout=20)
@@ -270,6 +282,45 @@ class ValkeyCluster:
     def _complete(self, client: redis.Redis) -> bool:
         info = client.execute_command("CLUSTER INFO")
         return info["cluster_state"] == "ok" and info["cluster_known_nodes"] == str(len(self.nodes))
+
+    def replicate(self, replica: Valkey | RedisServer, master: Valkey | RedisServer) -> None:
+        """Make a spare node the replica of another."""
+        with replica.client() as client:
+            client.execute_command("CLUSTER REPLICATE", self.id(master))
+            poll("it is in sync", lambda: client.info("replication").get("master_link_status") == "up")
+
+    def id(self, node: Valkey | RedisServer) -> str:
+        with node.client() as client:
+            return str(client.execute_command("CLUSTER MYID"))
+
+    def owner(self, key: str) -> Valkey | RedisServer:
+        """The node that has the key's slot."""
+        with self.nodes[-1].client() as client:
+            slot = client.execute_command("CLUSTER KEYSLOT", key)
+            for first, last, (_, port, *_), *_ in client.execute_command("CLUSTER SLOTS"):
+                if first <= slot <= last:
+                    return next(node for node in self.nodes if node.port == port)
+        raise LookupError(f"nobody has slot {slot}")
+
+    def move(
+        self, key: str, target: Valkey | RedisServer, *, midway: Callable[[], object] = lambda: None
+    ) -> int:
+        """Move the key's slot to another node, as `redis-cli --cluster reshard` does; its number of keys."""
+        source, moved = self.owner(key), 0
+        with contextlib.ExitStack() as stack:
+            giving, taking = (stack.enter_context(node.client()) for node in (source, target))
+            slot = giving.execute_command("CLUSTER KEYSLOT", key)
+            taking.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", self.id(source))
+            giving.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", self.id(target))
+            while keys := giving.execute_command("CLUSTER GETKEYSINSLOT", slot, 10):
+                giving.execute_command("MIGRATE", HOST, target.port, "", 0, 5000, "KEYS", *keys)
+                if not moved:
+                    midway()
+                moved += len(keys)
+            for node in (target, source, *self.nodes):
+                with node.client() as client, contextlib.suppress(redis.ResponseError):  # replicas refuse
+                    client.execute_command("CLUSTER SETSLOT", slot, "NODE", self.id(target))
+        return moved
 
     def stop(self) -> None:
         for node in self.nodes:

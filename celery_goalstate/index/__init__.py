@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 # By name: this package has a module `redis` of its own.
 from redis import ConnectionPool, Redis, RedisCluster, Sentinel
 from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode
 from redis.retry import Retry
 
 from celery_goalstate.exceptions import IndexUnavailable
@@ -50,6 +51,7 @@ def open_index(settings: Settings) -> Index:
 def _client(url: str) -> Redis | RedisCluster:
     # The client repeats nothing by itself: a transition that is repeated says so (see `base`).
     options: dict[str, Any] = {
+        "retry": Retry(NoBackoff(), 0),
         "decode_responses": True,
         "socket_timeout": REPLY_TIMEOUT,
         "socket_connect_timeout": CONNECT_TIMEOUT,
@@ -57,17 +59,33 @@ def _client(url: str) -> Redis | RedisCluster:
     }
     scheme = urlsplit(url).scheme
     if scheme.endswith("+cluster"):
-        # A cluster's client follows its slots from node to node, within this many steps.
-        try:
-            return RedisCluster.from_url(
-                url.replace("+cluster", "", 1), retry=Retry(NoBackoff(), 3), **options
-            )
-        except UNAVAILABLE as error:
-            raise IndexUnavailable(f"the index did not answer: {type(error).__name__}: {error}") from error
-    options["retry"] = Retry(NoBackoff(), 0)
+        return _cluster(url, options)
     if scheme == "sentinel":
         return _sentinel_master(url, options)
     return Redis.from_url(url, **options)
+
+
+def _cluster(url: str, options: dict[str, Any]) -> RedisCluster:
+    """`redis+cluster://[user:password@]host:port[;redis+cluster://host:port...][?options]`.
+
+    Any of these nodes tells of all the others.
+    """
+    open_node: Any = ClusterNode  # untyped in redis-py
+    first, *others = [urlsplit(part) for part in url.split(";")]
+    query = "&".join(part.query for part in (first, *others) if part.query)
+    try:
+        client = RedisCluster.from_url(
+            first._replace(scheme=first.scheme.removesuffix("+cluster"), query=query).geturl(),
+            startup_nodes=[open_node(part.hostname or "localhost", part.port or 6379) for part in others],
+            # A slot that nobody serves is missed by those who ask for it, not by everybody.
+            require_full_coverage=False,
+            # While it is opened, it asks a node of its choice, and if that does not answer, another.
+            **{**options, "retry": Retry(NoBackoff(), 3)},
+        )
+    except UNAVAILABLE as error:
+        raise IndexUnavailable(f"the index did not answer: {type(error).__name__}: {error}") from error
+    client.set_retry(options["retry"])
+    return client
 
 
 def _sentinel_master(url: str, options: dict[str, Any]) -> Redis:

@@ -3,7 +3,9 @@
 A kind is split into shards; a stable hash of the id picks one. All keys of a shard carry the same hash tag
 and so lie in one slot of a cluster. `lua/common.lua` says which keys and fields there are.
 
-One more key, `<prefix>:{<namespace>}:kinds`, says in which layout and how many shards each kind is kept.
+Each shard has one more key, `form`: in which layout and how many shards its kind is kept. It lies with what
+it is about, so that in a cluster no kind depends on another's node. `<prefix>:{<namespace>}:kinds` has the
+names of all kinds.
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
@@ -40,12 +44,16 @@ from celery_goalstate.index.base import (
     Survey,
     Wakeup,
 )
+from celery_goalstate.index.cluster import REDIS_ERRORS, Cluster, Command, exchange
 
 #: Which keys, fields and statuses there are. One more with every change that older processes cannot bear.
 LAYOUT = 1
 
 BATCH = 256  #: entities per script call: a few milliseconds of the server's time
 ATTEMPTS = 2  #: a connection that broke is replaced once; the transitions are safe to repeat
+
+#: Seconds. A cluster's node that lets a survey wait until its time is over is left out of the next ones.
+REST = 20.0
 
 #: What passes by itself. Anything else that Redis refuses is a mistake, and raised as it is.
 UNAVAILABLE = (
@@ -58,6 +66,7 @@ UNAVAILABLE = (
     errors.ClusterDownError,
     errors.MasterDownError,
     errors.TryAgainError,
+    errors.AskError,
 )
 #: The same, where the client has no class for it: how the error begins.
 UNAVAILABLE_CODES = ("BUSY ", "MISCONF ", "NOREPLICAS ")
@@ -75,7 +84,6 @@ EVEN_WHEN_FULL = frozenset(
     )
 )
 
-Argument = str | int | bytes
 #: What a script is told of one entity, its id first; False is absent.
 Row = Sequence[str | int | bool | Mapping[str, str]]
 
@@ -107,6 +115,7 @@ class RedisIndex:
         shards: int = 1,
     ) -> None:
         self._client: Any = client
+        self._cluster = Cluster(client) if isinstance(client, RedisCluster) else None
         self._namespace = namespace
         self._key_prefix = key_prefix
         self._shards = shards
@@ -114,27 +123,41 @@ class RedisIndex:
         self._scripts: dict[str, _Script] = {}
         self._known_keys: dict[tuple[str, int], list[bytes]] = {}
         self._agreed: set[str] = set()  # kinds that are kept as we would keep them
+        self._at_rest: dict[str, tuple[float, IndexUnavailable]] = {}  # nodes: until when, and why
 
     # -- kinds
 
     def note(self, kinds: Iterable[str]) -> None:
-        if new := self._agree(list(kinds)):
-            form = json.dumps({"layout": LAYOUT, "shards": self._shards})
-            self._commands([("HSETNX", self._kinds_key, kind, form) for kind in new])
-            self._agree(new)  # somebody else may have been faster
+        if kinds := list(kinds):
+            self._keep(kinds)
+            self._commands([("SADD", self._kinds_key, *kinds)])
 
     def kinds(self) -> list[str]:
-        [kinds] = self._commands([("HKEYS", self._kinds_key)])
+        [kinds] = self._commands([("SMEMBERS", self._kinds_key)])
         return sorted(kinds)
 
-    def _agree(self, kinds: Sequence[str]) -> list[str]:
-        """Which of these kinds are new. Raises `ImproperlyConfigured` if one is kept otherwise than here."""
-        forms = self._commands([("HGET", self._kinds_key, kind) for kind in kinds])
-        for kind, form in zip(kinds, forms, strict=True):
-            if form is not None:
-                _check_form(kind, json.loads(form), self._shards)
+    def _keep(self, kinds: Sequence[str]) -> None:
+        """Write down how these kinds are kept, wherever that is missing."""
+        if missing := self._agree(kinds):
+            form = json.dumps({"layout": LAYOUT, "shards": self._shards})
+            self._commands([("SET", self._key(*shard, "form"), form, "NX") for shard in missing])
+            self._agree(kinds)  # somebody else may have been faster
+
+    def _agree(self, kinds: Sequence[str]) -> list[tuple[str, int]]:
+        """The shards that do not know how their kind is kept. One that does is enough to go on.
+
+        Raises `ImproperlyConfigured` if one is kept otherwise than here.
+        """
+        shards = [(kind, shard) for kind in kinds for shard in range(self._shards)]
+        replies = self._replies([("GET", self._key(*shard, "form")) for shard in shards])
+        for (kind, _), reply in zip(shards, replies, strict=True):
+            if isinstance(reply, str):
+                _check_form(kind, json.loads(reply), self._shards)
                 self._agreed.add(kind)
-        return [kind for kind, form in zip(kinds, forms, strict=True) if form is None]
+        for (kind, _), reply in zip(shards, replies, strict=True):
+            if kind not in self._agreed and isinstance(reply, Exception):
+                raise reply
+        return [shard for shard, reply in zip(shards, replies, strict=True) if reply is None]
 
     # -- scheduling
 
@@ -151,7 +174,9 @@ class RedisIndex:
             (request.id, _optional(request.at), request.delay or 0, request.task_id) for request in requests
         ]
         if kind not in self._agreed:
-            self.note([kind])
+            self._keep([kind])
+            with suppress(IndexUnavailable):  # its node may be away; sweepers note it again and again
+                self._commands([("SADD", self._kinds_key, kind)])
         speaker = (inside.id, inside.lease) if inside else (False, False)
         replies = self._transition("enqueue", kind, rows, (policy, _optional(max_wait), *speaker))
         return [
@@ -253,25 +278,41 @@ class RedisIndex:
     # -- what the sweeper does
 
     def survey(self, kinds: Iterable[str], *, sweeper: str, hold: int, limit: int) -> list[Survey]:
+        node_of = {(kind, shard): self._node(kind, shard) for kind in kinds for shard in range(self._shards)}
+        now = time.monotonic()
+        self._at_rest = {node: rest for node, rest in self._at_rest.items() if rest[0] > now}
         surveys: list[Survey] = []
+        asked: list[tuple[str, int]] = []
         away: IndexUnavailable | None = None
+        for shard, node in node_of.items():
+            if node in self._at_rest:
+                _, away = self._at_rest[node]
+                surveys.append(Survey(*shard, unreachable=str(away)))
+            else:
+                asked.append(shard)
         answered = False
-        for shards in self._by_node([(kind, shard) for kind in kinds for shard in range(self._shards)]):
-            calls = [self._call(*shard, (), (sweeper, hold, limit)) for shard in shards]
-            try:
-                replies = self._run("survey", calls)
-            except IndexUnavailable as error:
-                away = error
-                surveys += [Survey(*shard, unreachable=str(error)) for shard in shards]
+        calls = [self._call(*shard, (), (sweeper, hold, limit)) for shard in asked]
+        for shard, reply in zip(asked, self._run_each("survey", calls), strict=True):
+            if isinstance(reply, IndexUnavailable):
+                away = reply
+                surveys.append(Survey(*shard, unreachable=str(reply)))
+                if self._cluster and isinstance(reply.__cause__, errors.TimeoutError):
+                    self._at_rest[node_of[shard]] = time.monotonic() + REST, reply
+            elif isinstance(reply, Exception):
+                raise reply
             else:
                 answered = True
-                for shard, reply in zip(shards, replies, strict=True):
-                    if reply:
-                        due, suspect, lost, expired = map(tuple, reply)
-                        surveys.append(Survey(*shard, due, suspect, lost, expired))
+                if reply:
+                    due, suspect, lost, expired = map(tuple, reply)
+                    surveys.append(Survey(*shard, due, suspect, lost, expired))
         if away and not answered:
             raise away
         return surveys
+
+    def _node(self, kind: str, shard: int) -> str:
+        """The name of the node that has a shard; without a cluster, there is but one."""
+        node = self._cluster.node_of(self._key(kind, shard, "form")) if self._cluster else None
+        return node.name if node else ""
 
     def promote(self, kind: str, requests: Mapping[str, str]) -> list[Wakeup]:
         replies = self._transition("promote", kind, list(requests.items()))
@@ -297,7 +338,7 @@ class RedisIndex:
 
     def shards_of(self, kind: str) -> int | None:
         """In how many shards a kind is kept here, whatever this index's own number; None: it is not."""
-        [form] = self._commands([("HGET", self._kinds_key, kind)])
+        [form] = self._commands([("GET", self._key(kind, 0, "form"))])
         return None if form is None else _known_layout(kind, json.loads(form))["shards"]
 
     def adopt(self, kind: str, records: Sequence[Record]) -> None:
@@ -315,7 +356,7 @@ class RedisIndex:
         target = {"target_nodes": "primaries"} if isinstance(self._client, RedisCluster) else {}
         try:
             found = self._client.info("memory", **target)
-        except errors.RedisError:
+        except REDIS_ERRORS:
             return ""  # not allowed to know, or away, which others tell
         for node in found.values() if target else [found]:
             policy = str(node.get("maxmemory_policy", ""))
@@ -340,20 +381,6 @@ class RedisIndex:
     @property
     def _kinds_key(self) -> str:
         return f"{self._key_prefix}:{{{self._namespace}}}:kinds"
-
-    def _by_node(self, shards: Sequence[tuple[str, int]]) -> Iterable[Sequence[tuple[str, int]]]:
-        """The shards of each node of a cluster apart: one that is away is not in the others' way."""
-        if not isinstance(self._client, RedisCluster):
-            return [shards]
-        node_of: Any = self._client.get_node_from_key  # untyped in redis-py
-        nodes: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
-        for kind, shard in shards:
-            try:
-                node = node_of(self._key(kind, shard, "token"))
-            except errors.RedisClusterException:
-                node = None  # a slot that no node serves
-            nodes[node.name if node else ""].append((kind, shard))
-        return nodes.values()
 
     def _shard(self, id: str) -> int:
         return zlib.crc32(id.encode()) % self._shards
@@ -408,49 +435,78 @@ class RedisIndex:
         return ordered
 
     def _run(self, name: str, calls: Sequence[_Call], attempts: int = ATTEMPTS) -> list[Any]:
+        """What a script replies to each call. Raises the first error."""
+        replies = self._run_each(name, calls, attempts)
+        _raise_first(replies)
+        return replies
+
+    def _run_each(self, name: str, calls: Sequence[_Call], attempts: int = ATTEMPTS) -> list[Any]:
+        """What a script replies to each call. Errors are among the replies."""
         script = self._script(name)
-        commands: list[tuple[Argument, ...]] = [
+        commands: list[Command] = [
             ("EVALSHA", script.sha, len(call.keys), *call.keys, call.payload) for call in calls
         ]
-        replies = self._commands(commands, attempts)
+        replies = self._replies(commands, attempts)
         for n, reply in enumerate(replies):
             if isinstance(reply, errors.NoScriptError):
                 _, _, *rest = commands[n]
-                [replies[n]] = self._commands([("EVAL", script.source, *rest)], attempts)
-        return [json.loads(reply) for reply in replies]
+                [replies[n]] = self._replies([("EVAL", script.source, *rest)], attempts)
+        return [reply if isinstance(reply, Exception) else json.loads(reply) for reply in replies]
 
-    def _commands(self, commands: Sequence[tuple[Argument, ...]], attempts: int = ATTEMPTS) -> list[Any]:
-        """Send commands in one round trip per node. `NoScriptError` is returned, other errors are raised."""
-        while True:
-            attempts -= 1
-            try:
-                replies = self._send(commands)
-                for reply in replies:
-                    if isinstance(reply, Exception) and not isinstance(reply, errors.NoScriptError):
-                        raise reply
-                return replies
-            except errors.RedisError as error:
-                if isinstance(error, errors.NoPermissionError) or str(error).startswith(FORBIDDEN):
-                    raise ImproperlyConfigured(
-                        f"the index's Redis user lacks a right: {_words(error)};"
-                        " ACL LOG names it, and docs/how-to/deployment.md all that are needed"
-                    ) from error
-                if not isinstance(error, UNAVAILABLE) and not str(error).startswith(UNAVAILABLE_CODES):
-                    raise
-                if attempts < 1 or isinstance(error, errors.TimeoutError):
-                    raise IndexUnavailable(_why(error)) from error
-
-    def _send(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
-        if len(commands) == 1:
-            try:
-                return [self._client.execute_command(*commands[0])]
-            except errors.NoScriptError as error:
-                return [error]
-        pipeline = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        replies: list[Any] = pipeline.execute(raise_on_error=False)
+    def _commands(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands in one round trip per node. Raises the first error."""
+        replies = self._replies(commands)
+        _raise_first(replies)
         return replies
+
+    def _replies(self, commands: Sequence[Command], attempts: int = ATTEMPTS) -> list[Any]:
+        """Send commands in one round trip per node. Errors are among the replies, in our own words."""
+        replies = self._send(commands)
+        for _ in range(1, attempts):
+            again = [n for n, reply in enumerate(replies) if _may_pass_at_once(reply)]
+            if not again:
+                break
+            for n, reply in zip(again, self._send([commands[n] for n in again]), strict=True):
+                replies[n] = reply
+        return [_in_our_words(reply) if isinstance(reply, Exception) else reply for reply in replies]
+
+    def _send(self, commands: Sequence[Command]) -> list[Any]:
+        if self._cluster:
+            return self._cluster.exchange(commands)
+        return exchange(self._client, commands) if commands else []
+
+
+def _raise_first(replies: Iterable[Any]) -> None:
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+
+
+def _is_absence(error: Any) -> bool:
+    return isinstance(error, UNAVAILABLE) or (
+        isinstance(error, errors.RedisError) and str(error).startswith(UNAVAILABLE_CODES)
+    )
+
+
+def _may_pass_at_once(reply: Any) -> bool:
+    """A time-out does not: it has taken long enough."""
+    return _is_absence(reply) and not isinstance(reply, errors.TimeoutError)
+
+
+def _in_our_words(error: Exception) -> Exception:
+    """`NoScriptError` and mistakes stay as they are."""
+    told: Exception
+    if isinstance(error, errors.NoPermissionError) or str(error).startswith(FORBIDDEN):
+        told = ImproperlyConfigured(
+            f"the index's Redis user lacks a right: {_words(error)};"
+            " ACL LOG names it, and docs/how-to/deployment.md all that are needed"
+        )
+    elif _is_absence(error):
+        told = IndexUnavailable(_why(error))
+    else:
+        return error
+    told.__cause__ = error
+    return told
 
 
 @cache
@@ -458,12 +514,12 @@ def _lua(name: str) -> str:
     return resources.files(__package__).joinpath("lua", f"{name}.lua").read_text()
 
 
-def _words(error: errors.RedisError) -> str:
+def _words(error: Exception) -> str:
     """Redis' own words, which name hosts and ports, never a password; but not where in a script it was."""
     return str(error).partition(" script: ")[0]
 
 
-def _why(error: errors.RedisError) -> str:
+def _why(error: Exception) -> str:
     words = _words(error)
     if isinstance(error, errors.OutOfMemoryError):
         return f"the index is full, and takes nothing new until its Redis has memory again: {words}"

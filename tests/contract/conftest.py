@@ -11,7 +11,7 @@ import pytest
 from celery_goalstate.index.base import Limits
 from tests.contract.bench import Bench
 from tests.contract.lanes import Clock, Lane, MemoryLane, RedisLane, check
-from tests.servers import RedisServer, Valkey, ValkeyCluster
+from tests.servers import Cluster, RedisServer, Valkey
 
 LANES = os.environ.get("GOALSTATE_TEST_LANES", "memory,valkey,redis-server,cluster").split(",")
 
@@ -32,7 +32,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with ValkeyCluster(tmp_path_factory.mktemp("cluster")) as servers, servers.client() as client:
+    with Cluster(tmp_path_factory.mktemp("cluster")) as servers, servers.client() as client:
         yield client
 
 

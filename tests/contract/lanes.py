@@ -21,7 +21,7 @@ KINDS = ("order", "host")
 PREFIX = "gs"
 NAMESPACE = "default"
 START = 1_700_000_000_000  # a Tuesday; milliseconds
-AUXILIARY = {"token", "paused", "claimed", "sweeper", "testclock"}
+AUXILIARY = {"form", "token", "paused", "claimed", "sweeper", "testclock"}
 
 
 class Clock:
@@ -157,7 +157,7 @@ class RedisLane:
         rows: Stored = {}
         for key, kind_of_key, content in self._dump():
             if key == f"{PREFIX}:{{{NAMESPACE}}}:kinds":
-                assert content.keys() <= set(KINDS)
+                assert content <= set(KINDS)
                 continue
             namespace, kind, shard, rest = _parse(key)
             assert namespace == NAMESPACE, f"stray key {key}"
@@ -186,10 +186,15 @@ class RedisLane:
                     yield key, kind, self.client.hgetall(key)
                 elif kind == "zset":
                     yield key, kind, self.client.zrange(key, 0, -1, withscores=True)
+                elif kind == "set":
+                    yield key, kind, self.client.smembers(key)
                 else:
                     yield key, kind, None
             return
         for key, kind, flat in self.client.eval(_DUMP, 0):
+            if kind == "set":
+                yield key, kind, set(flat)
+                continue
             pairs = list(zip(flat[::2], flat[1::2], strict=True))
             yield key, kind, dict(pairs) if kind == "hash" else [(id, float(score)) for id, score in pairs]
 
@@ -205,6 +210,7 @@ local found = {}
 for _, key in ipairs(redis.call('KEYS', '*')) do
   local kind = redis.call('TYPE', key).ok
   local content = {}
+  if kind == 'set' then content = redis.call('SMEMBERS', key) end
   if kind == 'hash' then content = redis.call('HGETALL', key) end
   if kind == 'zset' then content = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES') end
   found[#found + 1] = {key, kind, content}

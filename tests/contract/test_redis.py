@@ -141,10 +141,10 @@ def test_anybody_may_ask_for_the_number_of_shards(index: RedisIndex, valkey: Any
 
 
 def test_a_layout_of_a_later_release_is_refused(index: RedisIndex, valkey: Any) -> None:
-    valkey.hset("gs:{default}:kinds", KIND, '{"layout": 2, "shards": 1, "surprise": true}')
+    valkey.set("gs:{default:order:0}:form", '{"layout": 2, "shards": 1, "surprise": true}')
     with pytest.raises(ImproperlyConfigured, match=r"kind 'order' in layout 2, .* knows layout 1"):
         index.enqueue(KIND, [Request("a", 0)])
-    valkey.hset("gs:{default}:kinds", KIND, '{"layout": 1, "shards": 1, "surprise": true}')
+    valkey.set("gs:{default:order:0}:form", '{"layout": 1, "shards": 1, "surprise": true}')
     assert index.enqueue(KIND, [Request("a", 0)])
 
 

@@ -12,12 +12,12 @@ import pytest
 from celery_goalstate import Engine
 from celery_goalstate.exceptions import IndexUnavailable
 from tests.integration.conftest import Truth
-from tests.servers import Valkey, ValkeyCluster
+from tests.servers import Cluster, Valkey
 
 THREADS = 150
 
 
-@pytest.fixture(params=[Valkey, ValkeyCluster])
+@pytest.fixture(params=[Valkey, Cluster])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     with request.param(tmp_path) as server:
         yield server.url

@@ -502,3 +502,38 @@ def test_a_shard_that_does_not_answer_spares_the_others_and_is_told_once(
     world.index.survey = survey  # type: ignore[method-assign]  # back
     sweeper.sweep()
     assert "the sweeper works again for order (shard 0)" in caplog.text
+
+
+def test_nothing_more_is_asked_of_a_node_that_does_not_answer(world: World) -> None:
+    """Each question would cost the time-out, in the loop of a worker."""
+    world.register("host", resync_every=600)
+    sweeper, survey = world.sweeper(), world.index.survey
+    asked: list[str] = []
+
+    def half(kinds: Any, **options: Any) -> Any:
+        found = survey(kinds, **options)
+        gone = {"host", "host.resync"}
+        return [
+            *(each for each in found if each.kind not in gone),
+            *(Survey(kind, 0, unreachable="silence") for kind in gone),
+        ]
+
+    def spy(name: str) -> Any:
+        method = getattr(world.index, name)
+
+        def call(kinds: Any, *args: Any, **kwargs: Any) -> Any:
+            asked.extend([kinds] if isinstance(kinds, str) else kinds)
+            return method(kinds, *args, **kwargs)
+
+        return call
+
+    for name in ("note", "enqueue", "promote", "resend", "finish", "forget"):
+        setattr(world.index, name, spy(name))
+    world.index.survey = half  # type: ignore[method-assign]
+    for _ in range(3):
+        sweeper.sweep()
+        world.clock.advance(100)
+    assert set(asked) == {"order"}
+    world.index.survey = survey  # type: ignore[method-assign]
+    sweeper.sweep()
+    assert {"host", "host.resync"} <= set(asked)

@@ -1,0 +1,97 @@
+"""How the index talks to a Redis Cluster: one round trip to each node, and no node is in the others' way.
+
+redis-py's own pipeline says each command again, alone, when a node did not answer. With many commands for a
+node that swallows them a caller would wait for minutes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from redis import RedisCluster
+from redis import exceptions as errors
+
+Argument = str | int | bytes
+Command = tuple[Argument, ...]
+
+#: Everything that redis-py raises; the errors of its cluster client are a family of their own.
+REDIS_ERRORS = (errors.RedisError, errors.RedisClusterException)
+
+#: The node is away, or the slots are with other nodes now.
+_SLOTS_MAY_HAVE_MOVED = (errors.ConnectionError, errors.TimeoutError, errors.ClusterDownError)
+#: A slot has moved, or is being moved. (`MovedError` is an `AskError`.)
+_TO_FOLLOW = (errors.AskError, errors.TryAgainError)
+
+
+def exchange(client: Any, commands: Sequence[Command]) -> list[Any]:
+    """Send commands by redis-py's client of one server, in one round trip. Errors are among the replies."""
+    try:
+        if len(commands) == 1:
+            return [client.execute_command(*commands[0])]
+        pipeline = client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        return list(pipeline.execute(raise_on_error=False))
+    except errors.RedisError as error:
+        return [error] * len(commands)
+
+
+class Cluster:
+    """Sends commands to the nodes that hold their keys. `client` repeats nothing by itself."""
+
+    def __init__(self, client: RedisCluster) -> None:
+        self._client: Any = client
+
+    def node_of(self, key: Argument) -> Any:
+        """The node that has a key's slot, or None if none has."""
+        try:
+            return self._client.get_node_from_key(key)
+        except errors.SlotNotCoveredError:
+            return None
+
+    def exchange(self, commands: Sequence[Command]) -> list[Any]:
+        """As the function `exchange`, with all nodes one after the other."""
+        nodes: defaultdict[Any, list[int]] = defaultdict(list)
+        for position, command in enumerate(commands):
+            nodes[self.node_of(_key(command))].append(position)
+        replies: list[Any] = [None] * len(commands)
+        for node, positions in nodes.items():
+            asked = [commands[position] for position in positions]
+            for position, reply in zip(positions, self._exchange(node, asked), strict=True):
+                replies[position] = reply
+        return replies
+
+    def _exchange(self, node: Any, commands: Sequence[Command]) -> list[Any]:
+        if node is None:
+            missing = errors.ClusterDownError("CLUSTERDOWN no node serves the slot")
+            self._look_around()
+            return [missing] * len(commands)
+        replies = exchange(self._client.get_redis_connection(node), commands)
+        if any(isinstance(reply, _SLOTS_MAY_HAVE_MOVED) for reply in replies):
+            self._look_around(node.name)
+        return [
+            self._follow(command, reply) if isinstance(reply, _TO_FOLLOW) else reply
+            for command, reply in zip(commands, replies, strict=True)
+        ]
+
+    def _follow(self, command: Command, reply: Any) -> Any:
+        asking = isinstance(reply, errors.AskError) and not isinstance(reply, errors.MovedError)
+        if asking and self._client.get_node(reply.host, reply.port) is None:
+            return reply  # redis-py does not find its way to a node that has no slots yet
+        try:
+            return self._client.execute_command(*command)
+        except REDIS_ERRORS as error:
+            return error
+
+    def _look_around(self, last: str | None = None) -> None:
+        """Ask the nodes, the one named `last` last, who has which slots; the next call goes by that."""
+        with suppress(*REDIS_ERRORS):  # the next call says so
+            self._client.nodes_manager.initialize(last_failed_node_name=last)
+
+
+def _key(command: Command) -> Argument:
+    """Any of the command's keys: all are in one slot."""
+    return command[3] if command[0] in {"EVAL", "EVALSHA"} else command[1]

@@ -1,0 +1,195 @@
+"""A Redis Cluster that changes while it is used: slots move, nodes fall silent, die and are replaced."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from celery_goalstate import index as indexes
+from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
+from celery_goalstate.index import open_index
+from celery_goalstate.index import redis as redis_index
+from celery_goalstate.index.base import Claim, Finish, Report, Request, Run, Verdict
+from celery_goalstate.index.redis import RedisIndex
+from celery_goalstate.settings import Settings
+from tests.servers import Cluster, RedisServer, Valkey, poll
+
+KINDS = [f"kind-{number}" for number in range(12)]
+TIMEOUT = 0.3  # seconds until a node counts as silent, here
+
+
+def form(kind: str, shard: int = 0) -> str:
+    return f"gs:{{default:{kind}:{shard}}}:form"
+
+
+@pytest.fixture(params=[Valkey, RedisServer])
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
+    """Three masters, and a node that has just joined."""
+    with Cluster(
+        tmp_path, request.param, spare=1, cluster_require_full_coverage="no", appendonly="yes"
+    ) as cluster:
+        yield cluster
+
+
+OpenIndex = Callable[..., RedisIndex]
+
+
+@pytest.fixture
+def open_index_on(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenIndex]:
+    """As a fresh process opens it, but for its patience."""
+    monkeypatch.setattr(indexes, "REPLY_TIMEOUT", TIMEOUT)
+    monkeypatch.setattr(indexes, "CONNECT_TIMEOUT", TIMEOUT)
+    opened = []
+
+    def open_it(url: str = "", **settings: int) -> RedisIndex:
+        index = open_index(Settings(index_url=url or cluster.url, **settings))  # type: ignore[arg-type]
+        assert isinstance(index, RedisIndex)
+        opened.append(index)
+        return index
+
+    yield open_it
+    for index in opened:
+        index.close()
+
+
+@contextmanager
+def silent(node: Valkey | RedisServer) -> Iterator[None]:
+    """It takes what it is sent, and says nothing."""
+    with node.client() as client:
+        pid = client.info("server")["process_id"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def of(cluster: Cluster, node: Valkey | RedisServer) -> list[str]:
+    """The kinds that are on a node."""
+    return [kind for kind in KINDS if cluster.owner(form(kind)) is node]
+
+
+def survey(index: RedisIndex) -> tuple[set[str], set[str], float]:
+    """The kinds with something to do, those that are away, and how many seconds it took."""
+    began = time.monotonic()
+    surveys = index.survey(KINDS, sweeper="s", hold=1000, limit=9)
+    took = time.monotonic() - began
+    return {s.kind for s in surveys if s}, {s.kind for s in surveys if s.unreachable}, took
+
+
+def test_a_silent_node_is_in_no_other_s_way(
+    cluster: Cluster, open_index_on: OpenIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_index, "REST", rest := 3 * TIMEOUT)
+    index = open_index_on()
+    index.note(KINDS)
+    for kind in KINDS:
+        index.put_back(kind, [index.enqueue(kind, [Request("a", 0)])[0].wakeup])  # type: ignore[list-item]
+    node = cluster.nodes[0]
+    there = set(of(cluster, node))
+    others = set(KINDS) - there
+    assert len(there) > 1
+    with silent(node):
+        due, away, took = survey(index)
+        assert (due, away) == (others, there)
+        assert took < 2 * TIMEOUT + 1, "one time-out, however many kinds there are"
+        due, away, took = survey(index)
+        assert (due, away) == (others, there)
+        assert took < TIMEOUT, "it is left out"
+
+        fresh = open_index_on()
+        for kind in others:
+            assert fresh.enqueue(kind, [Request("b", 0)])[0].changed
+            assert fresh.take(kind, 1, nonce="n", task_id="t")
+        began = time.monotonic()
+        many = [Request(f"{n}", 0) for n in range(3000)]  # a dozen scripts
+        with pytest.raises(IndexUnavailable):
+            fresh.enqueue(min(there), many)
+        assert time.monotonic() - began < 3 * TIMEOUT + 1, "one time-out, however many commands there are"
+    poll("it is swept again", lambda: not survey(index)[1], timeout=rest + 10)
+
+
+def test_a_node_that_is_gone_is_in_no_fresh_process_s_way(cluster: Cluster, open_index_on: OpenIndex) -> None:
+    index = open_index_on()
+    index.note(KINDS)
+    with cluster.client() as client:
+        first = client.get_default_node().port  # which the client asks what commands there are
+    nodes = {cluster.owner("gs:{default}:kinds"), next(node for node in cluster.nodes if node.port == first)}
+    for node in nodes:
+        there = of(cluster, node)
+        node.kill()
+        fresh = open_index_on()
+        for kind in set(KINDS) - set(there):
+            assert fresh.enqueue(kind, [Request(str(node.port), 0)])[0].changed
+        for kind in there:
+            with pytest.raises(IndexUnavailable):
+                fresh.enqueue(kind, [Request("a", 0)])
+        node.start()
+        poll("it is back", lambda there=there: _answers(index, there))
+    index.note(KINDS)
+    assert index.kinds() == sorted(KINDS)
+
+
+def _answers(index: RedisIndex, kinds: list[str]) -> bool:
+    try:
+        return all(index.counts(kind) for kind in kinds)
+    except IndexUnavailable:
+        return False
+
+
+def test_another_number_of_shards_is_refused_whatever_node_is_gone(
+    cluster: Cluster, open_index_on: OpenIndex
+) -> None:
+    index = open_index_on(shards=4)
+    index.note(["order"])
+    owners = [cluster.owner(form("order", shard)) for shard in range(4)]
+    for node in {owners[0], owners[1]}:
+        node.kill()
+        for shards in (1, 2, 8):
+            # Never taken for a kind that is new.
+            with pytest.raises((ImproperlyConfigured, IndexUnavailable)):
+                open_index_on(shards=shards).enqueue("order", [Request("a", 0)])
+        if set(owners) != {node}:
+            fresh = open_index_on(shards=4)
+            fresh.survey(["order"], sweeper="s", hold=1, limit=1)
+            answering = [id for id in map(str, range(20)) if owners[fresh._shard(id)] is not node]
+            assert len(fresh.enqueue("order", [Request(id, 0) for id in answering])) == len(answering)
+        node.start()
+        poll("it is back", lambda: _answers(index, ["order"]))
+
+
+def test_a_shard_on_the_move_waits_and_keeps_everything(cluster: Cluster, open_index_on: OpenIndex) -> None:
+    """To a node with slots and to one that has just joined; others go on meanwhile."""
+    index = open_index_on()
+    index.note(KINDS)
+    ids = [str(n) for n in range(40)]
+    scheduled = index.enqueue("kind-0", [Request(id, 0, task_id=id) for id in ids])
+    claimed = index.claim("kind-0", [("0", scheduled[0].wakeup.token)], nonce="n", task_id="0")  # type: ignore[union-attr]
+    (claim,) = (claim for claim in claimed if isinstance(claim, Claim))
+    home = cluster.owner(form("kind-0"))
+    neighbours = set(of(cluster, home)) - {"kind-0"}
+    targets = [next(node for node in cluster.nodes[:3] if node is not home), cluster.nodes[3]]
+
+    def meanwhile() -> None:
+        with pytest.raises(IndexUnavailable):
+            index.enqueue("kind-0", [Request("new", 0)])
+        with pytest.raises(IndexUnavailable):
+            index.renew("kind-0", [Run("0", claim.lease)])
+        assert survey(index)[1] == {"kind-0"}
+        for kind in neighbours:
+            assert index.enqueue(kind, [Request("a", 0)])
+
+    for target in targets:
+        assert cluster.move(form("kind-0"), target, midway=meanwhile) > len(ids)
+        assert cluster.owner(form("kind-0")) is target
+        assert sum(index.counts("kind-0").values()) == len(ids)
+        assert index.renew("kind-0", [Run("0", claim.lease)]) == [True]
+        assert all(index.describe("kind-0", ids))
+    (finished,) = index.finish("kind-0", [Report("0", claim.lease, Verdict.DONE, None)])
+    assert finished.result is Finish.ACCEPTED
