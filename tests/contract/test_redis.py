@@ -135,7 +135,7 @@ def test_anybody_may_ask_for_the_number_of_shards(index: RedisIndex, valkey: Any
     assert other.shards_of(KIND) is None
     index.note([KIND])
     assert other.shards_of(KIND) == 1
-    valkey.hset("gs:{default}:kinds", KIND, '{"layout": 2, "shards": 1}')
+    valkey.set("gs:{default:order:0}:form", '{"layout": 2, "shards": 1}')
     with pytest.raises(ImproperlyConfigured, match="layout 2"):
         other.shards_of(KIND)
 
