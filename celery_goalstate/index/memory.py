@@ -268,7 +268,6 @@ class MemoryIndex:
         self, kind: _Kind, id: str, token: str, nonce: str, task_id: str, resent_at: int | None, batch: bool
     ) -> Claim | Refusal:
         now = self._clock()
-        kind.reached = max(kind.reached, min(resent_at or 0, now))
         entry = kind.entries.get(id)
         if entry is None or entry.deleted:
             return Refusal(id, Refused.MISSING)
@@ -276,7 +275,9 @@ class MemoryIndex:
             return self._claimed(id, entry)
         if entry.status is not Status.SENT or entry.token != token or entry.deadline is None:
             return Refusal(id, Refused.STALE)
-        kind.reached = max(kind.reached, min(int(token) // 1000, now))  # a token tells when it was sent
+        # A token tells when it was sent; of a later time only the index's own word counts, not the message's.
+        sent_again = min(resent_at or 0, entry.resent or 0)
+        kind.reached = max(kind.reached, min(int(token) // 1000, now), sent_again)
         if kind.paused:
             self._park(entry)
             return Refusal(id, Refused.PAUSED)

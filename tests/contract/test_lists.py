@@ -120,8 +120,7 @@ class TestBatches:
 
         bench.advance(bench.limits.resend_after)
         # Messages that arrive in every shard, and were sent so much later, tell that the others are lost.
-        later = [(f"gone-{n}", "1") for n in range(50)]
-        index.claim(KIND, later, nonce="n", task_id="t", resent_at=bench.now)
+        self.start_others(bench)
         suspect = [id for s in index.survey([KIND], sweeper="s", hold=1_000, limit=1_000) for id in s.suspect]
         assert sorted(suspect) == sorted(ids)
         again = self.resend_all(bench, suspect)
@@ -131,9 +130,15 @@ class TestBatches:
 
     def resend_all(self, bench: Bench, ids: list[str]) -> list[Wakeup]:
         """A message that was queued long after theirs has arrived, in every shard."""
-        now = bench.advance(bench.limits.resend_after)
-        bench.index.claim(KIND, [(id, "") for id in ids], nonce="n", task_id="t", resent_at=now)
+        bench.advance(bench.limits.resend_after)
+        self.start_others(bench)
         return bench.index.resend(KIND, dict.fromkeys(ids, "t"), probe=None)
+
+    def start_others(self, bench: Bench) -> None:
+        name = bench.now
+        others = bench.index.enqueue(KIND, [Request(f"other-{name}-{n}", 0) for n in range(50)])
+        pairs = [(reply.wakeup.id, reply.wakeup.token) for reply in others if reply.wakeup]
+        bench.index.claim(KIND, pairs, nonce="n", task_id="t")
 
     def test_the_earliest_come_first_whatever_their_shard(self, bench: Bench) -> None:
         bench.index.enqueue(KIND, [Request(id, FAR - n) for n, id in enumerate(IDS)])

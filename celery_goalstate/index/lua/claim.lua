@@ -8,7 +8,7 @@
 --        resent
 
 local nonce, task_id, resent_at, batch = unpack(HEADER)
-local reached = math.min(resent_at or 0, now)
+local reached = 0
 
 local function claim(entity, token)
   local fields = entity.fields
@@ -21,7 +21,9 @@ local function claim(entity, token)
   if entity.status ~= SENT or fields.token ~= token then
     return { 'stale', false }
   end
-  reached = math.max(reached, math.min(math.floor(tonumber(token) / 1000), now)) -- a token tells when it was sent
+  -- A token tells when it was sent; of a later time only the index's own word counts, not the message's.
+  local sent_again = math.min(resent_at or 0, fields.resent or 0)
+  reached = math.max(reached, math.min(math.floor(tonumber(token) / 1000), now), sent_again)
   if paused() then
     park(entity)
     return { 'paused', false }
