@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 HOST = "127.0.0.1"
 
+_given: set[int] = set()  # the ports of servers that were, are or will be started by this process
+
 
 def poll(description: str, condition: Callable[[], T], *, timeout: float = 10.0, interval: float = 0.02) -> T:
     """The first true result of `condition`, asked every `interval` seconds; fails after `timeout` seconds."""
@@ -40,7 +42,7 @@ def poll(description: str, condition: Callable[[], T], *, timeout: float = 10.0,
 
 
 def free_port() -> int:
-    """A port that nobody listens on. Random, since tests run in parallel.
+    """A port that nobody listens on, never the same twice. Random, since tests run in parallel.
 
     Not from the range that the system uses for outgoing connections: there, one could take the port away
     while its server restarts.
@@ -48,7 +50,9 @@ def free_port() -> int:
     for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((HOST, port))
-            return port
+            if port not in _given:
+                _given.add(port)
+                return port
     raise OSError("no free port in 100 attempts")
 
 

@@ -21,7 +21,7 @@ from celery_goalstate.settings import Settings
 from tests.servers import Cluster, RedisServer, Valkey, poll
 
 KINDS = [f"kind-{number}" for number in range(12)]
-TIMEOUT = 0.3  # seconds until a node counts as silent, here
+TIMEOUT = 1.0  # seconds until a node counts as silent, here
 
 
 def form(kind: str, shard: int = 0) -> str:
@@ -98,7 +98,7 @@ def test_a_silent_node_is_in_no_other_s_way(
     with silent(node):
         due, away, took = survey(index)
         assert (due, away) == (others, there)
-        assert took < 2 * TIMEOUT + 1, "one time-out, however many kinds there are"
+        assert took < 3 * TIMEOUT, "one time-out, however many kinds there are"
         due, away, took = survey(index)
         assert (due, away) == (others, there)
         assert took < TIMEOUT, "it is left out"
@@ -111,7 +111,7 @@ def test_a_silent_node_is_in_no_other_s_way(
         many = [Request(f"{n}", 0) for n in range(3000)]  # a dozen scripts
         with pytest.raises(IndexUnavailable):
             fresh.enqueue(min(there), many)
-        assert time.monotonic() - began < 3 * TIMEOUT + 1, "one time-out, however many commands there are"
+        assert time.monotonic() - began < 3 * TIMEOUT, "one time-out, however many commands there are"
     poll("it is swept again", lambda: not survey(index)[1], timeout=rest + 10)
 
 
