@@ -7,8 +7,10 @@ the world's files. A worker gets the directory's name from its environment.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
+import resource
 import signal
 import tempfile
 import time
@@ -23,6 +25,7 @@ from celery_goalstate.exceptions import PermanentError
 from tests.acceptance.ledger import Ledger
 from tests.servers import poll
 
+MEGABYTE, HOARD = 2**20, 200
 DIRECTORY = "GOALSTATE_ACCEPTANCE_DIRECTORY"
 
 
@@ -55,9 +58,9 @@ class World:
         """The steps of an entity. After the colon stands a number, or a gate's name.
 
         `ok`; `fail:N` fails the first N times; `permanent` fails for good the first time; `again:S` asks once
-        for another look after S seconds; `stop`; `die:N` kills its own process the first N times; `work:S`
-        takes S seconds; `hold:GATE` takes until the gate is open; `reach` makes the state what the goal was
-        when the evaluation began.
+        for another look after S seconds; `stop`; `die:N` kills its own process the first N times;
+        `die-by:WAY` dies each time, in a way that `die` knows; `work:S` takes S seconds; `hold:GATE` takes
+        until the gate is open; `reach` makes the state what the goal was when the evaluation began.
         """
         self._write(self._file("scripts", id), json.dumps(steps))
 
@@ -134,11 +137,36 @@ class Step:
                 if self.world.attempts(id, self.number) <= int(self.object):
                     self.ledger.write("kill", pids=[os.getpid()])
                     os.kill(os.getpid(), signal.SIGKILL)
+            case "die-by":
+                die(self.object)
             case "hold":
                 poll(f"gate {self.object} is open", lambda: self.world.is_open(self.object), timeout=60)
             case "reach":
                 self.world.reach(id, ctx.goal_state)
         return None
+
+
+def die(way: str) -> None:
+    """How an action can take its process along; after `full`, Python can still say so."""
+    match way:
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "exit":
+            os._exit(1)
+        case "segfault":
+            ctypes.string_at(0)
+        case "hang":  # until the hard time limit
+            time.sleep(3600)
+        case "hoard":  # until somebody notices, and kills the process
+            hoard = [b"x" * MEGABYTE for _ in range(HOARD)]
+            poll("killed for the memory of this process", lambda: not hoard, timeout=60)
+        case "full":  # more than the process may have
+            before = resource.getrlimit(resource.RLIMIT_AS)
+            resource.setrlimit(resource.RLIMIT_AS, (2**30, before[1]))
+            try:
+                bytearray(2**31)
+            finally:
+                resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 class Things:
@@ -172,7 +200,11 @@ class Things:
         class Small(Thing):
             """One of many."""
 
-        self.Thing, self.Small = Thing, Small
+        @self.engine.register(max_failures=2, time_limit=2)
+        class Poison(Thing):
+            """One that takes its process along."""
+
+        self.Thing, self.Small, self.Poison = Thing, Small, Poison
 
         @self.app.task(name="acceptance.marker", shared=False)
         def marker(name: str) -> None:

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import signal as signals
 import sys
-import threading
 import uuid
 from pathlib import Path
 from typing import Any
 
 import celery
-import psutil
 
 from tests.acceptance.app import DIRECTORY
-from tests.servers import Process, RabbitMQ, RedisServer, Valkey, poll
-
-ROOT = Path(__file__).parents[2]
+from tests.servers import RabbitMQ, RedisServer, Valkey, poll
+from tests.supervised import Supervised
 
 
 class BrokerProcess:
@@ -57,61 +54,30 @@ class BrokerProcess:
         """The fixture that started the server ends it."""
 
 
-class WorkerProcess:
+class WorkerProcess(Supervised):
     """A Celery worker as a worker node's container, with a supervisor that starts it again when it ends."""
 
     def __init__(self, directory: Path, *, pool: str, number: int, concurrency: int = 2) -> None:
         self.id = uuid.uuid4().hex[:12]
-        self.name = f"{pool}-{number}"
-        self.starts = 0
-        self._process = Process(
+        name = f"{pool}-{number}"
+        super().__init__(
+            name,
             [
-                *(sys.executable, "-m", "celery", "--app", "tests.acceptance.worker", "worker"),
-                *("--pool", pool, "--concurrency", str(concurrency), "--hostname", f"{self.name}@{self.id}"),
+                *("-m", "celery", "--app", "tests.acceptance.worker", "worker"),
+                *("--pool", pool, "--concurrency", str(concurrency), "--hostname", f"{name}@{self.id}"),
                 # Each would make the start a second longer, and none has anything to say here.
                 *("--without-mingle", "--without-gossip", "--loglevel", self.log_level()),
             ],
-            log=directory / f"{self.name}.log",
-            env={DIRECTORY: str(directory), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
-            cwd=ROOT,
+            directory=directory,
+            env={DIRECTORY: str(directory)},
+            ready=f"{name}@{self.id} ready.",
         )
-        self._wanted = True
-        self._supervisor = threading.Thread(target=self._supervise, name=f"supervisor of {self.name}")
-
-    def start(self) -> None:
-        """Start worker and supervisor; `ready` waits until the worker answers."""
-        self._supervisor.start()
-
-    def _supervise(self) -> None:
-        while self._wanted:
-            self._process.start()
-            self.starts += 1
-            self._process.wait(timeout=None)
-            self._process.signal(signals.SIGKILL, group=True)  # children that outlived it
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def children(self) -> list[int]:
-        """The ids of the pool's processes; empty for the pools that have none."""
-        try:
-            return [child.pid for child in psutil.Process(self.pid).children()]
-        except psutil.NoSuchProcess:
-            return []
-
-    def signal(self, signal: int, *, group: bool = False) -> None:
-        """Send a signal to the worker's main process, or to the pool's processes too."""
-        self._process.signal(signal, group=group)
-
-    def is_ready(self) -> bool:
-        return self._process.alive and f"{self.name}@{self.id} ready." in self._process.output()
 
     # What pytest-celery asks of a container
 
     @property
     def status(self) -> str:
-        return "running" if self._process.alive else "exited"
+        return "running" if self.alive else "exited"
 
     @property
     def celeryconfig(self) -> dict[str, Any]:
@@ -126,9 +92,6 @@ class WorkerProcess:
             raise
         return True
 
-    def logs(self) -> str:
-        return self._process.log.read_text(errors="replace") if self._process.log.exists() else ""
-
     def kill(self, signal: str | int = "SIGKILL") -> None:
         self.signal(signals.Signals[signal] if isinstance(signal, str) else signal)
 
@@ -142,11 +105,8 @@ class WorkerProcess:
         """Nothing is cached that could be out of date."""
 
     def teardown(self) -> None:
-        """Kill it: nothing is to be saved. Again, should the supervisor have been about to start it."""
-        self._wanted = False
-        while self._supervisor.is_alive():
-            self._process.kill()
-            self._supervisor.join(timeout=0.1)
+        """Nothing is to be saved."""
+        self.end()
 
     def version(self) -> str:
         return celery.__version__

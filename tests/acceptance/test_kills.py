@@ -21,8 +21,9 @@ import pytest
 
 from tests.acceptance.conftest import SETTINGS, Lane, Scene
 from tests.acceptance.ledger import Line
-from tests.acceptance.nodes import ROOT, WorkerProcess
+from tests.acceptance.nodes import WorkerProcess
 from tests.servers import poll
+from tests.supervised import ROOT
 
 RETRY_DELAY = SETTINGS["goalstate_failure_retry_delay"]
 ENTITIES = 40

@@ -32,7 +32,7 @@ def main() -> int:
     print(table(options, findings))
     if arguments.json:
         arguments.json.write_text(as_json(options, findings) + "\n")
-    if findings.violations or arguments.keep:
+    if findings.violations or findings.notes or arguments.keep:
         print(f"ledger and logs: {directory}")
     else:
         shutil.rmtree(directory)

@@ -7,12 +7,10 @@ files. Processes get the directory's name from their environment.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
 import random
-import resource
 import signal
 import threading
 import time
@@ -27,6 +25,7 @@ from celery_goalstate import Action, Context, Engine, Entity, EntityRef, Requeue
 from celery_goalstate import index as indexes
 from celery_goalstate.exceptions import IndexUnavailable, PermanentError
 from celery_goalstate.index.base import Claim, Index
+from tests.acceptance.app import die
 from tests.acceptance.ledger import Ledger
 
 DIRECTORY = "GOALSTATE_CHAOS_DIRECTORY"
@@ -72,11 +71,12 @@ class Plan:
     entities: int
     weight: float  #: how often producers choose them
     error: str = ""  #: what they are quarantined for in the end; empty: they reach their goals
+    far: bool = False  #: they are enqueued for days or years ahead only, and never looked at
     options: dict[str, Any] = field(default_factory=dict)
 
 
 def _poison(how: str, error: str = "WorkerLost", **options: Any) -> Plan:
-    return Plan((f"die-by:{how}",), 2, 0, error, {"max_failures": MAX_FAILURES, **options})
+    return Plan((f"die-by:{how}",), 2, 0, error, options={"max_failures": MAX_FAILURES, **options})
 
 
 KINDS = {
@@ -88,12 +88,13 @@ KINDS = {
     "crowd": Plan(("work:0.03", "write"), 40, 15, options={"batch_size": 8}),
     "risky": Plan(("work:0.03", "die:1", "write"), 8, 1, options={"batch_size": 4}),
     "broken": Plan(("permanent",), 8, 2, "PermanentError"),
+    "distant": Plan((), 20, 4, far=True),
     "deadly": Plan(("die:1", "write"), 6, 1),
     "poison-kill": _poison("kill"),
     "poison-exit": _poison("exit"),
     "poison-segfault": _poison("segfault"),
     "poison-hang": _poison("hang", time_limit=1),
-    "poison-memory": _poison("memory", "MemoryError"),
+    "poison-full": _poison("full", "MemoryError"),
 }
 POISON = [kind for kind in KINDS if kind.startswith("poison-")]
 
@@ -192,16 +193,18 @@ class NotingIndex:
     def claim(self, kind: str, wakeups: Any, **kwargs: Any) -> Any:
         asked = time.monotonic()
         replies = self._index.claim(kind, wakeups, **kwargs)
-        self._note_claims(kind, replies, asked, batch=len(wakeups) > 1)
+        self._note_claims(kind, replies, asked, batch=len(wakeups) > 1, tokens=dict(wakeups))
         return replies
 
     def take(self, kind: str, *args: Any, **kwargs: Any) -> Any:
         asked = time.monotonic()
         replies = self._index.take(kind, *args, **kwargs)
-        self._note_claims(kind, replies, asked, batch=True)
+        self._note_claims(kind, replies, asked, batch=True, tokens={})
         return replies
 
-    def _note_claims(self, kind: str, replies: Any, asked: float, *, batch: bool) -> None:
+    def _note_claims(
+        self, kind: str, replies: Any, asked: float, *, batch: bool, tokens: dict[str, str]
+    ) -> None:
         self._own.tokens = {}
         for reply in replies:
             name = f"{kind}/{reply.id}"
@@ -210,7 +213,7 @@ class NotingIndex:
                 self._ledger.write(
                     "claim", name,
                     token=int(reply.lease), asked=asked, failures=reply.failures, lateness=reply.lateness,
-                    batch=batch,
+                    batch=batch, wakeup=int(tokens[reply.id]) if tokens else None,
                 )  # fmt: skip
             else:
                 self._ledger.write("refusal", name, reason=reply.reason)
@@ -323,7 +326,7 @@ class Things:
                 if self._attempt(verb, ctx, ref) <= int(argument):
                     os.kill(os.getpid(), signal.SIGKILL)
             case "die-by":
-                _die(argument)
+                die(argument)
         return None
 
     def _attempt(self, verb: str, ctx: Context, ref: EntityRef) -> int:
@@ -332,20 +335,30 @@ class Things:
     # What producers do
 
     @contextlib.contextmanager
-    def _noted(self, event: str, done: str, refs: Iterable[EntityRef], **fields: Any) -> Iterator[None]:
+    def _noted(
+        self, event: str, done: str, refs: Iterable[EntityRef], **fields: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Yields what is to be noted of the answer."""
         call, names = self.ledger.call(), [str(ref) for ref in refs]
         self.open_calls = [(name, call) for name in names]
+        answer: dict[str, Any] = {}
         for name in names:
             self.ledger.write(event, name, call=call, **fields)
-        yield
+        try:
+            yield answer
+        except Exception as error:
+            for name in names:
+                self.ledger.write("gave-up", name, call=call, error=type(error).__name__)
+            raise
         for name in names:
-            self.ledger.write(done, name, call=call)
+            self.ledger.write(done, name, call=call, **answer)
 
     def enqueue(self, refs: list[EntityRef], delay: float = 0.0, **options: Any) -> None:
         replaces = options.get("replace", False)
-        with self._noted("enqueue", "enqueued", refs, delay=delay, replaces=replaces):
+        with self._noted("enqueue", "enqueued", refs, delay=delay, replaces=replaces) as answer:
             if len(refs) == 1:
-                self.engine.enqueue(refs[0], delay, **options)
+                deadline = self.engine.enqueue(refs[0], delay, **options).deadline
+                answer["deadline"] = deadline and deadline.timestamp()
             else:
                 self.engine.enqueue_many(refs, delay, **options)
 
@@ -358,6 +371,7 @@ class Things:
         for kind in KINDS:
             self.ledger.write("resync", kind=kind)
             self.insist(lambda kind=kind: self.engine.resync(kind))
+            self.ledger.write("resynced", kind=kind)
 
     def insist(self, do: Callable[[], object]) -> None:
         """As a good producer does: say it again until it is certain that the index has it."""
@@ -368,25 +382,6 @@ class Things:
             except IndexUnavailable:
                 self.ledger.write("unavailable")
                 time.sleep(0.1)  # the index may be away for seconds
-
-
-def _die(how: str) -> None:
-    match how:
-        case "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        case "exit":
-            os._exit(1)
-        case "segfault":
-            ctypes.string_at(0)
-        case "hang":
-            time.sleep(3600)
-        case "memory":  # more than the process may have
-            before = resource.getrlimit(resource.RLIMIT_AS)
-            resource.setrlimit(resource.RLIMIT_AS, (2**30, before[1]))
-            try:
-                bytearray(2**31)
-            finally:
-                resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def from_environment() -> Things:

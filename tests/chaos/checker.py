@@ -14,21 +14,30 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.acceptance.ledger import Line
-from tests.chaos.app import KINDS, LEASE, MAX_RETRY_DELAY, RETRY_DELAY
+from tests.chaos.app import KINDS, LEASE, MAX_RETRY_DELAY, RETRY_DELAY, Plan
 
 ROUNDING = 0.01  # seconds: the index counts whole milliseconds of another clock
 STALL = 0.5  # seconds that a busy machine may take between a check and what it allows
+STANDSTILL = (
+    2.5 * LEASE + 1
+)  # seconds that the index may stand still, and then do what nobody waits for any more
+LONGEST_CALL = (
+    15.0  # seconds that a call takes at most: two attempts, each with the time-outs of its connection
+)
 
 #: What may be wrong, and what each means.
 RULES = {
     "lost": "an enqueue without a later evaluation",
     "unsettled": "an entity that did not end as it should",
+    "doubled": "an evaluation by a message that was superseded, or that had led to one already",
     "overlap": "two live leases of one entity",
-    "zombie": "something done or accepted under a lease that another evaluation has taken over",
+    "zombie": "an action begun, or an outcome accepted, after the lease had ended",
     "early": "an evaluation before its deadline or its back-off, or without any cause",
     "later": "an evaluation for a later deadline than one that was asked for",
     "posthumous": "an evaluation after a delete, or a failure count that survives it",
-    "back-off": "a failure that was not counted",
+    "back-off": "a failure that was not counted, or one too many",
+    "far": "a message for a deadline that is days or years away",
+    "untold": "an enqueue that told a wrong deadline, or raised something else than IndexUnavailable",
 }
 
 
@@ -41,6 +50,8 @@ class Final:
     wanted: int
     reached: int
     gone: bool  #: deleted last
+    deadline: float | None = None  #: of what is scheduled, on the ledger's clock
+    sent: bool = False  #: is there a message for it?
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,12 @@ class Call:
     done: float = math.inf  #: infinite: it may or may not have been done
     due: float = -math.inf  #: or later, by the time that the call took
     replaces: bool = False  #: sets a later deadline too
+    latest: float = math.inf  #: if it was cut off, it has had its effect by then, or never will
+
+    @property
+    def till(self) -> float:
+        """It has no effect after that."""
+        return min(self.done, self.latest)
 
     @property
     def latest_due(self) -> float:
@@ -106,6 +123,7 @@ class Run:
     failures: int
     lateness: float
     batch: bool  #: claimed with others
+    wakeup: int | None  #: the token of its message; None: it came without one
     held_till: float  #: at least; longer only if a renewal's reply was lost
     looked: bool = False
     reports: list[Report] = field(default_factory=list)
@@ -120,6 +138,15 @@ class Run:
         """Until when its lease certainly lives."""
         return min([self.held_till, *(r.at for r in self.ended_by_itself("accepted", None))])
 
+    @property
+    def ended(self) -> float:
+        """When the index certainly had its end."""
+        return min([self.given_up, *(r.answered for r in self.ended_by_itself("accepted"))])
+
+    @property
+    def succeeded(self) -> bool:
+        return any(report.verdict == "done" for report in self.ended_by_itself("accepted"))
+
 
 @dataclass
 class History:
@@ -129,14 +156,26 @@ class History:
     enqueues: list[Call] = field(default_factory=list)
     deletes: list[Call] = field(default_factory=list)
     runs: dict[int, Run] = field(default_factory=dict)  #: by token
+    sweeps: dict[int, Report] = field(default_factory=dict)  #: of leases that a sweeper found to be over
     found: list[Violation] = field(default_factory=list)  #: what is seen while reading
 
     @property
     def kind(self) -> str:
         return self.name.partition("/")[0]
 
+    @property
+    def plan(self) -> Plan:
+        return KINDS[self.kind]
+
     def in_order(self) -> list[Run]:
         return [self.runs[token] for token in sorted(self.runs)]
+
+    def traceless(self, before: Run | None, run: Run | None) -> list[Report]:
+        """The ends of evaluations between these two that were lost right after their claim."""
+        first, last = before.token if before else 0, run.token if run else math.inf
+        return [
+            report for token, report in self.sweeps.items() if first < token < last and token not in self.runs
+        ]
 
 
 @dataclass
@@ -156,6 +195,7 @@ def check(lines: Iterable[Line], final: Mapping[str, Final]) -> Findings:
     findings = Findings(figures=ledger.figures())
     for name, end in final.items():
         history = ledger.histories.get(name, History(name))
+        history.enqueues += ledger.resyncs[history.kind]
         findings.violations += history.found
         findings.violations += ledger.judge(history, end)
     if ledger.losses:
@@ -177,6 +217,8 @@ class _Reader:
         self.refusals: Counter[str] = Counter()
         self.latenesses: list[float] = []
         self.lost_with_the_index = 0  # enqueues without a later look, which its loss excuses
+        self.resyncs: dict[str, list[Call]] = defaultdict(list)  # by kind; each may enqueue any entity of it
+        self._wall = 0.0  # the wall clock is so much ahead of the ledger's
         self._calls: dict[tuple[str, str], Call] = {}
         self._newest: dict[str, Run] = {}  # per entity
         self._newest_write: dict[str, int] = {}
@@ -197,10 +239,12 @@ class _Reader:
                 self.losses.append(Period(line.at))
             case "index-lost":
                 self.losses[-1].ended = line.at
+            case "clock":
+                self._wall = fields["wall"] - line.at
             case "resync":
-                for history in self.histories.values():
-                    if history.kind == fields["kind"]:
-                        history.enqueues.append(Call(line.at, due=line.at))
+                self.resyncs[fields["kind"]].append(Call(line.at, due=line.at))
+            case "resynced":
+                self.resyncs[fields["kind"]][-1].latest = line.at
             case _ if line.entity:
                 history = self.histories.setdefault(line.entity, History(line.entity))
                 self._read_of_entity(history, line, fields)
@@ -209,57 +253,95 @@ class _Reader:
         key = history.name, fields.get("call", "")
         match line.event:
             case "enqueue":
-                self._calls[key] = Call(
-                    line.at, due=line.at + fields["delay"], replaces=fields.get("replaces", False)
+                call = self._calls[key] = Call(
+                    line.at,
+                    due=line.at + fields["delay"],
+                    replaces=fields.get("replaces", False),
+                    latest=line.at + LONGEST_CALL,
                 )
-                history.enqueues.append(self._calls[key])
+                history.enqueues.append(call)
             case "delete":
-                self._calls[key] = Call(line.at)
-                history.deletes.append(self._calls[key])
+                call = self._calls[key] = Call(line.at, latest=line.at + LONGEST_CALL)
+                history.deletes.append(call)
             case "enqueued" | "deleted":
-                self._calls[key].done = line.at
+                call = self._calls[key]
+                call.done = line.at
+                if "deadline" in fields:
+                    self._told(history, call, fields["deadline"])
+            case "gave-up":
+                call = self._calls[key]
+                call.latest = min(call.latest, line.at + STANDSTILL)
+                if (error := fields["error"]) != "IndexUnavailable":
+                    history.found.append(Violation("untold", history.name, line.at, f"a call raised {error}"))
+            case "message":
+                if history.plan.far:
+                    history.found.append(Violation("far", history.name, line.at, "there is a message for it"))
             case "resend":
                 pass
             case "refusal":
                 self.refusals[fields["reason"]] += 1
             case "claim":
                 self._claim(history, line, fields)
-            case _ if run := history.runs.get(fields["token"]):
-                self._read_of_run(history, run, line, fields)
+            case _:
+                self._read_of_evaluation(history, line, fields)
+
+    def _told(self, history: History, call: Call, deadline: float | None) -> None:
+        """The deadline in force is the one asked for or, unless that replaces it, an earlier one."""
+        told = math.inf if deadline is None else deadline - self._wall
+        soonest = call.due if call.replaces else -math.inf
+        if not soonest - ROUNDING <= told <= call.latest_due + ROUNDING:
+            text = f"an enqueue for {call.due:.3f} was told that the deadline is {told:.3f}"
+            history.found.append(Violation("untold", history.name, call.done, text))
 
     def _claim(self, history: History, line: Line, fields: dict[str, Any]) -> None:
         token, asked = fields["token"], fields["asked"]
-        if known := history.runs.get(token):  # the same claim, said again
-            known.held_till = max(known.held_till, asked + LEASE)
+        if token in history.runs:  # one that is said again is noted once, with its only answer
+            self._found(history, "overlap", line, "was begun twice, under one lease")
             return
         lateness = fields["lateness"] / 1000
         batch = fields.get("batch", False)
         run = Run(
-            token, line.pid, asked, line.at, fields["failures"], lateness, batch, asked + LEASE,
-            last_line=line.at,
+            token, line.pid, asked, line.at, fields["failures"], lateness, batch, fields.get("wakeup"),
+            asked + LEASE, last_line=line.at,
         )  # fmt: skip
+        if token in history.sweeps:  # the worker stood still before it could note its claim
+            run.given_up = history.sweeps[token].answered
         history.runs[token] = run
         self.latenesses.append(lateness)
         newest = self._newest.get(history.name)
         if newest is None or newest.token < token:
             self._newest[history.name] = run
 
+    def _read_of_evaluation(self, history: History, line: Line, fields: dict[str, Any]) -> None:
+        token = fields["token"]
+        run = history.runs.get(token)
+        if fields.get("sweeper"):
+            if line.event == "report":
+                history.sweeps.setdefault(token, Report(line.at, fields["verdict"], None))
+            elif fields["result"] == "accepted":
+                sweep = history.sweeps[token]
+                sweep.result, sweep.answered = "accepted", min(sweep.answered, line.at)
+                if run:
+                    run.given_up = sweep.answered
+        elif run:
+            self._read_of_run(history, run, line, fields)
+
     def _read_of_run(self, history: History, run: Run, line: Line, fields: dict[str, Any]) -> None:
         newest = self._newest[history.name]
-        taken_over = newest.token > run.token and newest.claimed < line.at
-        if self._lost_between(run.asked, line.at):  # then the index did not know of it
-            taken_over = False
+        over = min(run.given_up, newest.claimed if newest.token > run.token else math.inf)
+        if self._lost_between(run.asked, line.at):
+            over = math.inf  # the index did not know of it
         match line.event:
             case "look":
                 run.looked = True
             case "renewal":
                 run.held_till = max(run.held_till, fields["asked"] + LEASE)
-                if taken_over and newest.claimed < fields["asked"]:
-                    self._found(history, "zombie", line, f"renewed although {newest.token} has begun")
+                if over < fields["asked"]:
+                    self._found(history, "zombie", line, "renewed its lease after that had ended")
             case "start":
                 # Between its lease's check and the action's first line, a process may have stood still.
                 stood_still = any(p.meets(run.last_line, line.at) for p in self.freezes[line.pid])
-                over = min(run.given_up, newest.claimed if taken_over else math.inf)
+                over = min(over, run.held_till)  # its own clock tells it that, whoever else knows
                 if over + STALL < line.at and not stood_still:
                     late = line.at - over
                     self._found(history, "zombie", line, f"began an action {late:.3f} s after its lease")
@@ -267,19 +349,14 @@ class _Reader:
                 if fields["token"] < self._newest_write.get(history.name, 0):
                     self._found(history, "zombie", line, "wrote after a newer evaluation had written")
                 self._newest_write[history.name] = fields["token"]
-            case "report" if not fields["sweeper"]:
+            case "report":
                 delay = None if fields["delay"] is None else fields["delay"] / 1000
                 run.reports.append(Report(line.at, fields["verdict"], delay))
-            case "reply" if fields["sweeper"]:
-                if fields["result"] == "accepted":
-                    run.given_up = line.at
             case "reply":
                 report = run.reports[-1]
                 report.result, report.answered = fields["result"], line.at
-                if taken_over and newest.claimed < report.at and report.result == "accepted":
-                    self._found(
-                        history, "zombie", line, f"its outcome was accepted after {newest.token} had begun"
-                    )
+                if over < report.at and report.result == "accepted":
+                    self._found(history, "zombie", line, "had its outcome accepted after its lease had ended")
         if line.pid == run.pid:
             run.last_line = line.at
 
@@ -307,6 +384,8 @@ class _Reader:
         return any(loss.meets(start, end) for loss in self.losses)
 
     def _lost(self, history: History) -> Iterator[tuple[str, float, str]]:
+        if history.plan.far:
+            return  # what became of these is seen in the end
         last_look = max((run.claimed for run in history.runs.values() if run.looked), default=-math.inf)
         last_delete = max((d.done for d in history.deletes if d.certain), default=-math.inf)
         last_delete = max([last_delete, *(d.began for d in history.deletes if not d.certain)])
@@ -334,6 +413,13 @@ class _Reader:
                 )
             if longest is None or run.lease_end > longest.lease_end:
                 longest = run
+            if run.given_up + ROUNDING < run.held_till and not self._lost_between(run.asked, run.given_up):
+                left = run.held_till - run.given_up
+                yield (
+                    "overlap",
+                    run.given_up,
+                    f"evaluation {run.token} was given up, it had {left:.3f} s left",
+                )
 
     def _pairs(self, history: History) -> Iterator[tuple[str, float, str]]:
         """Why each evaluation followed the one before."""
@@ -341,61 +427,52 @@ class _Reader:
         for run in history.in_order():
             since = before.asked if before else -math.inf
             if not self._lost_between(since, run.claimed):
-                yield from self._early(history, before, run)
-                yield from self._later(history, before, run)
-                yield from self._posthumous(history, before, run)
-                if before:
-                    yield from self._uncounted(history, before, run)
+                yield from self._doubled(before, run)
+                yield from self._untimely(history, before, run)
+                yield from self._miscounted(history, before, run)
             before = run
 
-    def _early(self, history: History, before: Run | None, run: Run) -> Iterator[tuple[str, float, str]]:
-        since = before.asked if before else -math.inf
-        causes = [e.due for e in history.enqueues if e.done >= since and e.began <= run.claimed]
-        if before:
-            causes += _follow_ups(before)
+    @staticmethod
+    def _doubled(before: Run | None, run: Run) -> Iterator[tuple[str, float, str]]:
+        """Tokens and leases rise together: what is pending now was not when the one before began."""
+        if before and run.wakeup is not None and run.wakeup < before.token:
+            text = f"evaluation {run.token} began by message {run.wakeup}, older than {before.token}"
+            yield "doubled", run.claimed, text
+
+    def _untimely(self, history: History, before: Run | None, run: Run) -> Iterator[tuple[str, float, str]]:
+        causes = _causes(history, before, run.asked, run.claimed, history.traceless(before, run))
         first = min(causes, default=math.inf)
         if run.claimed + ROUNDING < first:
+            deleted = any(_certainly_between(delete, before, run.asked) for delete in history.deletes)
+            rule = "posthumous" if deleted and not causes else "early"
             what = f"{first - run.claimed:.3f} s early" if causes else "without a cause"
-            yield "early", run.claimed, f"evaluation {run.token} began {what}"
+            yield rule, run.claimed, f"evaluation {run.token} began {what}"
+        if not history.traceless(before, run):
+            bound = min(_bounds(history, before, run.asked, run.claimed), default=math.inf)
+            if run.asked - run.lateness > bound + ROUNDING:
+                late = run.asked - run.lateness - bound
+                yield "later", run.claimed, f"evaluation {run.token} had a deadline {late:.3f} s too late"
 
-    def _later(self, history: History, before: Run | None, run: Run) -> Iterator[tuple[str, float, str]]:
-        """The earliest deadline wins, unless a delete or a replacing enqueue came between."""
-        since, earliest = (before.claimed, before.asked) if before else (-math.inf, -math.inf)
-        changes = [*history.deletes, *(e for e in history.enqueues if e.replaces)]
-        if any(change.done >= earliest and change.began <= run.claimed for change in changes):
-            return
-        if _one_left_no_trace(before, run):
-            return
-        asked = [e.latest_due for e in history.enqueues if e.began >= since and e.done <= run.asked]
-        if before:
-            reports = before.ended_by_itself("accepted")
-            asked += [report.answered + report.delay for report in reports if report.delay is not None]
-        if run.asked - run.lateness > min(asked, default=math.inf) + ROUNDING:
-            late = run.asked - run.lateness - min(asked)
-            yield "later", run.claimed, f"evaluation {run.token} had a deadline {late:.3f} s too late"
-
-    def _posthumous(self, history: History, before: Run | None, run: Run) -> Iterator[tuple[str, float, str]]:
-        deletes = [delete for delete in history.deletes if delete.done <= run.asked]
-        if not deletes:
-            return
-        last = deletes[-1]
-        asked_again = any(e.done >= last.began and e.began <= run.claimed for e in history.enqueues)
-        if not asked_again:
-            yield "posthumous", run.claimed, f"{run.claimed - last.done:.3f} s after the delete"
-        # A crash right after a claim leaves no trace but its failure count; that takes a lease's time.
-        clean = (before is None or before.claimed < last.began) and run.claimed < last.done + LEASE
-        if clean and run.failures:
-            yield "posthumous", run.claimed, f"{run.failures} failures survived the delete"
-
-    def _uncounted(self, history: History, before: Run, run: Run) -> Iterator[tuple[str, float, str]]:
-        if any(d.done >= before.asked and d.began <= run.claimed for d in history.deletes):
-            return
-        if before.batch and not before.ended_by_itself("accepted"):
-            return  # perhaps lost with others: nobody knows whose failure it was
-        failed = all(report.verdict == "failed" for report in before.ended_by_itself("accepted", None))
-        if failed and not _quarantined(history, before) and run.failures <= before.failures:
-            text = f"{before.token} failed after {before.failures} failures, {run.token} had {run.failures}"
-            yield "back-off", run.claimed, text
+    def _miscounted(self, history: History, before: Run | None, run: Run) -> Iterator[tuple[str, float, str]]:
+        """How many failures in a row there may have been, and how many there were for certain."""
+        least, most = _failures_after(history, before) if before else (0, 0)
+        since = before.asked if before else -math.inf
+        if any(delete.till >= since and delete.began <= run.claimed for delete in history.deletes):
+            least = 0
+        deleted = any(_certainly_between(delete, before, run.asked) for delete in history.deletes)
+        if deleted:
+            most = 0
+        most += len(history.traceless(before, run))
+        if run.failures < least:
+            yield (
+                "back-off",
+                run.claimed,
+                f"evaluation {run.token} followed {least} failures, not {run.failures}",
+            )
+        if run.failures > most:
+            rule = "posthumous" if deleted else "back-off"
+            text = f"evaluation {run.token} followed at most {most} failures, not {run.failures}"
+            yield rule, run.claimed, text
 
     def _unsettled(self, history: History, end: Final) -> Iterator[tuple[str, float, str]]:
         at = max((run.claimed for run in history.runs.values()), default=0.0)
@@ -406,7 +483,7 @@ class _Reader:
     def _problem(self, history: History, end: Final) -> str:
         deletes = history.deletes
         last_delete = deletes[-1] if deletes else None
-        after = [e for e in history.enqueues if not last_delete or e.done >= last_delete.began]
+        after = [e for e in history.enqueues if not last_delete or e.till >= last_delete.began]
         certain = [e for e in after if e.certain and (not last_delete or e.began >= last_delete.done)]
         if end.status is None:
             if certain and not (self.losses and end.reached == end.wanted):
@@ -416,7 +493,9 @@ class _Reader:
             return ""  # the delete itself was lost, and nobody says it again
         if not after:
             return "is known, though nobody enqueued it since its delete"
-        error = KINDS[history.kind].error
+        if history.plan.far:
+            return "" if self.losses else _problem_far_away(history, end)
+        error = history.plan.error
         if error:
             if end.status != "failed" or not end.error.startswith(error):
                 return f"is not quarantined for {error}"
@@ -464,18 +543,88 @@ def _backoff(failures: int) -> float:
 
 
 def _quarantined(history: History, run: Run) -> bool:
-    limit = KINDS[history.kind].options.get("max_failures", math.inf)
+    """Whether its failure, if it was one, was one too many."""
+    limit = history.plan.options.get("max_failures", math.inf)
     return run.failures + 1 >= limit or any(r.verdict == "quarantined" for r in run.reports)
 
 
-def _one_left_no_trace(before: Run | None, run: Run) -> bool:
-    """Whether between the two there was an evaluation that was lost right after its claim."""
-    if before is None or any(r.verdict != "failed" for r in before.ended_by_itself("accepted")):
-        return run.failures > 0
-    return run.failures > before.failures + 1
+def _failures_after(history: History, run: Run) -> tuple[int, int]:
+    """How many failures in a row the index has at least, and at most, after an evaluation."""
+    if run.succeeded:
+        return 0, 0
+    accepted = run.ended_by_itself("accepted")
+    if any(report.verdict == "unstarted" for report in accepted):
+        return 0, run.failures
+    # Of a batch that was lost nobody knows whose failure it was.
+    failed = all(report.verdict == "failed" for report in run.ended_by_itself("accepted", None))
+    known = failed and not (run.batch and not accepted) and not _quarantined(history, run)
+    return run.failures + 1 if known else 0, run.failures + 1
 
 
-def _follow_ups(run: Run) -> list[float]:
+def _certainly_between(change: Call, before: Run | None, asked: float) -> bool:
+    """Whether a call had its effect after the claim of one evaluation and before that of the next."""
+    return (before is None or before.claimed <= change.began) and change.done <= asked
+
+
+def _causes(
+    history: History, before: Run | None, asked: float, claimed: float, traceless: Iterable[Report] = ()
+) -> list[float]:
+    """When, at the earliest, an evaluation may follow: a time for each reason that there can be."""
+    since = before.asked if before else -math.inf
+    deletes = [each for each in history.deletes if each.done <= asked]
+    replaced = [each for each in history.enqueues if each.replaces and each.done <= asked]
+    # Whatever was asked for before a delete, or before a deadline that replaces all others, counts no more.
+    afresh = max((each.began for each in [*deletes, *replaced]), default=-math.inf)
+    causes = [
+        each.due for each in history.enqueues if each.till >= max(since, afresh) and each.began <= claimed
+    ]
+    if before:
+        over = [each for each in deletes if _certainly_between(each, before, asked)]
+        over += [each for each in replaced if each.began >= before.ended]
+        causes += [] if over else _follow_ups(history, before)
+    return causes + [report.at for report in traceless]
+
+
+def _bounds(history: History, before: Run | None, asked: float, claimed: float) -> list[float]:
+    """Deadlines that were asked for in time: the earliest wins."""
+    since, earliest = (before.claimed, before.asked) if before else (-math.inf, -math.inf)
+    replaced = [each for each in history.enqueues if each.replaces]
+    changes = [
+        each for each in [*history.deletes, *replaced] if each.till >= earliest and each.began <= claimed
+    ]
+    settled = max([since, *(change.till for change in changes)])
+    bounds = [
+        each.latest_due
+        for each in history.enqueues
+        if each.began >= settled and each.certain and each.done <= asked
+    ]
+    if not changes and before:
+        reports = before.ended_by_itself("accepted")
+        bounds += [report.answered + report.delay for report in reports if report.delay is not None]
+    bounds += [
+        each.latest_due
+        for each in replaced
+        if each.certain
+        and since <= each.began
+        and each.done <= asked
+        and all(other is each or other.till <= each.began for other in changes)
+    ]
+    return bounds
+
+
+def _problem_far_away(history: History, end: Final) -> str:
+    if end.status != "scheduled" or end.deadline is None:
+        return "is not scheduled"
+    if end.sent:
+        return "has a message"
+    first = min(_causes(history, None, math.inf, math.inf))
+    last = min(_bounds(history, None, math.inf, math.inf), default=math.inf)
+    if not first - ROUNDING <= end.deadline <= last + ROUNDING:
+        return f"is scheduled for {end.deadline:.3f}, not between {first:.3f} and {last:.3f}"
+    return ""
+
+
+def _follow_ups(history: History, run: Run) -> list[float]:
     """When, at the earliest, something of its own makes an evaluation be followed by another."""
     backoff = _backoff(run.failures + 1)
     causes = []
@@ -487,5 +636,8 @@ def _follow_ups(run: Run) -> list[float]:
         elif report.delay is not None:
             causes.append(report.at + report.delay)
     if not run.ended_by_itself("accepted"):  # given up by the sweeper
-        causes.append(run.held_till + (0.0 if run.batch else backoff))
+        if run.batch:
+            causes.append(run.held_till)
+        elif not _quarantined(history, run):
+            causes.append(run.held_till + backoff)
     return causes

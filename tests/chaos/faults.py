@@ -16,7 +16,7 @@ from tests.chaos.app import KINDS, LEASE, POISON
 
 if TYPE_CHECKING:
     from tests.chaos.harness import Stage
-    from tests.chaos.processes import Supervised
+    from tests.chaos.processes import Victim
 
 Inject = Callable[["Stage", random.Random], bool]
 
@@ -78,7 +78,7 @@ def _soft(stage: Stage, draw: random.Random) -> bool:
     return _shut_down(stage, draw.choice(stage.workers[1::2]), signal.SIGQUIT)
 
 
-def _shut_down(stage: Stage, worker: Supervised, number: int) -> bool:
+def _shut_down(stage: Stage, worker: Victim, number: int) -> bool:
     if not worker.is_ready():
         return False
     starts = worker.starts
@@ -135,7 +135,7 @@ def _step_clock_of_producer(stage: Stage, draw: random.Random) -> bool:
     return _step_clock(draw.choice(stage.producers), draw)
 
 
-def _step_clock(process: Supervised, draw: random.Random) -> bool:
+def _step_clock(process: Victim, draw: random.Random) -> bool:
     """By seconds or minutes, ahead or back, never much further than ten minutes from the right time."""
     assert process.clock
     by = round(draw.choice([draw.uniform(1, 10), draw.uniform(10, 300)]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import threading
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from kombu import Connection
 from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE, level_name
 
 from celery_goalstate import EntityRef
+from tests.acceptance.ledger import Ledger
 from tests.chaos import clock, processes
 from tests.chaos.aof import AppendOnlyFile
 from tests.chaos.app import KINDS, POST, QUORUM, SETTINGS, WORK, Things
@@ -109,7 +111,11 @@ class Stage:
             self.things = Things(directory)
             stack.callback(self.things.app.close)
             queues = self.things.app.amqp.queues
-            self.post = stack.enter_context(Post(self.broker.url, options.seed, queues[POST], queues[WORK]))
+            notes = Ledger(directory / "ledger")  # not synced: this process is not killed
+            notes.write("clock", wall=time.time())
+            self.post = stack.enter_context(
+                Post(self.broker.url, options.seed, queues[POST], queues[WORK], notes)
+            )
             place = {"directory": directory, "index_url": self.proxy.url, "clocks": self.clocks}
             self.workers = [
                 processes.worker(number, pool=options.pool, soft=number % 2 == 0, **place)
@@ -121,7 +127,7 @@ class Stage:
             ]
             for process in (*self.workers, *self.producers):
                 process.start()
-                stack.callback(process.kill)
+                stack.callback(process.end)
             yield
 
     # What faults do
@@ -209,6 +215,10 @@ def run(options: Options, directory: Path, *, say: Callable[[str], None] = lambd
     findings.faults = dict(stage.faults) | {
         f"messages {fault}": count for fault, count in stage.post.faults.items() if fault != "broker away"
     }
+    for process in (*stage.workers, *stage.producers):
+        for code, count in process.own_ends.items():
+            if code != -signal.SIGKILL:  # by an entity, or between index and broker
+                stage.notes[f"{process.name} ended by itself, with {code}"] += count
     findings.notes = dict(stage.notes)
     findings.figures["messages"] = stage.post.carried
     findings.figures["worker starts"] = sum(worker.starts for worker in stage.workers)
@@ -222,7 +232,9 @@ def settle(stage: Stage) -> int:
 
     def busy() -> int:
         counts = stage.things.engine.counts()
-        return sum(each["scheduled"] + each["running"] for each in counts.values())
+        return sum(
+            each["scheduled"] + each["running"] for kind, each in counts.items() if not KINDS[kind].far
+        )
 
     until = time.monotonic() + stage.options.settle
     while (left := busy()) and time.monotonic() < until:
@@ -234,6 +246,7 @@ def final_state(stage: Stage) -> dict[str, Final]:
     world = stage.things.world
     refs = [EntityRef(kind, str(n)) for kind, plan in KINDS.items() for n in range(plan.entities)]
     described = stage.things.engine.describe_many(refs)
+    ahead = time.time() - time.monotonic()
     return {
         str(ref): Final(
             None if known is None else str(known.status),
@@ -241,6 +254,8 @@ def final_state(stage: Stage) -> dict[str, Final]:
             world.wanted(ref),
             world.reached(ref),
             world.is_gone(ref),
+            known.deadline.timestamp() - ahead if known and known.deadline else None,
+            known is not None and known.sent,
         )
         for ref, known in zip(refs, described, strict=True)
     }

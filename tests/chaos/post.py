@@ -14,18 +14,20 @@ from typing import Any, Self
 from celery.contrib.migrate import republish
 from kombu import Connection, Consumer, Producer, Queue
 
+from tests.acceptance.ledger import Ledger
 from tests.chaos.app import WORK
 
 
 class Post:
     """Runs in a thread of its own. `faults` counts what became of the messages."""
 
-    def __init__(self, broker_url: str, seed: int, post: Queue, work: Queue) -> None:
+    def __init__(self, broker_url: str, seed: int, post: Queue, work: Queue, ledger: Ledger) -> None:
         self.faults: Counter[str] = Counter()
         self.carried = 0
         self.trouble = 0.0  #: which part of the messages is not carried faithfully
         self._url = broker_url
         self._from, self._to = post, work
+        self._ledger = ledger
         self._random = random.Random(f"{seed}-post")
         self._held: list[tuple[float, int, Any]] = []  # until when
         self._order = itertools.count()
@@ -60,8 +62,12 @@ class Post:
                         connection.drain_events(timeout=0.05)
                     self._let_go()
 
-    def _take(self, body: object, message: Any) -> None:
+    def _take(self, body: Any, message: Any) -> None:
         self.carried += 1
+        (pairs,), *_ = body
+        for id, token in pairs:
+            name = f"{message.headers['task'].removeprefix('goalstate.')}/{id}"
+            self._ledger.write("message", name, wakeup=int(token))
         fault = ""
         if self._random.random() < self.trouble:
             fault = self._random.choice(["dropped", "duplicated", "duplicated later", "delayed", "reordered"])

@@ -20,6 +20,8 @@ from typing import Any
 from celery_goalstate import EntityRef
 from tests.chaos.app import DIRECTORY, KINDS, Things, from_environment
 
+DAY = 86_400.0
+
 
 class Producer:
     def __init__(self, things: Things, seed: int, number: int, of: int, pace: float, kinds: str) -> None:
@@ -75,6 +77,9 @@ class Producer:
             refs = draw.sample(self.refs[kind], min(8, len(self.refs[kind])))
         else:
             verb, options = "want", {}
+        if KINDS[kind].far and verb != "delete":
+            replaces = draw.random() < 0.3
+            verb, options = "look", {"delay": draw.uniform(DAY, 10_000 * DAY), "replace": replaces}
         return verb, [[ref.kind, ref.id] for ref in refs], options
 
     def do(self, verb: str, names: list[list[str]], options: dict[str, Any]) -> None:

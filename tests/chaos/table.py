@@ -15,12 +15,15 @@ from tests.chaos.harness import Options
 GUARANTEES = {
     "lost": "4, 8",
     "unsettled": "4",
-    "overlap": "1, 3",
+    "doubled": "1",
+    "overlap": "3",
     "zombie": "3",
-    "early": "1, 2, 5",
+    "early": "2, 5",
     "later": "2",
     "posthumous": "6",
     "back-off": "5",
+    "far": "7",
+    "untold": "8",
 }
 
 SETTINGS = ("minutes", "seed", "pace", "workers", "producers")

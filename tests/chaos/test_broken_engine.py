@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.processes import ROOT
+from tests.chaos.checker import RULES
 from tests.chaos.test_chaos import chaos
 from tests.mutants.test_mutants import MUTANTS
+from tests.supervised import ROOT
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ BREAKAGES = [
     Breakage(
         "a message that was lost is never missed",
         "index/lua/survey.lua",
-        "return { due, suspect, up_to(",
-        "return { due, {}, up_to(",
+        "return cjson.encode({ due, suspect, up_to(",
+        "return cjson.encode({ due, {}, up_to(",
         {"lost", "unsettled"},
         faults="the broker loses all messages",
     ),
@@ -93,7 +94,68 @@ BREAKAGES = [
         "index/lua/claim.lua",
         "  if entity.status ~= SENT or fields.token ~= token then",
         "  fields.deadline = fields.deadline or now\n  if false then",
-        {"early", "overlap"},
+        {"doubled"},
+        faults="connections",
+    ),
+    Breakage(
+        "a superseded message evaluates too",
+        "index/lua/claim.lua",
+        "  if entity.status ~= SENT or fields.token ~= token then",
+        "  if entity.status ~= SENT then",
+        {"doubled"},
+        faults="connections",
+        load=("--trouble", "0.3"),
+    ),
+    Breakage(
+        "a second message shares the lease of the first",
+        "index/lua/claim.lua",
+        "  if entity.status == RUNNING and fields.nonce == nonce then",
+        "  if entity.status == RUNNING then",
+        {"overlap"},
+        faults="connections",
+        load=("--trouble", "0.3"),
+    ),
+    Breakage(
+        "a later deadline does not replace an earlier one",
+        "index/lua/enqueue.lua",
+        "  if policy == 'replace' then\n",
+        "  if false then\n",
+        {"early", "untold"},
+        faults="connections",
+    ),
+    Breakage(
+        "a deadline far away is sent at once",
+        "index/lua/common.lua",
+        "  if deadline <= now + HORIZON and not paused() then",
+        "  if not paused() then",
+        {"far"},
+        faults="connections",
+    ),
+    Breakage(
+        "an index that does not answer is passed over",
+        "index/redis.py",
+        '        replies = self._transition("enqueue", kind, rows, ',
+        "        import contextlib\n"
+        "        replies = [(False, False, False)] * len(rows)\n"
+        "        with contextlib.suppress(IndexUnavailable):\n"
+        '            replies = self._transition("enqueue", kind, rows, ',
+        {"untold"},
+        faults="the index cannot be reached",
+    ),
+    Breakage(
+        "an enqueue fails with the broker",
+        "wakeup.py",
+        "                    raise  # meant for the action that enqueues\n                return False\n",
+        "                    raise  # meant for the action that enqueues\n                raise\n",
+        {"untold"},
+        faults="restart of the broker",
+    ),
+    Breakage(
+        "an enqueue tells another deadline than it sets",
+        "engine.py",
+        "return Enqueued(scheduled.changed, _datetime(scheduled.deadline), sent)",
+        "return Enqueued(scheduled.changed, _datetime((scheduled.deadline or 0) + 999), sent)",
+        {"untold"},
         faults="connections",
     ),
     Breakage(
@@ -105,6 +167,16 @@ BREAKAGES = [
         faults="connections",
     ),
 ]
+
+
+@pytest.mark.parametrize("breakage", BREAKAGES, ids=str)
+def test_what_is_to_be_broken_is_there(breakage: Breakage) -> None:
+    text = (ROOT / "celery_goalstate" / breakage.file).read_text()
+    assert text.count(breakage.old) == 1, "the table is stale"
+
+
+def test_each_rule_has_a_breakage() -> None:
+    assert {rule for each in BREAKAGES for rule in each.rules} == RULES.keys()
 
 
 @pytest.mark.timeout(180)
@@ -119,9 +191,7 @@ def test_a_broken_engine_is_found_out(breakage: Breakage, tmp_path: Path) -> Non
     for name in ("celery_goalstate", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "output"))
     file = tmp_path / "celery_goalstate" / breakage.file
-    text = file.read_text()
-    assert text.count(breakage.old) == 1, "the table is stale: the old text does not occur exactly once"
-    file.write_text(text.replace(breakage.old, breakage.new))
+    file.write_text(file.read_text().replace(breakage.old, breakage.new))
 
     arguments = (
         "--seed",

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.processes import ROOT
+from tests.supervised import ROOT
 
 Record = Callable[[str, object], None]
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.acceptance.ledger import Line
 from tests.chaos.app import LEASE, RETRY_DELAY
-from tests.chaos.checker import Final, check
+from tests.chaos.checker import LONGEST_CALL, STANDSTILL, Final, check
 
 AT_GOAL = Final("idle", "", 1, 1, gone=False)
 UNKNOWN = Final(None, "", 1, 1, gone=True)
@@ -26,8 +26,9 @@ class Story:
         return self
 
     def enqueue(self, at: float, delay: float = 0.0, *, done: float | None = None, **fields: Any) -> Story:
+        answer = {"deadline": fields.pop("told")} if "told" in fields else {}
         self.line("enqueue", at, call=f"e{at}", delay=delay, **fields)
-        return self.line("enqueued", done or at + 0.001, call=f"e{at}")
+        return self.line("enqueued", done or at + 0.001, call=f"e{at}", **answer)
 
     def delete(self, at: float) -> Story:
         return self.line("delete", at, call=f"d{at}").line("deleted", at + 0.001, call=f"d{at}")
@@ -41,9 +42,15 @@ class Story:
         lateness: float = 10.0,
         pid: int = 1,
         batch: bool = False,
+        wakeup: int | None = None,
     ) -> Story:
         fields = {"token": token, "asked": at - 0.001, "failures": failures, "lateness": lateness * 1000}
-        return self.line("claim", at, pid=pid, batch=batch, **fields).line("look", at, pid=pid, token=token)
+        self.line("claim", at, pid=pid, batch=batch, wakeup=wakeup, **fields)
+        return self.line("look", at, pid=pid, token=token)
+
+    def cut_off(self, event: str, at: float, *, error: str = "IndexUnavailable", **fields: Any) -> Story:
+        """A call that gave up at once, and may have had its effect or not."""
+        return self.line(event, at, call=f"c{at}", **fields).line("gave-up", at, call=f"c{at}", error=error)
 
     def act(self, token: int, at: float, *, pid: int = 1) -> Story:
         self.line("start", at, pid=pid, token=token, action="work")
@@ -119,6 +126,24 @@ FAITHFUL = {
     .enqueue(1, 1)
     .enqueue(1.1, 3, replaces=True)
     .run(10, 4.2),
+    "a back-off beside a replacing enqueue": (
+        Story()
+        .enqueue(1)
+        .claim(10, 1.1)
+        .enqueue(1.15, 3, replaces=True)
+        .finish(10, 1.2, "failed", RETRY_DELAY)
+        .run(11, 1.31, failures=1)
+    ),
+    "a worker that died before it could note its claim": (
+        Story()
+        .enqueue(1)
+        .finish(9, 1.1 + LEASE, "failed", RETRY_DELAY, sweeper=True)
+        .run(10, 1.21 + LEASE, failures=1)
+    ),
+    "an enqueue that was cut off and takes effect once the index goes on": (
+        Story().cut_off("enqueue", 1, delay=0.0).enqueue(1.1).run(10, 1.2).run(11, 1 + STANDSTILL)
+    ),
+    "what an enqueue is told": Story().enqueue(1, 2, told=3.0005).enqueue(1.5, 9, told=3.0005).run(10, 3.1),
 }
 
 
@@ -195,6 +220,116 @@ BROKEN = {
         .enqueue(1.3)
         .run(11, 1.35, failures=1),
     ),
+    "a message evaluates twice": (
+        "doubled",
+        Story().enqueue(1).run(10, 1.1, wakeup=9).enqueue(1.15).run(12, 1.3, wakeup=9),
+    ),
+    "a superseded message evaluates": (
+        "doubled",
+        Story().enqueue(1).run(10, 1.1, wakeup=9).enqueue(1.15).run(12, 1.3, wakeup=8),
+    ),
+    "two claims get one lease": ("overlap", Story().enqueue(1).claim(10, 1.1).claim(10, 1.2, pid=2)),
+    "a live lease is given up": (
+        "overlap",
+        Story().enqueue(1).claim(10, 1.1).finish(10, 1 + LEASE, "failed", RETRY_DELAY, sweeper=True),
+    ),
+    "an action after the lease, though nobody has seen that it ended": (
+        "zombie",
+        Story().enqueue(1).claim(10, 1.1).act(10, 1.9 + LEASE),
+    ),
+    "the outcome of one that was given up is accepted": (
+        "zombie",
+        lost_worker(Story().enqueue(1), 10, 1.1).finish(10, 1.2 + LEASE).run(11, 4, failures=1),
+    ),
+    "an evaluation without a cause, long after an enqueue that was cut off": (
+        "early",
+        Story()
+        .cut_off("enqueue", 1, delay=0.0)
+        .enqueue(1.1)
+        .run(10, 1.2)
+        .enqueue(50)
+        .run(11, 50.1)
+        .run(12, 60),
+    ),
+    "an evaluation without a cause, long after a caller's death": (
+        "early",
+        Story()
+        .line("enqueue", 1, call="e", delay=0.0)
+        .run(10, 1.2)
+        .enqueue(2 + LONGEST_CALL)
+        .run(11, 2.1 + LONGEST_CALL)
+        .run(12, 3 + LONGEST_CALL),
+    ),
+    "an evaluation for the deadline that was replaced": (
+        "early",
+        Story().enqueue(1, 1).enqueue(1.1, 3, replaces=True).run(10, 2.1),
+    ),
+    "an evaluation for the deadline of a life that was deleted": (
+        "early",
+        Story().enqueue(1, 1).delete(1.1).enqueue(1.2, 3).run(10, 2.1),
+    ),
+    "a back-off that survives a delete": (
+        "early",
+        Story()
+        .enqueue(1)
+        .claim(10, 1.1)
+        .finish(10, 1.2, "failed", RETRY_DELAY)
+        .delete(1.21)
+        .enqueue(1.22, 3)
+        .run(11, 1.31),
+    ),
+    "the later of two deadlines after a delete": (
+        "later",
+        Story().enqueue(1).delete(1.1).enqueue(1.2, 1).enqueue(1.3, 3).run(10, 4.4, lateness=0.1),
+    ),
+    "a later deadline than the one that replaced the others": (
+        "later",
+        Story().enqueue(1, 1).enqueue(1.2, 2, replaces=True).run(10, 4.4, lateness=0.1),
+    ),
+    "a later deadline long after an enqueue that was cut off": (
+        "later",
+        Story()
+        .cut_off("delete", 1)
+        .enqueue(1.1)
+        .run(10, 1.2)
+        .enqueue(50, 1)
+        .enqueue(50.1, 3)
+        .run(11, 53.2, lateness=0.1),
+    ),
+    "an evaluation after a delete, long after an enqueue that was cut off": (
+        "posthumous",
+        Story()
+        .cut_off("enqueue", 1, delay=0.0)
+        .enqueue(1.1)
+        .run(10, 1.2)
+        .enqueue(50)
+        .delete(50.1)
+        .run(11, 51),
+    ),
+    "a failure that was none": (
+        "back-off",
+        Story().enqueue(1).run(10, 1.1).enqueue(2).run(11, 2.1, failures=1),
+    ),
+    "failures that a success does not end": (
+        "back-off",
+        Story()
+        .enqueue(1)
+        .claim(10, 1.1)
+        .finish(10, 1.2, "failed", RETRY_DELAY)
+        .run(11, 1.31, failures=1)
+        .enqueue(2)
+        .run(12, 2.1, failures=1),
+    ),
+    "an enqueue that raises what nobody expects": (
+        "untold",
+        Story().cut_off("enqueue", 1, delay=0.0, error="OperationalError"),
+    ),
+    "an enqueue that tells a later deadline": ("untold", Story().enqueue(1, 2, told=3.1).run(10, 3.2)),
+    "an enqueue that tells of nothing": ("untold", Story().enqueue(1, told=None).run(10, 1.1)),
+    "an enqueue that tells another deadline than it sets": (
+        "untold",
+        Story().enqueue(1, 1).enqueue(1.1, 3, replaces=True, told=2.0).run(10, 4.2),
+    ),
     "a failure that is not counted": (
         "back-off",
         Story().enqueue(1).claim(10, 1.1).finish(10, 1.2, "failed", RETRY_DELAY).run(11, 1.31),
@@ -229,10 +364,40 @@ def test_a_deleted_entity_must_be_unknown() -> None:
 
 
 def test_a_poisonous_entity_must_be_quarantined() -> None:
-    story = Story("poison-kill/1").enqueue(1).claim(10, 1.1, failures=2)
-    story.finish(10, 1.2 + LEASE, "quarantined", sweeper=True)
+    story = Story("poison-kill/1").enqueue(1)
+    for failures, at in enumerate((1.1, 4, 7)):
+        story.claim(10 + failures, at, failures=failures)
+        story.finish(10 + failures, at + LEASE, "failed" if failures < 2 else "quarantined", sweeper=True)
     assert story.broken(Final("failed", "WorkerLost: the worker ...", 1, 0, gone=False)) == []
     assert story.broken(Final("failed", "PlannedError", 1, 0, gone=False)) == ["unsettled"]
+    assert story.run(13, 10).broken(Final("failed", "WorkerLost: ", 1, 0, gone=False)) == ["early"]
+
+
+FAR = 1e6
+
+
+def far(deadline: float | None, *, status: str | None = "scheduled", sent: bool = False) -> Final:
+    return Final(status, "", 0, 0, gone=False, deadline=deadline, sent=sent)
+
+
+def test_an_entity_whose_deadline_is_far_away_waits_for_it_without_a_message() -> None:
+    def story() -> Story:
+        return Story("distant/1").enqueue(1, 2 * FAR).enqueue(2, FAR).enqueue(3, 3 * FAR)
+
+    assert story().broken(far(2 + FAR)) == []
+    assert story().broken(far(1 + 2 * FAR)) == ["unsettled"], "the earliest wins"
+    assert story().broken(far(1 + FAR)) == ["unsettled"], "nobody asked for that"
+    assert story().broken(far(2 + FAR, sent=True)) == ["unsettled"]
+    assert story().broken(far(None, status="idle")) == ["unsettled"]
+    assert story().broken(far(None, status=None)) == ["unsettled"]
+    assert story().line("message", 4, wakeup=9).broken(far(2 + FAR)) == ["far"]
+    assert story().run(10, 4).broken(far(2 + FAR)) == ["early"]
+    later = story().enqueue(4, 4 * FAR, replaces=True)
+    assert later.broken(far(4 + 4 * FAR)) == []
+    assert later.broken(far(2 + FAR)) == ["unsettled"]
+    deleted = story().delete(4)
+    assert deleted.broken(UNKNOWN) == []
+    assert deleted.broken(far(2 + FAR)) == ["unsettled"]
 
 
 def test_a_process_that_stood_still_after_its_check_is_a_zombie_for_one_action_only() -> None:
