@@ -24,6 +24,7 @@ from celery_goalstate.entity import EntityRef
 from celery_goalstate.exceptions import GoalStateError, IndexUnavailable
 from celery_goalstate.kind import DEFAULT_NAMESPACE, task_name
 from celery_goalstate.settings import safe_url
+from celery_goalstate.text import printable
 
 NOT_FOUND, UNAVAILABLE = 1, 3
 
@@ -193,15 +194,15 @@ def enqueue(
         for ref in refs:
             _check_kind(engine, ref.kind)
         try:
-            done = {str(ref): engine.enqueue(ref, at if delay is None else delay) for ref in refs}
+            done = {ref: engine.enqueue(ref, at if delay is None else delay) for ref in refs}
         except ValueError as error:  # a deadline that is too far away
             raise click.UsageError(str(error)) from error
     if as_json:
-        _print_json([{"entity": entity, **asdict(each)} for entity, each in done.items()])
+        _print_json([{"entity": f"{ref.kind}/{ref.id}", **asdict(each)} for ref, each in done.items()])
         return
-    for entity, each in done.items():
+    for ref, each in done.items():
         when = "unchanged" if each.deadline is None else f"scheduled {_relative(each.deadline)}"
-        click.echo(f"{entity}: {when}{'' if each.changed else ', as it was before'}")
+        click.echo(f"{ref}: {when}{'' if each.changed else ', as it was before'}")
 
 
 @goalstate.command(cls=CeleryCommand)
@@ -279,7 +280,9 @@ def delete(ctx: click.Context, entities: Sequence[str], as_json: bool) -> None:
     with _engine(ctx) as engine:
         done = {ref: engine.delete(ref) for ref in refs}
         if as_json:
-            _print_json([{"entity": str(ref), "deleted": deleted} for ref, deleted in done.items()])
+            _print_json(
+                [{"entity": f"{ref.kind}/{ref.id}", "deleted": deleted} for ref, deleted in done.items()]
+            )
         else:
             for ref in (ref for ref, deleted in done.items() if deleted):
                 click.echo(f"{ref}: deleted")
@@ -401,11 +404,11 @@ def _print_details(found: Description, paused: bool, queue: str | None) -> None:
         "task id": found.task_id,
         "message": found.sent and f"on its way{f', by queue {queue}' if queue else ''}",
     }
-    click.echo(f"{found.kind}/{found.id}: {found.status}\n")
+    click.echo(f"{found.kind}/{printable(found.id)}: {found.status}\n")
     for name, value in lines.items():
         if value:
-            click.echo(f"  {name:<14} {value}")
-    click.echo(f"\n{_next(found, paused)}")
+            click.echo(f"  {name:<14} {printable(value)}")
+    click.echo(f"\n{printable(_next(found, paused))}")
 
 
 def _next(found: Description, paused: bool) -> str:
@@ -488,7 +491,7 @@ def _moment(when: datetime) -> str:
 
 
 def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    lines = [[heading.upper() for heading in headings], *rows]
+    lines = [[heading.upper() for heading in headings], *([printable(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
@@ -508,4 +511,8 @@ def _details(found: Description, paused: bool, queue: str | None) -> dict[str, A
 
 
 def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=datetime.isoformat))
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=datetime.isoformat)
+    # It may be a person who looks at it, too.
+    click.echo(
+        "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)
+    )

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeAlias, final
 from celery_goalstate.backoff import delay_seconds
 from celery_goalstate.exceptions import ActionTimeout, LeaseLost
 from celery_goalstate.settings import NAME
+from celery_goalstate.text import printable
 
 __all__ = [
     "Action",
@@ -57,7 +58,7 @@ def _checked_id(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class EntityRef:
-    """Which entity is meant: its kind and its id. `str()` is `order/42`.
+    """Which entity is meant: its kind and its id. `str()` is `order/42`, made printable.
 
     Raises `TypeError` or `ValueError` for a kind or an id that cannot be one.
     """
@@ -70,7 +71,7 @@ class EntityRef:
         object.__setattr__(self, "id", _checked_id(self.id))
 
     def __str__(self) -> str:
-        return f"{self.kind}/{self.id}"
+        return f"{self.kind}/{printable(self.id)}"
 
 
 class ActionTable(Protocol):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import enum
 import inspect
 import random as _random
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -34,8 +35,9 @@ from celery_goalstate.entity import (
     action_logger,
     as_action_list,
 )
-from celery_goalstate.exceptions import PermanentError, RetryAfter
+from celery_goalstate.exceptions import Interrupted, PermanentError, RetryAfter
 from celery_goalstate.settings import KindOptions
+from celery_goalstate.text import printable
 
 #: After so many looks at once in a row that did not reach the goal, the back-off spaces the next ones.
 LOOKS_AT_ONCE = 10
@@ -108,9 +110,11 @@ def evaluate(
     progress = _Progress()
     try:
         _look_and_act(evaluation, options, progress, clock)
-    except Exception as error:  # noqa: BLE001 - any error is a failure, and backs off
+    except BaseException as raised:
+        if _ends_more_than_this(raised):
+            raise
         return failed(
-            error,
+            raised if isinstance(raised, Exception) else _interrupted(raised),
             evaluation.failures,
             options,
             retry_after=retry_after,
@@ -119,6 +123,18 @@ def evaluate(
             **progress.seen(),
         )
     return _settled(evaluation, options, progress, random)
+
+
+def _ends_more_than_this(raised: BaseException) -> bool:
+    """Whether it ends the process, or its greenlet: so Celery ends a task under gevent, for good."""
+    of_greenlets = getattr(sys.modules.get("greenlet"), "GreenletExit", ())
+    return isinstance(raised, (KeyboardInterrupt, SystemExit, GeneratorExit, of_greenlets))
+
+
+def _interrupted(raised: BaseException) -> Exception:
+    error = Interrupted(error_text(raised))
+    error.__cause__ = raised
+    return error
 
 
 def failed(
@@ -339,6 +355,6 @@ def _str(value: object) -> str:
 
 
 def _text(text: str, limit: int) -> str:
-    """On one line, encodable, and cut to `limit` characters."""
-    line = " ".join(text.split()).encode("utf-8", "replace").decode()
+    """On one line, printable, and cut to `limit` characters."""
+    line = printable(" ".join(text.split())[: limit + 1])
     return line if len(line) <= limit else f"{line[: limit - 1]}…"

@@ -3,7 +3,7 @@
 * Fix the call: `ImproperlyConfigured`, `UnknownKind` (and `ValueError` / `TypeError` for a bad argument).
 * Try again: `IndexUnavailable`.
 * Said *by an action* to the engine: `RetryAfter`, `PermanentError`.
-* Said by the engine about an evaluation: `ActionTimeout`, `LeaseLost`, `WorkerLost`.
+* Said by the engine about an evaluation: `ActionTimeout`, `Interrupted`, `LeaseLost`, `WorkerLost`.
 """
 
 from __future__ import annotations
@@ -50,6 +50,10 @@ class PermanentError(GoalStateError):
 
 class ActionTimeout(GoalStateError):
     """The time budget of an action or of its list is used up."""
+
+
+class Interrupted(GoalStateError):
+    """The evaluation was ended by what is no `Exception`: a `Timeout` of gevent, a `CancelledError`."""
 
 
 class LeaseLost(GoalStateError):

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from celery_goalstate.exceptions import IndexUnavailable
 from celery_goalstate.index.base import Index, Run
+from celery_goalstate.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,9 @@ class LeaseKeeper:
         for lease in leases:
             if self.clock() >= lease.until:
                 logger.warning(
-                    "%s/%s runs for longer than its max_run: its lease ends", lease.kind, lease.run.id
+                    "%s/%s runs for longer than its max_run: its lease ends",
+                    lease.kind,
+                    printable(lease.run.id),
                 )
                 lease.renew_at = float("inf")
             else:

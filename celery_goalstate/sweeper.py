@@ -25,6 +25,7 @@ from celery_goalstate.index.base import Finish, Index, Policy, Request, Run, Sur
 from celery_goalstate.kind import Kind, milliseconds
 from celery_goalstate.settings import Settings
 from celery_goalstate.task import report
+from celery_goalstate.text import printable
 from celery_goalstate.wakeup import Publisher
 
 logger = logging.getLogger(__name__)
@@ -166,7 +167,9 @@ class Sweeper:
         replies = self._index.finish(kind.name, reports)
         for ended, finished in zip(reports, replies, strict=True):
             if finished.result is Finish.ACCEPTED:
-                logger.warning("%s/%s was being evaluated by a worker that fell silent", kind.name, ended.id)
+                logger.warning(
+                    "%s/%s was being evaluated by a worker that fell silent", kind.name, printable(ended.id)
+                )
         self._dispatch(kind, [finished.wakeup for finished in replies if finished.wakeup])
         return any(finished.result is Finish.ACCEPTED for finished in replies)
 

@@ -46,6 +46,7 @@ from celery_goalstate.index.base import (
 )
 from celery_goalstate.kind import Kind, milliseconds
 from celery_goalstate.lease import Lease, LeaseKeeper
+from celery_goalstate.text import printable
 from celery_goalstate.wakeup import Publisher, read_message
 
 logger = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ class Evaluator:
             self._dispatch([finished.wakeup])
         if outcome.error is not None:
             speaker.set(Speaker(self._index, self._kind.name, run, until=task_id))
-        return self._tell(f"{self._kind.name}/{claim.id}", outcome, finished)
+        return self._tell(f"{self._kind.name}/{printable(claim.id)}", outcome, finished)
 
     # -- several
 
@@ -184,7 +185,9 @@ class Evaluator:
         wakeups = []
         for told, finished in zip(reports, self._finish(reports, held), strict=True):
             if finished.result is Finish.FENCED:
-                logger.warning("%s/%s: dropped, since its lease was lost", self._kind.name, told.id)
+                logger.warning(
+                    "%s/%s: dropped, since its lease was lost", self._kind.name, printable(told.id)
+                )
             elif finished.wakeup:
                 wakeups.append(finished.wakeup)
             tally.count(told)
@@ -266,11 +269,12 @@ class Evaluator:
 
     def _log(self, id: str, outcome: Outcome) -> None:
         """Celery's own lines name the task only, and a retry's shows no traceback."""
+        entity = f"{self._kind.name}/{printable(id)}"
         if outcome.error is None:
-            logger.info("%s/%s: %s", self._kind.name, id, outcome)
+            logger.info("%s: %s", entity, outcome)
         else:
             level = logging.ERROR if outcome.quarantined else logging.WARNING
-            logger.log(level, "%s/%s: %s", self._kind.name, id, outcome, exc_info=outcome.error)
+            logger.log(level, "%s: %s", entity, outcome, exc_info=outcome.error)
 
     def _dispatch(self, wakeups: list[Wakeup]) -> None:
         # The evaluation has ended whatever becomes of its wake-up: one that is lost is sent again.

@@ -29,6 +29,7 @@ from celery_goalstate.entity import EntityRef
 from celery_goalstate.index.base import Index, Wakeup
 from celery_goalstate.kind import task_name
 from celery_goalstate.settings import KindOptions
+from celery_goalstate.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,10 @@ def read_message(args: Any, kwargs: Any) -> tuple[list[tuple[str, str]], int | N
     """The (id, token) pairs of a message, and when it was sent again. Raises `ValueError` for any other."""
     match args, kwargs.get("resent_at"):
         case [[_, *_] as pairs], (None | int()) as resent_at if 0 <= (resent_at or 0) < 2**53:
-            return [_read_pair(pair) for pair in pairs], resent_at
+            wakeups = [_read_pair(pair) for pair in pairs]
+            if len(dict(wakeups)) < len(wakeups):
+                raise ValueError(f"a wake-up names each entity once, not as {args!r:.100}")
+            return wakeups, resent_at
     raise ValueError(f"a wake-up is ([[id, token], ...],) {{}}, not {args!r:.100} {kwargs!r:.100}")
 
 
@@ -188,7 +192,7 @@ class Publisher:
                 elif looks[kind, wakeup.id] > EAGER_LOOKS:
                     self._index.put_back(kind, [wakeup])
                     logger.warning(
-                        "%s/%s is left alone after %d looks in a row", kind, wakeup.id, EAGER_LOOKS
+                        "%s/%s is left alone after %d looks in a row", kind, printable(wakeup.id), EAGER_LOOKS
                     )
                 else:
                     self._apply(kind, wakeup)
@@ -202,7 +206,9 @@ class Publisher:
         task = self._app.tasks.get(task_name(kind, self._namespace))
         if task is None:
             logger.error(
-                "no entity class of kind %s is registered in this process: %s waits", kind, wakeup.id
+                "no entity class of kind %s is registered in this process: %s waits",
+                kind,
+                printable(wakeup.id),
             )
             self._index.put_back(kind, [wakeup])
             return
@@ -212,7 +218,7 @@ class Publisher:
             )
         except Retry as retry:  # task_eager_propagates: show what went wrong, not how it goes on
             raise (retry.exc if isinstance(retry.exc, Exception) else retry) from None
-        logger.debug("%s/%s: %s", kind, wakeup.id, result.result)
+        logger.debug("%s/%s: %s", kind, printable(wakeup.id), result.result)
 
 
 def _messages(wakeups: Sequence[Wakeup], batch_size: int) -> Iterator[list[Wakeup]]:
@@ -229,14 +235,13 @@ def _messages(wakeups: Sequence[Wakeup], batch_size: int) -> Iterator[list[Wakeu
 
 def _shown(kind: str, wakeups: Sequence[Wakeup]) -> str:
     """What Flower shows and searches: a literal of a dict, which it reads up to some length only."""
-    if len(wakeups) == 1:
-        return repr({"entity": f"{kind}/{wakeups[0].id}"})
+    one = len(wakeups) == 1
     names = ", ".join(f"{kind}/{wakeup.id}" for wakeup in wakeups)
     if len(repr(names)) > SHOWN:
         while (length := len(repr(names))) > SHOWN:  # what is escaped takes more room
             names = names[: len(names) * SHOWN // length]
-        names = f"{names}… {len(wakeups)} in all"
-    return repr({"entities": names})
+        names += "…" if one else f"… {len(wakeups)} in all"
+    return repr({"entity" if one else "entities": names})
 
 
 def _delays_natively(app: Celery, producer: Any) -> bool:

@@ -507,3 +507,46 @@ class TestRealProcess:
         assert "(redis://user:**@127.0.0.1" in listed.stderr
         assert "s3cret" not in listed.stderr
         assert len(listed.stderr.splitlines()) == 1
+
+
+class TestHostileText:
+    """An id or an error may hold anything that its author could think of. A terminal must not obey it."""
+
+    ID, ESCAPED = "\u202e24", r"\u202e24"
+    ERROR = "ValueError: \x1b]0;owned\x07\x1b[2J \x9b31m \u202ekcab \ud83d!".encode(
+        "utf-8", "replace"
+    ).decode()
+
+    @pytest.fixture
+    def goalstate(self, engine: Engine, goalstate: Command) -> Command:
+        """With one quarantined entity, as an older release stored its error."""
+        engine.enqueue(engine.ref("order", self.ID))
+        evaluate(engine, self.ID, Verdict.QUARANTINED, error=self.ERROR)
+        return goalstate
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ("list", "--kind", "order"),
+            ("list", "--kind", "order", "--json"),
+            ("show", "order", ID),
+            ("show", "order", ID, "--json"),
+            ("enqueue", "order", ID),
+            ("enqueue", "order", ID, "--json"),
+            ("delete", "order", ID),
+            ("delete", "order", ID, "--json"),
+            ("show", "parcel", ID),
+            ("delete", "parcel", ID),
+        ],
+        ids=" ".join,
+    )
+    def test_it_is_shown_and_not_obeyed(self, goalstate: Command, command: tuple[str, ...]) -> None:
+        result = goalstate(*command)
+        assert result.output.replace("\n", "").isprintable(), ascii(result.output)
+        assert self.ESCAPED in result.output
+
+    def test_for_machines_it_is_what_it_was(self, goalstate: Command) -> None:
+        [listed] = json.loads(goalstate("list", "--kind", "order", "--json").stdout)
+        assert (listed["id"], listed["error"]) == (self.ID, self.ERROR)
+        [enqueued] = json.loads(goalstate("enqueue", "order", self.ID, "--json").stdout)
+        assert enqueued["entity"] == f"order/{self.ID}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import logging
 from collections.abc import Callable, Iterator
@@ -272,6 +273,15 @@ def test_what_would_steer_celery_does_not_reach_it_from_quarantine(
     assert result.state == states.FAILURE
     assert isinstance(result.result, GoalStateError)
     assert type(error).__name__ in str(result.result)
+
+
+def test_a_cancelled_action_backs_off_at_once(world: World, truth: Truth) -> None:
+    """Though it raises no Exception, nobody waits for the lease to run out."""
+    truth.set("1", says("wait", asyncio.CancelledError("gone")))
+    result = evaluate(world)
+    assert result.state == states.RETRY
+    assert look(world).deadline == datetime.fromtimestamp(NOW + 10, UTC)
+    assert look(world).error == "Interrupted: CancelledError: gone"
 
 
 def test_system_exit_leaves_the_lease_to_expire(world: World, truth: Truth) -> None:
@@ -662,6 +672,8 @@ MALFORMED: list[tuple[list[Any], dict[str, Any]]] = [
     ([[["1"]]], {}),
     ([[["1", "2", "3"]]], {}),
     ([[["1", "2"], ["3"]]], {}),
+    ([[["1", "2"], ["1", "2"]]], {}),
+    ([[["1", "2"], ["2", "1"], ["1", "3"]]], {}),
     ([[[1, "2"]]], {}),
     ([[["1", 2]]], {}),
     ([[["", "2"]]], {}),

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import asyncio
 import enum
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import gevent
+import greenlet
 import pytest
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
@@ -21,6 +24,7 @@ from celery_goalstate.evaluation import (
 from celery_goalstate.exceptions import (
     ActionTimeout,
     GoalStateError,
+    Interrupted,
     LeaseLost,
     PermanentError,
     RetryAfter,
@@ -419,6 +423,31 @@ def test_what_ends_the_process_is_not_caught(world: World, error: BaseException)
         world.evaluate()
 
 
+def test_nor_is_what_ends_its_greenlet(world: World) -> None:
+    """As `celery control terminate` does under gevent: a retry under that revoked id would be dropped."""
+    world.action("drain", raises=greenlet.GreenletExit())
+    with pytest.raises(greenlet.GreenletExit):
+        world.evaluate()
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [asyncio.CancelledError("gone"), gevent.Timeout(5), BaseException("odd")],
+    ids=["asyncio", "gevent", "odd"],
+)
+@pytest.mark.parametrize("step", ["drain", "get_state"])
+def test_whatever_else_is_no_exception_is_a_failure(world: World, raised: BaseException, step: str) -> None:
+    if step == "drain":
+        world.action("drain", raises=raised)
+    else:
+        world.errors["get_state"] = [raised]
+    outcome = world.evaluate()
+    assert isinstance(outcome.error, Interrupted)
+    assert str(outcome.error) == error_text(raised)
+    assert outcome.error.__cause__ is raised
+    assert (outcome.step, outcome.delay, outcome.failures) == (step, 10.0, 1)
+
+
 @pytest.mark.parametrize("error", [Retry("later"), Ignore(), Reject(requeue=True), SoftTimeLimitExceeded()])
 def test_what_means_something_to_celery_is_a_failure_here(world: World, error: Exception) -> None:
     world.action("drain", raises=error)
@@ -641,7 +670,9 @@ class UnprintableError(Exception):
         (ConnectionError("no route"), "ConnectionError: no route"),
         (ValueError(), "ValueError"),
         (ValueError("two\n  lines\t"), "ValueError: two lines"),
-        (ValueError("half \ud83d"), "ValueError: half ?"),
+        (ValueError("half \ud83d"), r"ValueError: half \ud83d"),
+        (ValueError("\x1b[2J\x9b31m \u202eevil\x00"), r"ValueError: \x1b[2J\x9b31m \u202eevil\x00"),
+        (ValueError("\u202e" * 1000), "ValueError: " + (r"\u202e" * 84)[:487] + "…"),
         (UnprintableError(), "UnprintableError: <UnprintableError that cannot be printed>"),
         (ValueError("x" * 1000), "ValueError: " + "x" * 487 + "…"),
     ],
