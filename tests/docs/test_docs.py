@@ -56,7 +56,7 @@ def test_examples_run(page: Path, valkey: Valkey, tmp_path: Path) -> None:
         },
         text=True,
         capture_output=True,
-        timeout=110,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
