@@ -41,6 +41,7 @@ def test_every_block_is_of_a_known_sort(page: Path) -> None:
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if any(block.language in RUN for block in blocks(page))], ids=str
 )
+@pytest.mark.timeout(320)
 def test_examples_run(page: Path, valkey: Valkey, tmp_path: Path) -> None:
     directory = tmp_path / "page"
     directory.mkdir()
