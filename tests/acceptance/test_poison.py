@@ -85,6 +85,5 @@ def test_whatever_kills_its_worker_is_quarantined(scene: Scene, lane: Lane) -> N
         first, second = scene.looks(f"{scene.name}.{way}")
         assert second - first >= SETTINGS["goalstate_failure_retry_delay"], way
     assert killer.kills == (2 if "hoard" in ways else 0)
-    assert {len(scene.looks(id)) for id in others} == {1}
     if lane.pool == "prefork":
         assert sum(worker.starts for worker in scene.workers) == starts, "the workers themselves went on"

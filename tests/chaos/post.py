@@ -65,9 +65,8 @@ class Post:
     def _take(self, body: Any, message: Any) -> None:
         self.carried += 1
         (pairs,), *_ = body
-        for id, token in pairs:
-            name = f"{message.headers['task'].removeprefix('goalstate.')}/{id}"
-            self._ledger.write("message", name, wakeup=int(token))
+        for id, _ in pairs:
+            self._ledger.write("message", f"{message.headers['task'].removeprefix('goalstate.')}/{id}")
         fault = ""
         if self._random.random() < self.trouble:
             fault = self._random.choice(["dropped", "duplicated", "duplicated later", "delayed", "reordered"])

@@ -390,7 +390,7 @@ def test_an_entity_whose_deadline_is_far_away_waits_for_it_without_a_message() -
     assert story().broken(far(2 + FAR, sent=True)) == ["unsettled"]
     assert story().broken(far(None, status="idle")) == ["unsettled"]
     assert story().broken(far(None, status=None)) == ["unsettled"]
-    assert story().line("message", 4, wakeup=9).broken(far(2 + FAR)) == ["far"]
+    assert story().line("message", 4).broken(far(2 + FAR)) == ["far"]
     assert story().run(10, 4).broken(far(2 + FAR)) == ["early"]
     later = story().enqueue(4, 4 * FAR, replaces=True)
     assert later.broken(far(4 + 4 * FAR)) == []
