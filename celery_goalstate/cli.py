@@ -19,6 +19,7 @@ import click
 from celery.bin.base import CeleryCommand, CeleryOption
 from celery.exceptions import QueueNotFound
 
+from celery_goalstate import moving
 from celery_goalstate.engine import Description, Engine, Status, engine_of
 from celery_goalstate.entity import EntityRef
 from celery_goalstate.exceptions import GoalStateError, IndexUnavailable
@@ -272,10 +273,20 @@ def list_(ctx: click.Context, kind: str | None, status: str | None, limit: int, 
 
 @goalstate.command(cls=CeleryCommand)
 @_entities
+@click.option(
+    "--all",
+    "all_of_it",
+    cls=CeleryOption,
+    is_flag=True,
+    help="All entities of a kind that is not registered.",
+)
 @_as_json
 @click.pass_context
-def delete(ctx: click.Context, entities: Sequence[str], as_json: bool) -> None:
+def delete(ctx: click.Context, entities: Sequence[str], all_of_it: bool, as_json: bool) -> None:
     """Forget entities: their schedules, failures, all of it. What they stand for is not touched."""
+    if all_of_it:
+        _delete_kind(ctx, entities, as_json)
+        return
     refs = _refs(entities)
     with _engine(ctx) as engine:
         done = {ref: engine.delete(ref) for ref in refs}
@@ -288,6 +299,60 @@ def delete(ctx: click.Context, entities: Sequence[str], as_json: bool) -> None:
                 click.echo(f"{ref}: deleted")
         if unknown := [ref for ref, deleted in done.items() if not deleted]:
             _not_found(ctx, engine, unknown[0].kind, f"not known: {', '.join(map(str, unknown))}")
+
+
+def _delete_kind(ctx: click.Context, words: Sequence[str], as_json: bool) -> None:
+    if len(words) > 1:
+        raise click.UsageError("--all takes one KIND and no ids")
+    kind = _ref(words[0], "checked").kind
+    with _engine(ctx) as engine:
+        if kind in engine.kinds:
+            raise click.UsageError(f"kind {kind!r} is registered: --all is for kinds that are not any more")
+        count = engine.delete_kind(kind)
+        if as_json:
+            _print_json({"kind": kind, "deleted": count})
+        elif count:
+            click.echo(f"{kind}: {count} deleted")
+        if not count:
+            _not_found(ctx, engine, kind, f"no entities of kind {kind}")
+
+
+@goalstate.command(cls=CeleryCommand)
+@click.argument("kind")
+@click.argument("new_kind", required=False)
+@click.option("--from-index", cls=CeleryOption, metavar="URL", help="Where the index was.")
+@click.option("--from-namespace", cls=CeleryOption, metavar="NAME", help="In which namespace it was.")
+@click.option("--from-prefix", cls=CeleryOption, metavar="NAME", help="With which key prefix.")
+@_as_json
+@click.pass_context
+def move(
+    ctx: click.Context,
+    kind: str,
+    new_kind: str | None,
+    from_index: str | None,
+    from_namespace: str | None,
+    from_prefix: str | None,
+    as_json: bool,
+) -> None:
+    """Take a kind's entities over from where they were kept: under another name, or elsewhere.
+
+    Pauses the old kind. Move again, until nothing is left there.
+    """
+    with _engine(ctx) as engine:
+        to = new_kind or kind
+        _check_kind(engine, to)
+        old = engine.settings.elsewhere(
+            index_url=from_index, namespace=from_namespace, key_prefix=from_prefix
+        )
+        moved = moving.move(engine, to, old_kind=_ref(kind, "checked").kind, old=old)
+    if as_json:
+        _print_json({"kind": kind, "to": to, **asdict(moved)})
+        return
+    click.echo(f"{kind} to {to}: {moved.entities} moved")
+    if moved.running:
+        click.echo(
+            f"{moved.running} are being evaluated there still: move again when that has ended", err=True
+        )
 
 
 @goalstate.command(cls=CeleryCommand)
@@ -353,17 +418,32 @@ def resync(ctx: click.Context, kind: str, spread: timedelta | None, revive: bool
 
 
 def _list_counts(ctx: click.Context, engine: Engine, as_json: bool) -> None:
-    counts = engine.counts()
-    paused = {kind: engine.paused(kind) for kind in counts}
+    registered, orphans = engine.counts(), engine.orphans()
+    counts = {**registered, **orphans}
+    remarks = {
+        **{kind: "paused" * engine.paused(kind) for kind in registered},
+        **dict.fromkeys(orphans, "not registered"),
+    }
     if as_json:
-        _print_json({kind: {**counts[kind], "paused": paused[kind]} for kind in counts})
-    if not counts:
-        click.echo("no entity classes are registered", err=True)
-        ctx.exit(NOT_FOUND)
-    elif not as_json:
+        _print_json(
+            {
+                kind: {**counts[kind], "paused": remarks[kind] == "paused", "registered": kind in registered}
+                for kind in counts
+            }
+        )
+    elif counts:
         _print_table(
             ["kind", *Status, ""],
-            [[kind, *map(str, counts[kind].values()), "paused" * paused[kind]] for kind in counts],
+            [[kind, *map(str, counts[kind].values()), remarks[kind]] for kind in counts],
+        )
+    if not registered:
+        click.echo("no entity classes are registered", err=True)
+        ctx.exit(NOT_FOUND)
+    for kind in orphans:
+        click.echo(
+            f"No entity class of kind {kind} is registered here. Unless another app has one, nobody evaluates"
+            f" these. Renamed? `goalstate move {kind} NEW_KIND`. Removed? `goalstate delete {kind} --all`.",
+            err=True,
         )
 
 

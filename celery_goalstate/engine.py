@@ -8,7 +8,7 @@ import random
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -385,11 +385,21 @@ class Engine:
 
     def counts(self, kind: KindLike | None = None) -> dict[str, dict[Status, int]]:
         """How many entities are in each status, by kind: of one kind, or of all that are registered."""
+        names = self.kinds if kind is None else (self._kind_name(kind),)
+        return {name: _public_counts(self._parts.index.counts(name)) for name in names}
+
+    def orphans(self) -> dict[str, dict[Status, int]]:
+        """Kinds that the index has entities of and this process no class; how many, as in `counts`.
+
+        They are another app's on the same index, or were renamed or removed: then nobody evaluates them.
+        """
         counted: dict[str, dict[Status, int]] = {}
-        for name in self.kinds if kind is None else (self._kind_name(kind),):
-            counted[name] = dict.fromkeys(Status, 0)
-            for status, count in self._parts.index.counts(name).items():
-                counted[name][_PUBLIC[status]] += count
+        for name in self._parts.index.kinds():
+            if name not in self._registered:
+                kept = self._parts.index.as_kept(name)
+                counts = _public_counts(kept.counts(name) if kept else {})
+                if any(counts.values()):
+                    counted[name] = counts
         return counted
 
     # -- operating
@@ -408,6 +418,16 @@ class Engine:
             for batch in _batches(map(self._identify, entities))
             for kind, ids in _ids_by_kind(batch).items()
         )
+
+    def delete_kind(self, kind: KindLike) -> int:
+        """`delete` for all entities of a kind; how many there were to forget."""
+        name, deleted = self._kind_name(kind), 0
+        index = self._parts.index.as_kept(name)
+        if index is not None:
+            for status in IndexStatus:
+                while records := index.records(name, status, BATCH):
+                    deleted += sum(index.delete(name, [record.id for record in records]))
+        return deleted
 
     def pause(self, kind: KindLike | None = None) -> None:
         """Let no evaluation of a kind start (no kind: of all that are registered); those under way finish."""
@@ -516,12 +536,17 @@ class Engine:
         Whether that is asked for is only known with the settings. Its tasks take the same way as those of
         the kind, to workers that know it; limits of a single evaluation are not for them.
         """
-        resync = type(f"Resync{cls.__name__}", (_Resync,), {"kind": f"{cls.kind}.resync", "of": cls.kind})
+        resync = type(f"Resync{cls.__name__}", (_Resync,), {"kind": resync_kind(cls.kind), "of": cls.kind})
         routing = {name: value for name, value in options.items() if name in ROUTING_OPTIONS}
         self.register(resync, converge=False, max_failures=None, **routing)
 
     def _resync_every(self, kind: str) -> float | None:
         return self._kind(kind).options.resync_every
+
+
+def resync_kind(kind: str) -> str:
+    """The kind whose one entity resyncs this kind."""
+    return f"{kind}.resync"
 
 
 class _Resync(Entity):
@@ -707,6 +732,13 @@ def _index_statuses(status: str) -> list[IndexStatus]:
     if not found:
         raise ValueError(f"status is {status!r}; give one of {', '.join(Status)}")
     return found
+
+
+def _public_counts(counts: Mapping[IndexStatus, int]) -> dict[Status, int]:
+    counted = dict.fromkeys(Status, 0)
+    for status, count in counts.items():
+        counted[_PUBLIC[status]] += count
+    return counted
 
 
 def _datetime(milliseconds: int | None) -> datetime | None:

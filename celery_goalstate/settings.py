@@ -243,6 +243,17 @@ class Settings:
             values["namespace"] = NAME("namespace", namespace)
         return cls(index_url=_find_index_url(conf), kind=KindOptions(**read(of_kinds)), **values)
 
+    def elsewhere(
+        self, *, index_url: str | None = None, namespace: str | None = None, key_prefix: str | None = None
+    ) -> Settings:
+        """These settings for entities that are kept elsewhere. Raises `ImproperlyConfigured`."""
+        return dataclasses.replace(
+            self,
+            index_url=self.index_url if index_url is None else _checked_url("the old index", index_url),
+            namespace=self.namespace if namespace is None else NAME("the old namespace", namespace),
+            key_prefix=self.key_prefix if key_prefix is None else NAME("the old key prefix", key_prefix),
+        )
+
 
 def _refuse_unknown(conf: Mapping[str, Any], known: set[str]) -> None:
     accepted = sorted(f"goalstate_{name}" for name in known)

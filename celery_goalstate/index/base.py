@@ -326,6 +326,12 @@ class Index(Protocol):
     def forget(self, kind: str, ids: Sequence[str]) -> int:
         """Remove idle records that are past their time; how many."""
 
+    def as_kept(self, kind: str) -> Index | None:
+        """The same index, with as many shards as it keeps this kind in; None: it keeps no such kind.
+
+        For those who look after a kind that is not theirs. The connections are shared.
+        """
+
     def adopt(self, kind: str, records: Sequence[Record]) -> None:
         """Take over entities as another index describes them, none of them running.
 

@@ -553,6 +553,10 @@ class MemoryIndex:
                 del entries[id]
             return len(expired)
 
+    def as_kept(self, kind: str) -> MemoryIndex | None:
+        with self._lock:
+            return self if kind in self._noted else None
+
     def adopt(self, kind: str, records: Sequence[Record]) -> None:
         with self._lock:
             self.note([kind])

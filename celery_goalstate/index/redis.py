@@ -10,6 +10,7 @@ names of all kinds.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -336,10 +337,14 @@ class RedisIndex:
 
     # -- moving
 
-    def shards_of(self, kind: str) -> int | None:
-        """In how many shards a kind is kept here, whatever this index's own number; None: it is not."""
+    def as_kept(self, kind: str) -> RedisIndex | None:
         [form] = self._commands([("GET", self._key(kind, 0, "form"))])
-        return None if form is None else _known_layout(kind, json.loads(form))["shards"]
+        if form is None:
+            return None
+        other = copy.copy(self)
+        other._shards = _known_layout(kind, json.loads(form))["shards"]
+        other._known_keys, other._agreed = {}, set()
+        return other
 
     def adopt(self, kind: str, records: Sequence[Record]) -> None:
         if kind not in self._agreed:
@@ -539,7 +544,8 @@ def _check_form(kind: str, form: Mapping[str, Any], shards: int) -> None:
     if _known_layout(kind, form)["shards"] != shards:
         raise ImproperlyConfigured(
             f"the index keeps kind {kind!r} in {form['shards']} shards, and goalstate_shards is {shards}: its"
-            f" entities would not be found. Set goalstate_shards to {form['shards']}, or move the kind"
+            f" entities would not be found. Set goalstate_shards to {form['shards']}, or move the kind:"
+            " docs/how-to/upgrading.md"
         )
 
 

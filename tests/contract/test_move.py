@@ -83,6 +83,12 @@ class TestWhatSurvives:
         assert wakeup.alone
 
 
+def test_only_what_is_kept_can_be_looked_after(bench: Bench) -> None:
+    assert bench.index.as_kept(KIND) is None
+    bench.enqueue()
+    assert bench.index.as_kept(KIND).describe(KIND, ["a"]) == [bench.record()]
+
+
 class TestAdopt:
     def test_what_is_due_is_sent_by_the_sweeper(self, bench: Bench) -> None:
         bench.enqueue()

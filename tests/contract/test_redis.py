@@ -129,15 +129,20 @@ def test_another_number_of_shards_is_refused_by_whatever_is_said(index: RedisInd
         index.counts("host")
 
 
-def test_anybody_may_ask_for_the_number_of_shards(index: RedisIndex, valkey: Any) -> None:
-    """Whoever moves a kind opens its old place as it is."""
+def test_a_kind_with_another_number_of_shards_can_be_seen_as_it_is_kept(
+    index: RedisIndex, valkey: Any
+) -> None:
+    index.enqueue(KIND, [Request(id, 0) for id in ("a", "b", "c")])
     other = RedisIndex(valkey, Limits(), shards=4)
-    assert other.shards_of(KIND) is None
-    index.note([KIND])
-    assert other.shards_of(KIND) == 1
+    kept = other.as_kept(KIND)
+    assert kept is not None
+    assert kept.counts(KIND)[Status.SENT] == 3
+    other.enqueue("host", [Request("a", 0)])
+    with pytest.raises(ImproperlyConfigured, match="kind 'host' in 4 shards"):
+        kept.counts("host")
     valkey.set("gs:{default:order:0}:form", '{"layout": 2, "shards": 1}')
     with pytest.raises(ImproperlyConfigured, match="layout 2"):
-        other.shards_of(KIND)
+        other.as_kept(KIND)
 
 
 def test_a_layout_of_a_later_release_is_refused(index: RedisIndex, valkey: Any) -> None:

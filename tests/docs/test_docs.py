@@ -164,4 +164,4 @@ def test_commands_are_those_of_the_code() -> None:
     assert set(shown) == set(cli.goalstate.commands)
     for name, cells in shown.items():
         options = {o for p in cli.goalstate.commands[name].params for o in p.opts if o.startswith("--")}
-        assert set(re.findall(r"--[a-z]+", " ".join(cells))) == options - {"--json"}, name
+        assert set(re.findall(r"--[a-z-]+", " ".join(cells))) == options - {"--json"}, name

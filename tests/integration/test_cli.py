@@ -331,7 +331,25 @@ class TestList:
             "idle": 0,
             "failed": 1,
             "paused": False,
+            "registered": True,
         }
+
+    def test_a_kind_that_nobody_registers_is_told_with_what_to_do(
+        self, engine: Engine, goalstate: Command
+    ) -> None:
+        engine.enqueue_many([engine.ref("old", "1"), engine.ref("old", "2")], timedelta(hours=1))
+        engine.enqueue(engine.ref("gone", "1"))
+        engine.delete(engine.ref("gone", "1"))
+        result = goalstate("list")
+        assert [line.split() for line in result.stdout.splitlines()[2:]] == [
+            ["parcel", "0", "0", "0", "0"],
+            ["old", "2", "0", "0", "0", "not", "registered"],
+        ]
+        assert "`goalstate move old NEW_KIND`" in result.stderr
+        assert "`goalstate delete old --all`" in result.stderr
+        listed = json.loads(goalstate("list", "--json").stdout)
+        assert list(listed) == ["order", "parcel", "old"]
+        assert (listed["old"]["scheduled"], listed["old"]["registered"]) == (2, False)
 
     def test_rows(self, engine: Engine, goalstate: Command) -> None:
         goalstate("enqueue", "order", "1", "--in", "1h")
@@ -384,6 +402,37 @@ class TestDelete:
         assert result.exit_code == 0
         assert json.loads(result.stdout) == [{"entity": "order/42", "deleted": True}]
 
+    def test_all_of_a_kind_that_is_no_more(self, engine: Engine, goalstate: Command) -> None:
+        engine.enqueue_many((engine.ref("old", id) for id in range(1500)), timedelta(hours=1))
+        engine.enqueue(engine.ref("old", "now"))
+        goalstate("enqueue", "order", "1", "--in", "1h")
+        result = goalstate("delete", "old", "--all")
+        assert (result.exit_code, result.output) == (0, "old: 1501 deleted\n")
+        assert engine.orphans() == {}
+        assert engine.is_scheduled(engine.ref("order", "1"))
+        assert goalstate("delete", "old", "--all").exit_code == 1
+        assert json.loads(goalstate("delete", "old", "--all", "--json").stdout) == {
+            "kind": "old",
+            "deleted": 0,
+        }
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["order"], "kind 'order' is registered"),
+            (["old", "1"], "one KIND and no ids"),
+            (["Old"], "kind is 'Old'"),
+        ],
+    )
+    def test_all_is_for_what_is_no_more(
+        self, engine: Engine, goalstate: Command, arguments: list[str], said: str
+    ) -> None:
+        goalstate("enqueue", "order", "1", "--in", "1h")
+        result = goalstate("delete", "--all", *arguments)
+        assert result.exit_code == 2
+        assert said in result.output
+        assert engine.is_scheduled(engine.ref("order", "1"))
+
 
 class TestPauseAndResume:
     def test_one_kind(self, engine: Engine, goalstate: Command) -> None:
@@ -421,6 +470,85 @@ class TestResync:
         result = goalstate("resync", "parcel")
         assert result.exit_code == 2
         assert "define Parcel.iter_unconverged()" in result.output
+
+
+class TestMove:
+    """What the command says; what `moving.move` does is tested in tests/upgrades."""
+
+    def test_another_name(self, engine: Engine, goalstate: Command) -> None:
+        engine.enqueue_many([engine.ref("old", "1"), engine.ref("old", "2")], timedelta(hours=1))
+        result = goalstate("move", "old", "order")
+        assert (result.exit_code, result.output) == (0, "old to order: 2 moved\n")
+        assert engine.is_scheduled(engine.ref("order", "1"))
+        assert json.loads(goalstate("move", "old", "order", "--json").stdout) == {
+            "kind": "old",
+            "to": "order",
+            "entities": 0,
+            "running": 0,
+        }
+
+    def test_elsewhere(self, engine: Engine, goalstate: Command, valkey: Valkey) -> None:
+        engine.enqueue(engine.ref("order", "1"), timedelta(hours=1))
+        app = Celery("shop", broker=valkey.url, set_as_current=False)
+        app.conf.goalstate_key_prefix = "new"
+        moved = Engine(app)
+
+        @moved.register
+        class Order(Entity):
+            pass
+
+        result = run(app, "move", "order", "--from-prefix", "gs")
+        assert (result.exit_code, result.output) == (0, "order to order: 1 moved\n")
+        assert moved.is_scheduled(Order("1"))
+        assert not engine.is_scheduled(engine.ref("order", "1"))
+
+    def test_what_is_running_stays(self, engine: Engine, goalstate: Command) -> None:
+        engine.enqueue(engine.ref("old", "1"))
+        index = open_index(engine.settings)
+        [record] = index.describe("old", ["1"])
+        index.claim("old", [("1", record.token)], nonce="nonce", task_id="task")
+        index.close()
+        result = goalstate("move", "old", "order")
+        assert result.stdout == "old to order: 0 moved\n"
+        assert "1 are being evaluated there still" in result.stderr
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["order"], "kind 'order' is kept there already"),
+            (["order", "parcel"], "kind 'order' is still registered"),
+            (["old", "nothing"], "no entity class of kind 'nothing' is registered"),
+            (["old", "order"], "keeps no kind 'old'; known there: parcel"),
+            (["Old", "order"], "kind is 'Old'"),
+            (["order", "--from-prefix", "G S"], "the old key prefix is 'G S'"),
+            (["order", "--from-namespace", "ä"], "the old namespace is 'ä'"),
+            (["order", "--from-index", "http://x"], "the old index is 'http://x'; accepted are the schemes"),
+            (["order", "--from-index", "memory://"], "keeps no kind 'order'; known there: none"),
+        ],
+    )
+    def test_bad_usage(self, engine: Engine, goalstate: Command, arguments: list[str], said: str) -> None:
+        engine.enqueue(engine.ref("parcel", "1"), timedelta(hours=1))
+        result = goalstate("move", *arguments)
+        assert result.exit_code == 2
+        assert said in " ".join(result.output.split())
+        assert not engine.paused("order")
+
+    def test_two_names_of_one_server(self, engine: Engine, goalstate: Command, valkey: Valkey) -> None:
+        """It would forget what it has just moved to itself."""
+        engine.enqueue(engine.ref("order", "1"), timedelta(hours=1))
+        same = valkey.url.replace("127.0.0.1", "localhost")
+        for paused in (False, True):
+            if paused:
+                goalstate("pause", "order")
+            result = goalstate("move", "order", "--from-index", same)
+            assert result.exit_code == 2
+            assert engine.is_scheduled(engine.ref("order", "1"))
+            assert engine.paused("order") == paused
+
+    def test_an_index_that_does_not_answer(self, goalstate: Command) -> None:
+        result = goalstate("move", "order", "--from-index", f"redis://:secret@127.0.0.1:{free_port()}/0")
+        assert result.exit_code == 3
+        assert "the old index on redis://:**@127.0.0.1" in result.output
 
 
 class TestWhichEngine:
