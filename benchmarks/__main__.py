@@ -49,7 +49,7 @@ def main() -> None:
         return
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # or workers and server would go on
-    names = [*(options.only or SCENARIOS), *(["peers"] if options.peers else [])]
+    names = dict.fromkeys([*(options.only or SCENARIOS), *["peers"] * options.peers])
     options.output.mkdir(parents=True, exist_ok=True)
     results_file = options.output / "results.json"
     results = begin(results_file, again=options.only is not None, quick=options.quick)

@@ -149,8 +149,9 @@ All in one worker at one time; the load beside it is no-op evaluations with batc
     ),
     "peers": (
         "Other queues",
-        """The same job in each, from an environment and a process of its own, with its usual settings, logs
-off; all in turns. They do not promise the same, and what a queue has no way to do has no figure.
+        """The same job in each, from an environment and a process of its own, with its usual settings (some
+keep results), logs off; all in turns. They do not promise the same, and what a queue has no way to do has no
+figure.
 
 Microseconds to enqueue a job for in an hour; a duplicate of one that waits, which the others refuse and
 celery-goalstate coalesces; and each of many in one call. Then no-op jobs a second in one worker, from the

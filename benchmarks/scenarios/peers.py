@@ -37,7 +37,7 @@ def run(bench: Bench, peers: Sequence[Peer] = PEERS) -> None:
             for contender in list(contenders):
                 try:
                     contender.measure(first=number == 0)
-                except (RuntimeError, TimeoutError) as error:
+                except (RuntimeError, TimeoutError, subprocess.TimeoutExpired) as error:
                     if contender.peer is BASE:
                         raise
                     contenders.remove(contender)
@@ -57,7 +57,7 @@ class Contender:
         self.env = {"PEER_SERVER": self.server, "PEER_RAN": str(self.ran), "PYTHONPATH": str(ROOT)}
 
     def measure(self, *, first: bool) -> None:
-        """One round. Raises `RuntimeError` or `TimeoutError`."""
+        """One round. Raises `RuntimeError`, `TimeoutError` or `TimeoutExpired`."""
         self.flush()
         for what, value in json.loads(self.do("costs", self.bench.size(300, 20))).items():
             self.note(what, value)
@@ -89,7 +89,7 @@ class Contender:
 
         def done() -> int:
             if not worker.alive:
-                raise RuntimeError(f"the worker ended: {worker.output()[-1000:]}")
+                raise RuntimeError(f"the worker ended: {worker.output()[-1000:].strip()}")
             return self.ran.stat().st_size if self.ran.exists() else 0
 
         try:
@@ -110,7 +110,7 @@ class Contender:
             check=False,
         )
         if run.returncode:
-            raise RuntimeError(f"{command}: {run.stderr[-1000:]}")
+            raise RuntimeError(f"{command}: {run.stderr[-1000:].strip()}")
         return run.stdout
 
     def flush(self) -> None:
@@ -129,4 +129,5 @@ class Contender:
         """Forget what was measured, since its rounds are not as many as the others', and say why."""
         for name in [each for each in self.bench.measured if each.startswith(f"{self.peer.name}: ")]:
             del self.bench.measured[name]
-        self.bench.remark(f"{self.peer.name} is left out: {error}")
+        print(error)
+        self.bench.remark(f"{self.peer.name} is left out: {str(error).splitlines()[-1]}")
