@@ -76,6 +76,8 @@ class Ledger:
             with self.path.open("rb") as file:
                 file.seek(self._read)
                 for line in file:
+                    if not line.endswith(b"\n"):
+                        break  # it is being written
                     self._lines.append(Line(**json.loads(line)))
                     self._read += len(line)
         return [

@@ -206,10 +206,10 @@ def run(options: Options, directory: Path, *, say: Callable[[str], None] = lambd
         began = time.monotonic()
         for producer in stage.producers:
             producer.stop(timeout=30)
-        unsettled = settle(stage)
+        unsettled = settle(stage.things, stage.options.settle)
         seconds = time.monotonic() - began
         say(f"settled after {seconds:.1f} s" if not unsettled else f"not settled after {seconds:.1f} s")
-        final = final_state(stage)
+        final = final_state(stage.things)
         say("checking")
     findings = check(stage.things.ledger.lines(), final)
     findings.faults = dict(stage.faults) | {
@@ -227,25 +227,25 @@ def run(options: Options, directory: Path, *, say: Callable[[str], None] = lambd
     return findings
 
 
-def settle(stage: Stage) -> int:
-    """Wait until nothing is scheduled or running; how many entities still are."""
+def settle(things: Things, seconds: float) -> int:
+    """Wait, so long at most, until nothing is scheduled or running; how many entities still are."""
 
     def busy() -> int:
-        counts = stage.things.engine.counts()
+        counts = things.engine.counts()
         return sum(
             each["scheduled"] + each["running"] for kind, each in counts.items() if not KINDS[kind].far
         )
 
-    until = time.monotonic() + stage.options.settle
+    until = time.monotonic() + seconds
     while (left := busy()) and time.monotonic() < until:
         time.sleep(0.1)
     return left
 
 
-def final_state(stage: Stage) -> dict[str, Final]:
-    world = stage.things.world
+def final_state(things: Things) -> dict[str, Final]:
+    world = things.world
     refs = [EntityRef(kind, str(n)) for kind, plan in KINDS.items() for n in range(plan.entities)]
-    described = stage.things.engine.describe_many(refs)
+    described = things.engine.describe_many(refs)
     ahead = time.time() - time.monotonic()
     return {
         str(ref): Final(

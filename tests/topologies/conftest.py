@@ -1,0 +1,46 @@
+"""An engine whose broker is nothing to worry about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from celery import Celery
+
+from celery_goalstate import Engine, Entity
+
+
+class Host(Entity):
+    """Never at its goal."""
+
+    unconverged: list[str] = []  # noqa: RUF012
+
+    @classmethod
+    def iter_unconverged(cls) -> list[str]:
+        return cls.unconverged
+
+    def get_state(self) -> str:
+        return "old"
+
+    def get_goal_state(self) -> str:
+        return "new"
+
+
+EngineOn = Callable[[str], tuple[Engine, type[Host]]]
+
+
+@pytest.fixture
+def engine_on() -> Iterator[EngineOn]:
+    """Opens an engine over an index's URL."""
+    apps = []
+
+    def open_one(url: str) -> tuple[Engine, type[Host]]:
+        app = Celery("topologies", broker="memory://", set_as_current=False)
+        app.conf.goalstate_index_url = url
+        apps.append(app)
+        engine = Engine(app)
+        return engine, engine.register(type("Host", (Host,), {"unconverged": []}))
+
+    yield open_one
+    for app in apps:
+        app.close()
