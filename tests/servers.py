@@ -393,12 +393,15 @@ class PostgreSQL(Process):
 class RabbitMQ(Process):
     """The machine's own `rabbitmq-server`, with a database, a cookie and a port mapper of its own."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **options: int) -> None:
+        """`options` of the application `rabbit`, such as `consumer_timeout`."""
         # The program on the path may be a wrapper that insists on the system's own user and directories.
         program = require("rabbitmq-server", "/usr/lib/rabbitmq/bin/rabbitmq-server")
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "enabled_plugins").write_text("[].\n")
         (directory / "rabbitmq.conf").write_text(f"listeners.tcp.default = {HOST}:{(port := free_port())}\n")
+        pairs = ", ".join(f"{{{name}, {value}}}" for name, value in options.items())
+        (directory / "advanced.config").write_text(f"[{{rabbit, [{pairs}]}}].\n")
         self.port = port
         mapper_port = str(free_port())
         self._port_mapper = Process(
@@ -414,6 +417,7 @@ class RabbitMQ(Process):
                 "RABBITMQ_NODENAME": f"test{port}@localhost",
                 "RABBITMQ_DIST_PORT": str(free_port()),
                 "RABBITMQ_CONFIG_FILE": str(directory / "rabbitmq.conf"),
+                "RABBITMQ_ADVANCED_CONFIG_FILE": str(directory / "advanced.config"),
                 "RABBITMQ_CONF_ENV_FILE": str(directory / "none"),
                 "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "enabled_plugins"),
                 "RABBITMQ_MNESIA_BASE": str(directory / "mnesia"),
