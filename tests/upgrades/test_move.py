@@ -6,17 +6,19 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery
 
 from celery_goalstate import Description, Engine, Entity
+from celery_goalstate.exceptions import ImproperlyConfigured
 from celery_goalstate.index import open_index
 from celery_goalstate.index.base import Claim, Report, Request, Verdict
 from celery_goalstate.moving import Moved, move
 from celery_goalstate.settings import Settings
-from tests.servers import Valkey, poll
+from tests.servers import Cluster, Valkey, poll
 from tests.upgrades.conftest import Site
 
 LEASE = 0.1
@@ -123,6 +125,19 @@ def test_everything_survives(old: Place, valkey: Valkey, other_server: Valkey, w
         client.flushall()
 
 
+def test_a_cluster_can_take_over(old: Place, valkey: Valkey, tmp_path: Path) -> None:
+    old.fill()
+    before = old.contents()
+    with Cluster(tmp_path / "cluster") as cluster:
+        new = Place(engine_on(valkey, index_url=cluster.url, shards=8))
+        assert move_all(old, new) == Moved(6, running=0)
+        assert new.contents() == before
+        old.engine.resume("thing")
+        assert move_all(new, old) == Moved(6, running=0)
+        assert new.contents() == {}
+    assert old.contents() == before
+
+
 def test_of_two_deadlines_the_earliest_wins(old: Place, new: Place) -> None:
     for id, here, there in (("a", 100, 200), ("b", 200, 100), ("c", 100, None)):
         old.engine.enqueue(old.engine.ref("thing", id), here)
@@ -167,6 +182,19 @@ def test_a_resync_of_the_old_kind_is_not_left_behind(old: Place, new: Place) -> 
     old.engine.enqueue(old.engine.ref("thing", "a"), 60)
     move_all(old, new)
     assert old.engine.orphans() == {}
+
+
+def test_back_again(old: Place, new: Place) -> None:
+    """The old kind is still paused, so that nothing starts there before somebody says so."""
+    old.fill()
+    before = old.contents()
+    move_all(old, new)
+    assert move_all(new, old) == Moved(6, running=0)
+    assert old.contents() == before
+    assert old.engine.paused("thing")
+    assert new.engine.paused("thing")
+    with pytest.raises(ImproperlyConfigured, match="kept there already"):
+        move_all(old, old)
 
 
 def test_many(old: Place, new: Place) -> None:
