@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import redis
+from kombu.utils.uuid import uuid
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
-from celery_goalstate.index.base import Claim, Finish, Limits, Policy, Report, Request, Run, Status, Verdict
+from celery_goalstate.index.base import (
+    Claim,
+    Finish,
+    Limits,
+    Policy,
+    Report,
+    Request,
+    Run,
+    Status,
+    Verdict,
+    Wakeup,
+)
 from celery_goalstate.index.redis import RedisIndex
 from tests.contract.bench import KIND
 from tests.contract.conftest import LANES
@@ -98,6 +110,84 @@ def test_a_name_whose_record_was_evicted_is_in_no_sweep_s_way(index: RedisIndex,
     (survey,) = index.survey([KIND], sweeper="s", hold=1_000, limit=100)
     assert not survey
     assert not any(index.counts(KIND).values())
+
+
+def damage(valkey: Any, id: str, value: str) -> Iterator[str]:
+    """Put a value in the place of each number that is stored of an entity, one after the other."""
+    key = f"gs:{{default:{KIND}:0}}:e:{id}"
+    for field, number in valkey.hgetall(key).items():
+        if number.isdigit() and field not in {"converged", "last"}:  # which are never counted with
+            valkey.hset(key, field, value)
+            yield field
+            valkey.hset(key, field, number)
+
+
+@pytest.mark.parametrize("value", ["", "-1", "nan", "0x10", "9" * 400], ids=lambda value: repr(value)[:8])
+@pytest.mark.parametrize("status", ["parked", "backing off", "sent", "running", "idle", "failed"])
+def test_a_damaged_number_is_named_and_in_nobody_s_way(valkey: Any, status: str, value: str) -> None:
+    index = RedisIndex(valkey, Limits(eta_horizon=10, resend_after=1))
+    damaged, *well = ids = ["damaged", "well-1", "well-2"]
+
+    def claim(wakeups: Sequence[Wakeup]) -> list[Claim]:
+        claims = [index.claim(KIND, [(w.id, w.token)], nonce=uuid(), task_id="t") for w in wakeups]
+        return [claim for [claim] in claims if isinstance(claim, Claim)]
+
+    def create() -> None:
+        delay = 10**7 if status == "parked" else 0
+        scheduled = index.enqueue(KIND, [Request(id, delay, task_id="t") for id in ids])
+        if status in {"parked", "sent"}:
+            return
+        verdict = {"failed": Verdict.QUARANTINED, "backing off": Verdict.FAILED}.get(status, Verdict.DONE)
+        for held in claim([each.wakeup for each in scheduled if each.wakeup]):
+            if status == "running":
+                index.enqueue(KIND, [Request(held.id, 10**6)])
+                index.enqueue(KIND, [Request(held.id, 10**6)], inside=Run(held.id, held.lease))
+            else:
+                again = 50 if verdict is Verdict.FAILED else None
+                told = {"failures": 1, "looks": 1, "task_id": "t", "respect_backoff": True}
+                index.finish(KIND, [Report(held.id, held.lease, verdict, again, **told)])
+
+    def wakeups() -> list[Wakeup]:
+        promoted = index.promote(KIND, {damaged: uuid()})
+        return [*promoted, *index.resend(KIND, {damaged: uuid()}, probe=damaged)]
+
+    create()
+    assert valkey.hlen(f"gs:{{default:{KIND}:0}}:e:{damaged}") > 1
+    for field in damage(valkey, damaged, value):
+        assert {record.id: record.error for record in index.describe(KIND, ids) if record} == {
+            damaged: f"damaged in the index: {field}",
+            **dict.fromkeys(well, ""),
+        }
+        assert len([record for each in Status for record in index.records(KIND, each, 10)]) == 3
+        index.survey([KIND], sweeper="s", hold=1_000, limit=100)
+
+    for field in damage(valkey, damaged, value):
+        index.enqueue(KIND, [Request(id, 0) for id in ids], policy=Policy.REPLACE)
+        runs = index.running(KIND, ids)
+        ended = index.finish(KIND, [Report(run.id, run.lease, Verdict.DONE, None) for run in runs])
+        assert {each.result for each in ended} <= {Finish.ACCEPTED}
+        index.enqueue(KIND, [Request(id, 0) for id in ids], policy=Policy.REPLACE)
+        looked_at = poll(f"{field}: a look", lambda: claim(wakeups()))
+        index.finish(KIND, [Report(look.id, look.lease, Verdict.DONE, None) for look in looked_at])
+        [record] = index.describe(KIND, [damaged])
+        assert record
+        assert (record.status, record.error) == (Status.IDLE, ""), "it is as new"
+        valkey.flushall()
+        create()
+    valkey.flushall()
+
+
+@pytest.mark.parametrize("name", ["token", "claimed", "sweeper"])
+def test_nor_is_a_damaged_number_of_a_whole_shard(index: RedisIndex, valkey: Any, name: str) -> None:
+    index.enqueue(KIND, [Request("a", 0)])
+    valkey.set(f"gs:{{default:{KIND}:0}}:{name}", "x")
+    (survey,) = index.survey([KIND], sweeper="s", hold=1_000, limit=100)
+    assert survey.kind == KIND
+    (reply,) = index.enqueue(KIND, [Request("b", 0)])
+    assert reply.wakeup
+    index.resend(KIND, {"a": "t"}, probe=None)
+    (claim,) = index.claim(KIND, [("b", reply.wakeup.token)], nonce="n", task_id="t")
+    assert isinstance(claim, Claim)
 
 
 def test_an_entity_stays_in_its_shard_over_releases(valkey: Any) -> None:

@@ -183,8 +183,8 @@ MUTANTS = [
     Mutant(
         "a first successful action resets the back-off",
         "evaluation.py",
-        "            error,\n            evaluation.failures,",
-        "            error,\n            evaluation.failures if len(progress.actions) < 2 else 0,",
+        "_interrupted(raised),\n            evaluation.failures,",
+        "_interrupted(raised),\n            evaluation.failures if len(progress.actions) < 2 else 0,",
         EVALUATION,
     ),
     Mutant(

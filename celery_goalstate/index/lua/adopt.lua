@@ -12,7 +12,7 @@ local function adopt(entity, status, score, fields)
     return false
   end
   for name, value in pairs(fields) do
-    entity.fields[name] = NUMBERS[name] and tonumber(value) or value
+    entity.fields[name] = NUMBERS[name] and number(value, NUMBER_DIGITS) or value
   end
   save(entity, STATUSES[status], score)
   return true

@@ -35,7 +35,7 @@ local function claim(entity, token)
 end
 
 local replies = each(claim)
-if reached > tonumber(redis.call('GET', CLAIMED) or 0) then
+if reached > newest_arrival() then
   redis.call('SET', CLAIMED, digits(reached))
 end
 return replies

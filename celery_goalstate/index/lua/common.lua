@@ -21,6 +21,8 @@ local NUMBERS = {
   deadline = true, since = true, own = true, floor = true, due = true, resent = true, resends = true,
   retries = true, failures = true, looks = true, finished = true,
 }
+local TOKENS = { token = true, lease = true }
+local NUMBER_DIGITS, TOKEN_DIGITS = 14, 17 -- what is longer is no time, and no number that Lua could count with
 
 local now = clock()
 
@@ -37,23 +39,48 @@ local function digits(number)
   return string.format('%.0f', number)
 end
 
+-- What was written as digits; nil if it is anything else. One damaged value must not be in everybody's way.
+local function number(text, most_digits)
+  return text and #text <= most_digits and string.match(text, '^%d+$') and tonumber(text) or nil
+end
+
 local function next_token()
-  local last = tonumber(redis.call('GET', TOKEN) or 0)
+  local last = number(redis.call('GET', TOKEN), TOKEN_DIGITS) or 0
   local token = digits(math.max(last + 1, now * 1000))
   redis.call('SET', TOKEN, token)
   return token
 end
 
--- The n-th entity of the batch: its id, its fields (numbers as numbers), its status or nil.
+-- When the newest message that has arrived at a worker was sent.
+local function newest_arrival()
+  return number(redis.call('GET', CLAIMED), NUMBER_DIGITS) or 0
+end
+
+-- The n-th entity of the batch: its id, its fields (numbers as numbers), its status or nil. A number that is
+-- none counts as 0, so that what was due is due; until the next look ends, the error names the field.
 local function open(n, id)
   local entity = { id = id, key = KEYS[SHARD_KEYS + n], stored = {}, fields = {} }
   local flat = redis.call('HGETALL', entity.key)
+  local fields, damaged = entity.fields, {}
   for i = 1, #flat, 2 do
     local name, value = flat[i], flat[i + 1]
     entity.stored[name] = value
-    entity.fields[name] = NUMBERS[name] and tonumber(value) or value
+    if NUMBERS[name] then
+      fields[name] = number(value, NUMBER_DIGITS)
+    elseif not TOKENS[name] or number(value, TOKEN_DIGITS) then
+      fields[name] = value
+    end
+    if fields[name] == nil then
+      fields[name] = NUMBERS[name] and 0 or '0'
+      damaged[#damaged + 1] = name
+    end
   end
-  local fields = entity.fields
+  if #damaged > 0 then
+    if fields.deadline == 0 then
+      fields.deadline = number(redis.call('ZSCORE', PARKED, id), NUMBER_DIGITS) or 0 -- it is there, too
+    end
+    fields.error = 'damaged in the index: ' .. table.concat(damaged, ', ')
+  end
   if fields.lease then
     entity.status = RUNNING
   elseif fields.token then

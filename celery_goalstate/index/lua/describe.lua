@@ -8,9 +8,12 @@
 local NAMES = { [PARKED] = 'parked', [SENT] = 'sent', [RUNNING] = 'running', [IDLE] = 'idle', [FAILED] = 'failed' }
 
 local function describe(entity)
-  local status = entity.status
+  local status, said = entity.status, {}
+  for name, value in pairs(entity.fields) do
+    said[name] = NUMBERS[name] and digits(value) or value
+  end
   -- There is no score if the sorted set was evicted.
-  return status and { NAMES[status], redis.call('ZSCORE', status, entity.id) or '0', entity.stored } or false
+  return status and { NAMES[status], redis.call('ZSCORE', status, entity.id) or '0', said } or false
 end
 
 return each(describe)

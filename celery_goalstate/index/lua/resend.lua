@@ -9,7 +9,7 @@
 --        retries, which belong to the lost task id
 
 local probe = HEADER[1]
-local reached = math.min(now, tonumber(redis.call('GET', CLAIMED) or 0))
+local reached = math.min(now, newest_arrival())
 
 local function resend(entity, task_id)
   local fields = entity.fields

@@ -9,8 +9,11 @@ local function retire(entity, deadline, finished)
   if not entity.status then
     return true
   end
-  local stored = entity.stored
-  local same = (stored.deadline or false) == deadline and (stored.finished or false) == finished
+  local function text(number)
+    return number and digits(number) or false
+  end
+  local fields = entity.fields
+  local same = text(fields.deadline) == deadline and text(fields.finished) == finished
   if entity.status == RUNNING or not same then
     return false
   end

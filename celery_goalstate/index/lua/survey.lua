@@ -9,7 +9,7 @@ local sweeper, hold, limit = unpack(HEADER)
 local held = redis.call('GET', SWEEPER)
 if held then
   local till, holder = string.match(held, '^(%d+) (.*)$')
-  if tonumber(till) > now and holder ~= sweeper then
+  if till and tonumber(till) > now and holder ~= sweeper then
     return 'false'
   end
 end
@@ -22,7 +22,7 @@ end
 local due, suspect = {}, {}
 if not paused() then
   due = up_to(now + HORIZON, PARKED, math.max(0, math.min(limit, WINDOW - under_way())))
-  local reached = tonumber(redis.call('GET', CLAIMED) or 0)
+  local reached = newest_arrival()
   suspect = up_to(math.min(reached, now), SENT, limit)
   if #suspect == 0 then
     suspect = up_to(now, SENT, 1) -- for a probe
