@@ -14,7 +14,7 @@ from redis.retry import Retry
 from celery_goalstate.exceptions import IndexUnavailable
 from celery_goalstate.index.base import Index, Limits
 from celery_goalstate.index.memory import MemoryIndex
-from celery_goalstate.index.redis import UNAVAILABLE, RedisIndex
+from celery_goalstate.index.redis import UNAVAILABLE, RedisIndex, why
 from celery_goalstate.settings import Settings
 
 #: Seconds until an index that does not answer counts as unavailable.
@@ -83,7 +83,7 @@ def _cluster(url: str, options: dict[str, Any]) -> RedisCluster:
             **{**options, "retry": Retry(NoBackoff(), 3)},
         )
     except UNAVAILABLE as error:
-        raise IndexUnavailable(f"the index did not answer: {type(error).__name__}: {error}") from error
+        raise IndexUnavailable(why(error)) from error
     client.set_retry(options["retry"])
     return client
 

@@ -507,7 +507,7 @@ def _in_our_words(error: Exception) -> Exception:
             " ACL LOG names it, and docs/how-to/deployment.md all that are needed"
         )
     elif _is_absence(error):
-        told = IndexUnavailable(_why(error))
+        told = IndexUnavailable(why(error))
     else:
         return error
     told.__cause__ = error
@@ -524,8 +524,11 @@ def _words(error: Exception) -> str:
     return str(error).partition(" script: ")[0]
 
 
-def _why(error: Exception) -> str:
+def why(error: Exception) -> str:
+    """Why the index is unavailable."""
     words = _words(error)
+    if "CERTIFICATE_VERIFY_FAILED" in words:
+        return f"the index's certificate is refused (?ssl_ca_certs= names the authority to trust): {words}"
     if isinstance(error, errors.OutOfMemoryError):
         return f"the index is full, and takes nothing new until its Redis has memory again: {words}"
     return f"the index did not answer: {type(error).__name__}: {words}"
