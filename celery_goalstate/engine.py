@@ -29,7 +29,7 @@ from celery_goalstate.entity import (
     can_resync,
 )
 from celery_goalstate.exceptions import ImproperlyConfigured, UnknownKind
-from celery_goalstate.index.base import Index, Policy, Record, Request, Run, Scheduled
+from celery_goalstate.index.base import Index, Policy, Record, Report, Request, Run, Scheduled, Verdict
 from celery_goalstate.index.base import Status as IndexStatus
 from celery_goalstate.kind import DEFAULT_NAMESPACE, Kind, milliseconds, task_name
 from celery_goalstate.lease import LeaseKeeper
@@ -427,6 +427,7 @@ class Engine:
             for status in IndexStatus:
                 while records := index.records(name, status, BATCH):
                     deleted += sum(index.delete(name, [record.id for record in records]))
+                    _end_lost(index, name, records)
         return deleted
 
     def pause(self, kind: KindLike | None = None) -> None:
@@ -732,6 +733,14 @@ def _index_statuses(status: str) -> list[IndexStatus]:
     if not found:
         raise ValueError(f"status is {status!r}; give one of {', '.join(Status)}")
     return found
+
+
+def _end_lost(index: Index, kind: str, records: Iterable[Record]) -> None:
+    """End evaluations whose worker is lost: nobody sweeps a kind that is not registered."""
+    runs = [record for record in records if record.lease]
+    index.finish(
+        kind, [Report(run.id, run.lease, Verdict.FAILED, delay=0, expired_only=True) for run in runs]
+    )
 
 
 def _public_counts(counts: Mapping[IndexStatus, int]) -> dict[Status, int]:

@@ -153,6 +153,32 @@ def test_counts(crowd: World) -> None:
     assert crowd.engine.counts("order")["order"]["failed"] == 2  # type: ignore[index]
 
 
+def test_orphans_are_what_no_class_is_registered_for(crowd: World) -> None:
+    assert crowd.engine.orphans() == {}
+    crowd.engine.enqueue_many([crowd.engine.ref("removed", "1"), crowd.engine.ref("removed", "2")], 100)
+    crowd.engine.enqueue(crowd.engine.ref("empty", "1"))
+    crowd.engine.delete(crowd.engine.ref("empty", "1"))
+    assert crowd.engine.orphans() == {"removed": dict.fromkeys(Status, 0) | {Status.SCHEDULED: 2}}
+    crowd.register("removed")
+    assert crowd.engine.orphans() == {}
+
+
+def test_delete_kind_forgets_all_of_one_kind(crowd: World) -> None:
+    crowd.engine.enqueue(crowd.engine.ref("host", "1"))
+    assert crowd.engine.delete_kind("order") == 7
+    assert crowd.engine.list("order") == []
+    assert crowd.engine.counts("order")["order"] == dict.fromkeys(Status, 0) | {Status.RUNNING: 1}
+    assert crowd.engine.delete_kind(crowd.entity) == 0
+    assert crowd.engine.delete_kind("never_heard_of") == 0
+    assert crowd.engine.is_scheduled(crowd.engine.ref("host", "1"))
+
+
+def test_delete_kind_ends_what_a_lost_worker_was_about(crowd: World) -> None:
+    crowd.clock.advance(31)
+    assert crowd.engine.delete_kind("order") == 7
+    assert is_empty(crowd.index, "order")
+
+
 def test_a_description(crowd: World) -> None:
     [running] = crowd.engine.list("order", "running")
     assert running.started == at(5)

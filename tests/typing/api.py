@@ -113,9 +113,11 @@ assert_type(engine.describe_many([order, engine.ref("parcel", "1")]), list[Descr
 assert_type(engine.list(Order, status=Status.FAILED, limit=50), list[Description])
 assert_type(engine.list("order", status="failed"), list[Description])
 assert_type(engine.counts(), dict[str, dict[Status, int]])
+assert_type(engine.orphans(), dict[str, dict[Status, int]])
 
 assert_type(engine.delete(order), bool)
 assert_type(engine.delete_many([order]), int)
+assert_type(engine.delete_kind("parcel"), int)
 assert_type(engine.resync(Order, spread=60, revive=True), int)
 engine.pause("order")
 engine.resume(Order)
