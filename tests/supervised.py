@@ -5,15 +5,22 @@ from __future__ import annotations
 import signal as signals
 import sys
 import threading
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
 from tests.servers import Process
 
 ROOT = Path(__file__).parents[1]
+
+
+class End(NamedTuple):
+    """Of a process."""
+
+    code: int
+    output: str  #: all that it wrote
 
 
 class Supervised:
@@ -25,7 +32,7 @@ class Supervised:
         """`ready`: what its output says once it works."""
         self.name = name
         self.starts = 0
-        self.own_ends: Counter[int] = Counter()  #: its exit codes when nobody had sent it a signal
+        self.own_ends: list[End] = []  #: those for which nobody had sent it a signal
         self._ready = ready
         self._process = Process(
             [sys.executable, *command],
@@ -49,7 +56,7 @@ class Supervised:
             self.starts += 1
             code = self._process.wait(timeout=None)
             if not self._signalled:
-                self.own_ends[code] += 1
+                self.own_ends.append(End(code, self._process.output()))
             self._process.signal(signals.SIGKILL, group=True)  # children that outlived it
 
     @property

@@ -193,27 +193,27 @@ class NotingIndex:
     def claim(self, kind: str, wakeups: Any, **kwargs: Any) -> Any:
         asked = time.monotonic()
         replies = self._index.claim(kind, wakeups, **kwargs)
-        self._note_claims(kind, replies, asked, batch=len(wakeups) > 1, tokens=dict(wakeups))
+        self._note_claims(kind, replies, asked, [int(token) for _, token in wakeups], batch=len(wakeups) > 1)
         return replies
 
     def take(self, kind: str, *args: Any, **kwargs: Any) -> Any:
         asked = time.monotonic()
         replies = self._index.take(kind, *args, **kwargs)
-        self._note_claims(kind, replies, asked, batch=True, tokens={})
+        self._note_claims(kind, replies, asked, [None] * len(replies), batch=True)
         return replies
 
     def _note_claims(
-        self, kind: str, replies: Any, asked: float, *, batch: bool, tokens: dict[str, str]
+        self, kind: str, replies: Any, asked: float, wakeups: list[int | None], *, batch: bool
     ) -> None:
         self._own.tokens = {}
-        for reply in replies:
+        for reply, wakeup in zip(replies, wakeups, strict=True):
             name = f"{kind}/{reply.id}"
             if isinstance(reply, Claim):
                 self._own.tokens[name] = reply.lease
                 self._ledger.write(
                     "claim", name,
                     token=int(reply.lease), asked=asked, failures=reply.failures, lateness=reply.lateness,
-                    batch=batch, wakeup=int(tokens[reply.id]) if tokens else None,
+                    batch=batch, wakeup=wakeup,
                 )  # fmt: skip
             else:
                 self._ledger.write("refusal", name, reason=reply.reason)

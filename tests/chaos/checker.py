@@ -167,6 +167,10 @@ class History:
     def plan(self) -> Plan:
         return KINDS[self.kind]
 
+    @property
+    def max_failures(self) -> float:
+        return float(self.plan.options.get("max_failures", math.inf))
+
     def in_order(self) -> list[Run]:
         return [self.runs[token] for token in sorted(self.runs)]
 
@@ -544,8 +548,8 @@ def _backoff(failures: int) -> float:
 
 def _quarantined(history: History, run: Run) -> bool:
     """Whether its failure, if it was one, was one too many."""
-    limit = history.plan.options.get("max_failures", math.inf)
-    return run.failures + 1 >= limit or any(r.verdict == "quarantined" for r in run.reports)
+    said = any(report.verdict == "quarantined" for report in run.reports)
+    return said or run.failures + 1 >= history.max_failures
 
 
 def _failures_after(history: History, run: Run) -> tuple[int, int]:
@@ -638,6 +642,6 @@ def _follow_ups(history: History, run: Run) -> list[float]:
     if not run.ended_by_itself("accepted"):  # given up by the sweeper
         if run.batch:
             causes.append(run.held_till)
-        elif not _quarantined(history, run):
+        elif run.failures + 1 < history.max_failures:
             causes.append(run.held_till + backoff)
     return causes

@@ -134,6 +134,16 @@ FAITHFUL = {
         .finish(10, 1.2, "failed", RETRY_DELAY)
         .run(11, 1.31, failures=1)
     ),
+    "a quarantine that the index did not hear of": (
+        Story()
+        .enqueue(1)
+        .claim(10, 1.1)
+        .line(
+            "report", 1.2, token=10, sweeper=False, verdict="quarantined", delay=None, error="PermanentError"
+        )
+        .finish(10, 1.2 + LEASE, "failed", RETRY_DELAY, sweeper=True)
+        .run(11, 1.31 + LEASE, failures=1)
+    ),
     "a worker that died before it could note its claim": (
         Story()
         .enqueue(1)
