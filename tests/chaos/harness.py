@@ -118,8 +118,8 @@ class Stage:
             self.things = Things(directory)
             stack.callback(self.things.app.close)
             queues = self.things.app.amqp.queues
+            self.things.ledger.write("clock", wall=time.time())
             notes = Ledger(directory / "ledger")  # not synced: this process is not killed
-            notes.write("clock", wall=time.time())
             self.post = stack.enter_context(
                 Post(self.broker.url, options.seed, queues[POST], queues[WORK], notes)
             )

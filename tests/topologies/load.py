@@ -28,10 +28,10 @@ SHARDS = 2
 class Load:
     """What runs, and what it wrote down."""
 
-    def __init__(self, things: Things, workers: list[processes.Supervised]) -> None:
+    def __init__(self, things: Things, workers: list[processes.Victim]) -> None:
         self.things = things
         self.workers = workers
-        self.producers: list[processes.Supervised] = []
+        self.producers: list[processes.Victim] = []
         self.random = random.Random(20_261)
         self._over = False
 
@@ -75,6 +75,7 @@ def under_load(directory: Path, index_url: str) -> Iterator[Load]:
         (directory / "settings.json").write_text(json.dumps(settings))
         stack.enter_context(_as_it_was(indexes, "open_index"))
         things = Things(directory)
+        things.ledger.write("clock", wall=time.time())
         stack.callback(things.app.close)
         place = {"directory": directory, "index_url": index_url}
         load = Load(
@@ -85,7 +86,7 @@ def under_load(directory: Path, index_url: str) -> Iterator[Load]:
         ]
         for process in (*load.workers, *load.producers):
             process.start()
-            stack.callback(process.kill)
+            stack.callback(process.end)
         poll("workers are ready", lambda: all(worker.is_ready() for worker in load.workers), timeout=60)
         load.go_on(20)
         yield load
