@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 from celery import Celery, bootsteps
+from celery.utils.quorum_queues import detect_quorum_queues
 from kombu.utils.uuid import uuid
 
 from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
@@ -57,6 +58,8 @@ class SweeperStep(bootsteps.StartStopStep):
             settings.key_prefix,
             settings.shards,
         )
+        for warning in broker_warnings(parent.app, settings.eta_horizon):
+            logger.warning("%s", warning)
         with suppress(IndexUnavailable):  # the first sweep says so
             self._open().prepare()
         self._timer = parent.timer
@@ -117,6 +120,31 @@ def _refuse_processes(worker: Any) -> None:
         raise ImproperlyConfigured(
             "the index memory:// lives in one process, and the pool prefork has several:"
             " set goalstate_index_url, or use --pool=solo or --pool=threads"
+        )
+
+
+def broker_warnings(app: Celery, eta_horizon: float) -> Iterator[str]:
+    """What is wrong with the broker's settings, if messages are published `eta_horizon` seconds ahead."""
+    if not eta_horizon:
+        return
+    with app.connection_for_read() as connection:  # which connects nobody yet
+        driver, options = connection.transport.driver_type, connection.transport_options or {}
+    timeout = options.get("visibility_timeout")
+    if isinstance(timeout, int | float) and timeout <= eta_horizon:
+        yield (
+            f"the broker's visibility_timeout is {timeout:g} s, and workers hold messages that are not due"
+            f" for up to {eta_horizon:g} s: the broker delivers these again and again. Set"
+            " goalstate_eta_horizon to less"
+        )
+    direct = [
+        queue.name for queue in app.amqp.queues.consume_from.values() if queue.exchange.type == "direct"
+    ]
+    if direct and detect_quorum_queues(app, driver)[0]:
+        yield (
+            f"with quorum queues RabbitMQ itself holds back messages that are not due, but not on a direct"
+            f" exchange, as that of {', '.join(direct)}: there they fill the workers, and what is due waits."
+            " Set task_default_exchange_type (or task_create_missing_queue_exchange_type, or the exchange of"
+            " the queue in task_queues) to topic, or goalstate_eta_horizon to 0"
         )
 
 

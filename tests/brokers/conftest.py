@@ -83,6 +83,12 @@ class Shop:
     def looks(self) -> Counter[str]:
         return Counter(line.entity for line in self.things.ledger.lines("", "look"))
 
+    def lateness(self, prefix: str) -> float:
+        """The longest time from an entity's deadline to its look, in seconds."""
+        lines = self.things.ledger.lines(prefix, "enqueue", "look")
+        due = {line.entity: line.at + line.fields["delay"] for line in lines if line.event == "enqueue"}
+        return max(line.at - due[line.entity] for line in lines if line.event == "look")
+
     def violations(self) -> list[Any]:
         return violations(self.things.ledger.lines(), lease=SETTINGS["goalstate_lease"])
 

@@ -1,0 +1,53 @@
+"""What is due now is not kept waiting by messages that are not due, whoever holds those."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.brokers.conftest import Shop
+
+Open = Callable[..., Shop]
+
+AHEAD = 60  # more than both workers fetch: four for each of four processes
+DELAY = 6.0
+PUNCTUAL = 3.0  # seconds, on a busy machine
+WARNING = "Set task_default_exchange_type"
+
+
+@pytest.mark.parametrize(
+    ("broker", "horizon"),
+    [
+        pytest.param(broker, horizon, marks=[] if broker in ("valkey", "quorum") else pytest.mark.long)
+        for broker, horizon in [
+            *(("valkey", 30.0), ("redis", 30.0), ("rabbitmq", 30.0), ("quorum", 30.0)),
+            ("quorum-direct", 0.0),  # nothing is published ahead
+            ("quorum-direct", 30.0),  # what the worker warns of
+        ]
+    ],
+)
+def test_what_is_due_does_not_wait_behind_what_is_not(
+    open_shop: Open, broker: str, horizon: float, record_property: Callable[[str, object], None]
+) -> None:
+    shop = open_shop(broker, goalstate_eta_horizon=horizon, goalstate_resend_after=60.0)
+    ahead, now = [f"ahead-{n}" for n in range(AHEAD)], [f"now-{n}" for n in range(5)]
+    for id in ahead:
+        shop.things.enqueue(id, DELAY)
+    for id in now:
+        shop.things.enqueue(id)
+    shop.settle([*ahead, *now])
+
+    assert shop.violations() == []
+    assert shop.looks() == dict.fromkeys([*ahead, *now], 1)
+    waited, late = shop.lateness("now-"), shop.lateness("ahead-")
+    record_property(
+        "summary",
+        f"{broker}, horizon {horizon:g} s: what was due now waited {waited:.2f} s, what was ahead was"
+        f" {late:.2f} s late",
+    )
+    warned = broker == "quorum-direct" and horizon > 0
+    assert (WARNING in shop.log()) == warned
+    if not warned:
+        assert waited < PUNCTUAL
+    assert late < PUNCTUAL
