@@ -19,7 +19,7 @@ WARNING = "Set task_default_exchange_type"
 @pytest.mark.parametrize(
     ("broker", "horizon"),
     [
-        pytest.param(broker, horizon, marks=[] if broker in ("valkey", "quorum") else pytest.mark.long)
+        pytest.param(broker, horizon, marks=[] if broker == "quorum" else pytest.mark.long)
         for broker, horizon in [
             *(("valkey", 30.0), ("redis", 30.0), ("rabbitmq", 30.0), ("quorum", 30.0)),
             ("quorum-direct", 0.0),  # nothing is published ahead
