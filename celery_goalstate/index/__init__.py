@@ -11,10 +11,10 @@ from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
 from redis.retry import Retry
 
-from celery_goalstate.exceptions import IndexUnavailable
 from celery_goalstate.index.base import Index, Limits
+from celery_goalstate.index.cluster import REDIS_ERRORS
 from celery_goalstate.index.memory import MemoryIndex
-from celery_goalstate.index.redis import UNAVAILABLE, RedisIndex, why
+from celery_goalstate.index.redis import RedisIndex, in_our_words
 from celery_goalstate.settings import Settings
 
 #: Seconds until an index that does not answer counts as unavailable.
@@ -82,8 +82,8 @@ def _cluster(url: str, options: dict[str, Any]) -> RedisCluster:
             # While it is opened, it asks a node of its choice, and if that does not answer, another.
             **{**options, "retry": Retry(NoBackoff(), 3)},
         )
-    except UNAVAILABLE as error:
-        raise IndexUnavailable(why(error)) from error
+    except REDIS_ERRORS as error:
+        raise in_our_words(error) from error
     client.set_retry(options["retry"])
     return client
 

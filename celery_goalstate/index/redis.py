@@ -473,7 +473,7 @@ class RedisIndex:
                 break
             for n, reply in zip(again, self._send([commands[n] for n in again]), strict=True):
                 replies[n] = reply
-        return [_in_our_words(reply) if isinstance(reply, Exception) else reply for reply in replies]
+        return [in_our_words(reply) if isinstance(reply, Exception) else reply for reply in replies]
 
     def _send(self, commands: Sequence[Command]) -> list[Any]:
         if self._cluster:
@@ -498,8 +498,8 @@ def _may_pass_at_once(reply: Any) -> bool:
     return _is_absence(reply) and not isinstance(reply, errors.TimeoutError)
 
 
-def _in_our_words(error: Exception) -> Exception:
-    """`NoScriptError` and mistakes stay as they are."""
+def in_our_words(error: Exception) -> Exception:
+    """The error to raise for what Redis said. `NoScriptError` and mistakes stay as they are."""
     told: Exception
     if isinstance(error, errors.NoPermissionError) or str(error).startswith(FORBIDDEN):
         told = ImproperlyConfigured(
@@ -507,7 +507,7 @@ def _in_our_words(error: Exception) -> Exception:
             " ACL LOG names it, and docs/how-to/deployment.md all that are needed"
         )
     elif _is_absence(error):
-        told = IndexUnavailable(why(error))
+        told = IndexUnavailable(_why(error))
     else:
         return error
     told.__cause__ = error
@@ -524,8 +524,7 @@ def _words(error: Exception) -> str:
     return str(error).partition(" script: ")[0]
 
 
-def why(error: Exception) -> str:
-    """Why the index is unavailable."""
+def _why(error: Exception) -> str:
     words = _words(error)
     if "CERTIFICATE_VERIFY_FAILED" in words:
         return f"the index's certificate is refused (?ssl_ca_certs= names the authority to trust): {words}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Iterator
@@ -10,22 +11,28 @@ from typing import Any
 
 import pytest
 import redis
+from celery import Celery
+from celery.bin.base import CLIContext
+from celery.contrib.testing.worker import start_worker
+from click.testing import CliRunner
 
-from celery_goalstate.exceptions import ImproperlyConfigured
-from celery_goalstate.index.base import Claim, Limits, Report, Request, Run, Status, Verdict
+from celery_goalstate import Action, Engine, Entity, cli
+from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
+from celery_goalstate.index import open_index
+from celery_goalstate.index.base import Claim, Limits, Record, Report, Request, Run, Status, Verdict
 from celery_goalstate.index.redis import RedisIndex
+from celery_goalstate.settings import Settings
 from celery_goalstate.sweeper import Sweeper
-from tests.servers import HOST, RedisServer, Valkey
+from tests.servers import HOST, Cluster, RedisServer, Valkey, poll
+from tests.topologies.conftest import EngineOn
 
 PAGE = Path(__file__).parents[2] / "docs/how-to/deployment.md"
 KIND = "order"
 
 
-def documented() -> list[str]:
-    """The line of the docs."""
-    found = re.search(r"^ACL SETUSER .*$", PAGE.read_text(), re.MULTILINE)
-    assert found
-    return found[0].split()
+INDEX, CLUSTER, BROKER = (
+    line.split() for line in re.findall(r"^ACL SETUSER .*$", PAGE.read_text(), re.MULTILINE)
+)
 
 
 @pytest.fixture(params=[Valkey, RedisServer])
@@ -37,7 +44,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Valkey | 
 @pytest.fixture
 def admin(server: Valkey | RedisServer) -> Iterator[redis.Redis]:
     with server.client() as client:
-        client.execute_command(*documented())
+        client.execute_command(*INDEX)
         yield client
 
 
@@ -83,6 +90,10 @@ def live(index: RedisIndex) -> None:
     index.counts(KIND)
     assert index.kinds() == [KIND]
     index.forget(KIND, ids)
+    kept = index.as_kept(KIND)
+    assert kept
+    kept.adopt(KIND, [Record("e", Status.PARKED, deadline=1)])
+    kept.retire(KIND, [Record("e", Status.PARKED, deadline=1)])
     index.delete(KIND, ids)
     index.evicts()
 
@@ -93,7 +104,7 @@ def test_the_documented_rights_are_enough(index: RedisIndex, admin: redis.Redis)
 
 
 def test_each_of_them_is_needed_and_its_absence_is_clear(index: RedisIndex, admin: redis.Redis) -> None:
-    rights = [word[1:] for word in documented() if word.startswith("+")]
+    rights = [word[1:] for word in INDEX if word.startswith("+")]
     for right in rights:
         admin.execute_command("ACL SETUSER", "goalstate", f"-{right}")
         admin.execute_command("ACL LOG", "RESET")
@@ -106,6 +117,85 @@ def test_each_of_them_is_needed_and_its_absence_is_clear(index: RedisIndex, admi
                 live(index)
         assert refused(admin) == {right}
         admin.execute_command("ACL SETUSER", "goalstate", f"+{right}")
+
+
+@pytest.mark.parametrize("kind", [Valkey, RedisServer])
+def test_a_cluster_needs_two_more(kind: type[Valkey | RedisServer], tmp_path: Path) -> None:
+    with Cluster(tmp_path, kind) as cluster, contextlib.ExitStack() as stack:
+        nodes = [stack.enter_context(node.client()) for node in cluster.nodes]
+        url = cluster.url.replace("//", "//goalstate:secret@", 1)
+
+        def open_one() -> RedisIndex:
+            index = open_index(Settings(index_url=url, eta_horizon=10**3, resend_after=0.001, lease=0.001))
+            assert isinstance(index, RedisIndex)
+            stack.callback(index.close)
+            return index
+
+        for node in nodes:
+            node.execute_command(*INDEX)
+            node.execute_command(*CLUSTER)
+        live(open_one())
+        assert [refused(node) for node in nodes] == [set()] * 3
+        for right in (word[1:] for word in CLUSTER if word.startswith("+")):
+            for node in nodes:
+                node.execute_command("ACL SETUSER", "goalstate", f"-{right}")
+            with pytest.raises((ImproperlyConfigured, IndexUnavailable)):  # as redis-py tells them apart
+                open_one()
+            assert set.union(*map(refused, nodes)) == {right}
+            for node in nodes:
+                node.execute_command("ACL SETUSER", "goalstate", f"+{right}")
+                node.execute_command("ACL LOG", "RESET")
+
+
+def test_the_command_line_needs_no_more(
+    server: Valkey | RedisServer, admin: redis.Redis, engine_on: EngineOn
+) -> None:
+    engine, _ = engine_on(f"redis://goalstate:secret@{HOST}:{server.port}/0")
+    context = CLIContext(app=engine.app, no_color=True, workdir=None)
+    for line in (
+        "enqueue host/1 --in 1h",
+        "show host/1",
+        "list",
+        "list --kind host",
+        "pause host",
+        "resume host",
+        "resync host",
+        "delete host/1",
+    ):
+        result = CliRunner().invoke(cli.goalstate, line.split(), obj=context)
+        assert result.exit_code == 0, f"{line}: {result.output} {result.exception!r}"
+    assert refused(admin) == set()
+
+
+def test_a_broker_needs_these(server: Valkey | RedisServer, admin: redis.Redis) -> None:
+    admin.execute_command(*BROKER)
+    app = Celery("topologies", broker=f"redis://broker:secret@{HOST}:{server.port}/0", set_as_current=False)
+    app.conf.update(
+        task_ignore_result=True,
+        worker_send_task_events=True,
+        goalstate_index_url=f"redis://goalstate:secret@{HOST}:{server.port}/0",
+    )
+    engine, seen = Engine(app), set()
+
+    @engine.register(priority=3)
+    class Order(Entity):
+        def get_state(self) -> bool:
+            return self.id in seen
+
+        def get_goal_state(self) -> bool:
+            return True
+
+        def get_action_list(self, state: bool, goal_state: bool) -> list[Any]:
+            return [Action("see", lambda ctx, entity: seen.add(entity.id))]
+
+    with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=10):
+        engine.enqueue_many((Order(n) for n in range(10)), 0.1)
+        poll("evaluated", lambda: len(seen) == 10)
+        assert app.control.inspect(timeout=5, limit=1).ping()
+        app.control.revoke("task")
+    app.control.purge()
+    app.close()
+    assert refused(admin) == set()
 
 
 @pytest.mark.parametrize("policy", ["noeviction", "volatile-lru", "allkeys-lru", "allkeys-random"])
