@@ -78,13 +78,12 @@ class Cluster:
         ]
 
     def _follow(self, command: Command, reply: Any) -> Any:
-        asking = isinstance(reply, errors.AskError) and not isinstance(reply, errors.MovedError)
-        if asking and self._client.get_node(reply.host, reply.port) is None:
-            return reply  # redis-py does not find its way to a node that has no slots yet
         try:
             return self._client.execute_command(*command)
         except REDIS_ERRORS as error:
             return error
+        except AttributeError:
+            return reply  # redis-py does not find its way to a node that has no slots yet
 
     def _look_around(self, last: str | None = None) -> None:
         """Ask the nodes, the one named `last` last, who has which slots; the next call goes by that."""

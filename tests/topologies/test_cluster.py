@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from redis import exceptions as errors
 
 from celery_goalstate import index as indexes
 from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
+from celery_goalstate.index import cluster as cluster_client
 from celery_goalstate.index import open_index
 from celery_goalstate.index import redis as redis_index
 from celery_goalstate.index.base import Claim, Finish, Report, Request, Run, Verdict
@@ -193,3 +195,21 @@ def test_a_shard_on_the_move_waits_and_keeps_everything(cluster: Cluster, open_i
         assert all(index.describe("kind-0", ids))
     (finished,) = index.finish("kind-0", [Report("0", claim.lease, Verdict.DONE, None)])
     assert finished.result is Finish.ACCEPTED
+
+
+def test_a_second_redirect_to_a_node_that_has_just_joined_says_unavailable(
+    cluster: Cluster, open_index_on: OpenIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the keys are with the one node; when the client says it again, all are with the other."""
+    index = open_index_on()
+    index.enqueue("kind-0", [Request("a", 0)])
+    too_early = [errors.TryAgainError("TRYAGAIN Multiple keys request during rehashing of slot")]
+
+    def meanwhile() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(cluster_client, "exchange", lambda client, commands: too_early * len(commands))
+            with pytest.raises(IndexUnavailable):
+                index.enqueue("kind-0", [Request("a", 0)])
+
+    cluster.move(form("kind-0"), cluster.nodes[3], midway=meanwhile)
+    assert index.enqueue("kind-0", [Request("a", 0)])
