@@ -66,6 +66,18 @@ def test_queues_that_a_worker_does_not_consume_are_no_matter(make_app: MakeApp) 
     assert list(broker_warnings(app, 30.0)) == []
 
 
+@pytest.mark.parametrize(("exchange", "count"), [(None, 1), ("topic", 0)])
+def test_a_queue_that_is_only_named(make_app: MakeApp, exchange: str | None, count: int) -> None:
+    """As by register(queue="orders") and --queues orders."""
+    missing = {
+        "task_create_missing_queue_type": "quorum",
+        "task_create_missing_queue_exchange_type": exchange,
+    }
+    app = make_app(**QUORUM, **TOPIC, **missing)
+    app.amqp.queues.select("orders")
+    assert len(list(broker_warnings(app, 30.0))) == count
+
+
 def test_a_worker_says_so_when_it_starts(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
     app = make_app(broker_transport_options={"visibility_timeout": 5})
     Engine(app)
