@@ -633,7 +633,7 @@ def _as_adopted(record: Record) -> Row:
         "alone": record.alone and "1",
     }
     status = Status.PARKED if pending else record.status
-    score = record.deadline or record.since or record.expires
+    score = record.deadline if pending else record.since if status is Status.FAILED else record.expires
     return (
         record.id,
         status,

@@ -97,6 +97,15 @@ class TestAdopt:
         [claim] = bench.index.claim(THERE, [("a", wakeup.token)], nonce="n", task_id="task")
         assert claim.deadline == bench.now
 
+    def test_a_deadline_of_0_is_one(self, bench: Bench) -> None:
+        """That is what a damaged one counts as."""
+        bench.index.adopt(KIND, [Record("a", Status.PARKED, deadline=0)])
+        assert bench.survey().due == ("a",)
+        wakeup = bench.promote()
+        assert wakeup is not None
+        assert wakeup.delay == 0
+        bench.delete()
+
     def test_what_is_known_stays_as_it_is(self, bench: Bench) -> None:
         bench.enqueue(delay=FAR)
         before = bench.lane.stored()
