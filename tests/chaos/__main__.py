@@ -68,6 +68,10 @@ def _parse() -> tuple[Options, argparse.Namespace]:
     )
     parser.add_argument("--faults", default=default.faults, help="only those whose name holds this")
     parser.add_argument(
+        "--calm", type=float, default=default.calm,
+        help="so many times as long between two faults, for a machine on which processes start slowly",
+    )  # fmt: skip
+    parser.add_argument(
         "--settle", type=float, default=default.settle, help="seconds until all must have ended"
     )
     parser.add_argument("--json", type=Path, help="write the figures to this file too")

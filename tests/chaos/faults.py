@@ -271,7 +271,7 @@ class Injector:
     def run(self) -> None:
         """Until the stage's time is over, and all faults too."""
         for gap, fault, draw in self._schedule:
-            if self._stage.over.wait(gap):
+            if self._stage.over.wait(gap * self._stage.options.calm):
                 break
             thread = threading.Thread(target=self._inject, args=(fault, draw), name=fault.name, daemon=True)
             thread.start()

@@ -56,6 +56,7 @@ class Options:
     kinds: str = ""  #: of entities that producers enqueue, separated by commas; empty: all
     trouble: float = 0.06  #: the part of the messages that are not carried faithfully
     faults: str = ""  #: only those whose name holds this
+    calm: float = 1.0  #: so many times as long between two faults: on a busy machine, processes start slowly
     settle: float = 90.0  #: seconds after the last fault in which everything must end
 
 

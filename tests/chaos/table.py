@@ -26,7 +26,7 @@ GUARANTEES = {
     "untold": "8",
 }
 
-SETTINGS = ("minutes", "seed", "pace", "workers", "producers")
+SETTINGS = ("minutes", "seed", "pace", "calm", "workers", "producers")
 
 Run = dict[str, Any]
 
