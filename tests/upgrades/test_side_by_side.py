@@ -44,6 +44,7 @@ def other_release(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return directory
 
 
+@pytest.mark.timeout(400)
 def test_two_releases_share_the_work(site: Site, other_release: Path) -> None:
     things = site.deploy("old")
     site.worker("old")
