@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 #: Characters that a task id may have.
 LONGEST_ID = 255
 
+#: What Celery would run, with the worker's rights, after the task. A wake-up has none of it.
+FOLLOWING = ("callbacks", "errbacks", "chain", "chord")
+
 TEXTS = ("shadow", "group", "root_id", "parent_id", "argsrepr", "kwargsrepr", "origin")
 
 
@@ -46,15 +49,15 @@ def check(message: Any) -> None:
     headers, body = message.headers, message.payload
     if "task" in headers:
         match body:
-            case [list(), dict(kwargs), dict()]:
+            case [list(), dict(kwargs), dict(following)]:
                 _check_envelope(headers)
-                _need("argument self", kwargs.get("self"), "self" not in kwargs)
+                _check_task(kwargs, following)
                 return
         raise ValueError(f"a body is [args, kwargs, embed], not {body!r:.100}")
     match body:
         case {"args": list(), "kwargs": dict(kwargs)}:
             _check_envelope(body)
-            _need("argument self", kwargs.get("self"), "self" not in kwargs)
+            _check_task(kwargs, body)
             return
     raise ValueError(f"a body is {{'id': ..., 'args': ..., 'kwargs': ...}}, not {body!r:.100}")
 
@@ -82,6 +85,12 @@ def _check_envelope(said: dict[str, Any]) -> None:
     _need("stamped_headers", stamped, stamped is None or isinstance(stamped, list))
     for name in stamped or ():
         _need("stamped_headers", stamped, isinstance(name, str))
+
+
+def _check_task(kwargs: dict[str, Any], following: dict[str, Any]) -> None:
+    _need("argument self", kwargs.get("self"), "self" not in kwargs)
+    for name in FOLLOWING:
+        _need(name, following.get(name), not following.get(name))
 
 
 def _need(name: str, value: Any, acceptable: bool) -> None:

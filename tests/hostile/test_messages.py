@@ -24,6 +24,8 @@ BODIES: list[bytes] = [
     b'[[],{},"x"]', b"[[],[],{}]", b'[[],{"self": 1},{}]', b"", b"{", b"\xff\xfe[", b"[" * 100_000,
     b"[" * 50_000 + b"]" * 50_000,
     b'[[NaN],{"a":Infinity},{}]', b"[[" + b"9" * 5000 + b"],{},{}]", b'[[[["a\\nb","1"]]],{},{}]',
+    b'[[[["1","1"]]],{},{"callbacks":[["x"]]}]', b'[[[["1","1"]]],{},{"errbacks":[["x"]]}]',
+    b'[[[["1","1"]]],{},{"chain":[["x"]]}]', b'[[[["1","1"]]],{},{"chord":["x"]}]',
     b'[[[["1","1"],["1","1"]]],{},{}]', b'[[[["1","1"]]],{"resent_at":"x"},{}]',
 ]  # fmt: skip
 
@@ -112,19 +114,20 @@ def test_a_worker_survives_every_hostile_message(tmp_path: Path, pool: str) -> N
 
         worker.start()
         try:
-            poll("the worker is ready", lambda: "ready." in worker.output())
+            poll("the worker is ready", lambda: "ready." in worker.output(), timeout=60)
             messages = list(hostile())
             for message in messages:
                 queue.lpush("celery", json.dumps(message))
                 poll(
                     f"the worker took {str(message)[:400]}",
                     lambda: not worker.alive or not (queue.llen("celery") or queue.hlen("unacked")),
+                    timeout=60,
                 )
                 assert worker.alive, f"{str(message)[:400]} ended the worker:\n{worker.output()[-3000:]}"
             assert known() == {}, "nothing hostile is written"
             enqueue = [*command[:5], "goalstate", "enqueue", "order", "good"]
             subprocess.run(enqueue, env={**os.environ, **env}, check=True, capture_output=True)
-            poll("the honest entity is evaluated", lambda: "honest good" in worker.output())
+            poll("the honest entity is evaluated", lambda: "honest good" in worker.output(), timeout=60)
             said = worker.output()
             assert "\nFAKE LOG" not in said
             assert said.count("rejected a malformed message") > len(messages) / 2
