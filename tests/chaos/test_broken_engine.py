@@ -88,6 +88,8 @@ BREAKAGES = [
         "if false then",
         {"early"},
         faults="the clock of",
+        minutes=0.4,
+        load=("--kinds", "steady", "--pace", "0.4", "--trouble", "0"),  # no backlog, in which all is late
     ),
     Breakage(
         "a second message evaluates again",
