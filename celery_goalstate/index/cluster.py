@@ -67,11 +67,11 @@ class Cluster:
     def _exchange(self, node: Any, commands: Sequence[Command]) -> list[Any]:
         if node is None:
             missing = errors.ClusterDownError("CLUSTERDOWN no node serves the slot")
-            self._look_around()
+            self.look_around()
             return [missing] * len(commands)
         replies = exchange(self._client.get_redis_connection(node), commands)
         if any(isinstance(reply, _SLOTS_MAY_HAVE_MOVED) for reply in replies):
-            self._look_around(node.name)
+            self.look_around(node.name)
         return [
             self._follow(command, reply) if isinstance(reply, _TO_FOLLOW) else reply
             for command, reply in zip(commands, replies, strict=True)
@@ -85,7 +85,7 @@ class Cluster:
         except AttributeError:
             return reply  # redis-py does not find its way to a node that has no slots yet
 
-    def _look_around(self, last: str | None = None) -> None:
+    def look_around(self, last: str | None = None) -> None:
         """Ask the nodes, the one named `last` last, who has which slots; the next call goes by that."""
         with suppress(*REDIS_ERRORS):  # the next call says so
             self._client.nodes_manager.initialize(last_failed_node_name=last)

@@ -279,9 +279,12 @@ class RedisIndex:
     # -- what the sweeper does
 
     def survey(self, kinds: Iterable[str], *, sweeper: str, hold: int, limit: int) -> list[Survey]:
-        node_of = {(kind, shard): self._node(kind, shard) for kind in kinds for shard in range(self._shards)}
         now = time.monotonic()
         self._at_rest = {node: rest for node, rest in self._at_rest.items() if rest[0] > now}
+        for node in self._at_rest:
+            if self._cluster:  # another node may have taken over
+                self._cluster.look_around(last=node)
+        node_of = {(kind, shard): self._node(kind, shard) for kind in kinds for shard in range(self._shards)}
         surveys: list[Survey] = []
         asked: list[tuple[str, int]] = []
         away: IndexUnavailable | None = None

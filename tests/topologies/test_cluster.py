@@ -117,6 +117,23 @@ def test_a_silent_node_is_in_no_other_s_way(
     poll("it is swept again", lambda: not survey(index)[1], timeout=rest + 10)
 
 
+def test_a_silent_node_s_replica_is_swept_as_soon_as_it_takes_over(
+    cluster: Cluster, open_index_on: OpenIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_index, "REST", 600)
+    for node in cluster.nodes:
+        with node.client() as client:
+            client.config_set("cluster-node-timeout", 1000)
+    master, replica = cluster.nodes[0], cluster.nodes[3]
+    cluster.replicate(replica, master)
+    index = open_index_on()
+    index.note(KINDS)
+    there = set(of(cluster, master))
+    with silent(master):
+        assert survey(index)[1] == there
+        poll("it has taken over", lambda: not survey(index)[1], timeout=60)
+
+
 def test_a_node_that_is_gone_is_in_no_fresh_process_s_way(cluster: Cluster, open_index_on: OpenIndex) -> None:
     index = open_index_on()
     index.note(KINDS)
