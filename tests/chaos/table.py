@@ -38,6 +38,7 @@ def title(run: Run) -> str:
     parts += [options["pool"]] if options["pool"] != default.pool else []
     parts += ["index on the broker"] if options["index"] != default.index else []
     parts += [options["fsync"]] if options["fsync"] != default.fsync else []
+    parts += [f"calm {options['calm']:g}"] if options["calm"] != default.calm else []
     return ", ".join(parts)
 
 

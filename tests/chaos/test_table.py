@@ -22,11 +22,11 @@ def run(faults: dict[str, int], figures: dict[str, Any], lost: int, **options: A
 def test_each_run_has_a_column_in_each_table() -> None:
     text = tables(
         [
-            run({"kill": 1200}, {"evaluations": 3}, lost=0, seed=7),
+            run({"kill": 1200}, {"evaluations": 3}, lost=0, seed=7, calm=3.0),
             run({"cut": 2}, {"evaluations": 4, "latest": 0.5}, lost=1, fsync="everysec"),
         ]
     )
-    assert "| run | redis | redis, everysec |\n| --- | --: | --: |\n" in text
+    assert "| run | redis, calm 3 | redis, everysec |\n| --- | --: | --: |\n" in text
     assert "| seed | 7 | 1 |" in text
     assert "| 4, 8 | lost: an enqueue without a later evaluation | 0 | 1 |" in text
     assert "| cut | 0 | 2 |\n| kill | 1,200 | 0 |" in text
