@@ -11,11 +11,12 @@ from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
 from redis.retry import Retry
 
+from celery_goalstate.exceptions import ImproperlyConfigured
 from celery_goalstate.index.base import Index, Limits
 from celery_goalstate.index.cluster import REDIS_ERRORS
 from celery_goalstate.index.memory import MemoryIndex
 from celery_goalstate.index.redis import RedisIndex, in_our_words
-from celery_goalstate.settings import Settings
+from celery_goalstate.settings import Settings, safe_url
 
 #: Seconds until an index that does not answer counts as unavailable.
 CONNECT_TIMEOUT = 2.0
@@ -39,8 +40,14 @@ def open_index(settings: Settings) -> Index:
     )
     if settings.index_url == "memory://":
         return MemoryIndex(limits)
+    try:
+        client = _client(settings.index_url)
+    except ValueError as error:  # redis-py's, of an option
+        raise ImproperlyConfigured(
+            f"the index's URL {safe_url(settings.index_url)!r} cannot be used: {error}"
+        ) from error
     return RedisIndex(
-        _client(settings.index_url),
+        client,
         limits,
         namespace=settings.namespace,
         key_prefix=settings.key_prefix,
