@@ -96,8 +96,10 @@ def under_load(directory: Path, index_url: str) -> Iterator[Load]:
 def _as_it_was(module: Any, name: str) -> Iterator[None]:
     """`Things` puts its own in its place."""
     before = getattr(module, name)
-    yield
-    setattr(module, name, before)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
 
 
 def summary(what: str, findings: Findings) -> str:
