@@ -490,7 +490,10 @@ class _Reader:
         after = [e for e in history.enqueues if not last_delete or e.till >= last_delete.began]
         certain = [e for e in after if e.certain and (not last_delete or e.began >= last_delete.done)]
         if end.status is None:
-            if certain and not (self.losses and end.reached == end.wanted):
+            resynced = (
+                not end.gone and end.reached != end.wanted
+            )  # what its source of truth does not name is not
+            if certain and not (self.losses and not resynced):
                 return "is unknown, though it was enqueued and not deleted"
             return ""
         if last_delete and self._lost_between(last_delete.began, last_delete.done) and end.gone:

@@ -437,6 +437,19 @@ def test_a_delete_that_an_index_forgot_is_excused() -> None:
     assert story.broken(known) == []
 
 
+def test_one_that_is_gone_but_enqueued_by_another_is_not_resynced() -> None:
+    def story() -> Story:
+        return Story().enqueue(1).run(10, 1.1).delete(2).enqueue(2.1)
+
+    lost = ("index-loss", 2.2), ("index-lost", 2.3)
+    for gone, broken in ((True, []), (False, ["unsettled"])):
+        told = story()
+        for event, at in lost:
+            told.line(event, at, of="")
+        assert told.broken(Final(None, "", 2, 1, gone=gone)) == broken
+    assert set(story().broken(Final(None, "", 2, 1, gone=True))) == {"lost", "unsettled"}
+
+
 def test_a_deputy_of_a_forgotten_lease_may_begin_at_once() -> None:
     def story(lost: float) -> Story:
         told = Story().enqueue(1).claim(10, 1.1, pid=1)
