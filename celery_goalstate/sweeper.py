@@ -90,13 +90,13 @@ class Sweeper:
         surveys = self._index.survey(kinds, sweeper=self._name, hold=milliseconds(hold), limit=LIMIT)
         problems: dict[str, Exception] = {}
         # A node that is away would let each of these wait.
-        away = {survey.kind for survey in surveys if survey.unreachable}
+        away = {survey.kind for survey in surveys if isinstance(survey.error, IndexUnavailable)}
         self._schedule_standing({name: kind for name, kind in kinds.items() if name not in away}, problems)
         more = False
         for survey in surveys:
             where = f"{survey.kind} (shard {survey.shard})"
-            if survey.unreachable:
-                problems[where] = IndexUnavailable(survey.unreachable)
+            if survey.error:
+                problems[where] = survey.error
             elif survey:
                 try:
                     more |= self._sweep(kinds[survey.kind], survey)

@@ -221,7 +221,7 @@ class Survey:
     suspect: tuple[str, ...] = ()  #: sent, and probably lost; where nothing tells, the longest overdue
     lost: tuple[str, ...] = ()  #: running past their lease
     expired: tuple[str, ...] = ()  #: idle past their time
-    unreachable: str = ""  #: why the shard did not answer, if it did not
+    error: Exception | None = None  #: why the shard told nothing, if it did not
 
     def __bool__(self) -> bool:
         return bool(self.due or self.suspect or self.lost or self.expired)
@@ -305,8 +305,8 @@ class Index(Protocol):
     def survey(self, kinds: Iterable[str], *, sweeper: str, hold: int, limit: int) -> list[Survey]:
         """Become or stay the sweeper of the shards for `hold` ms: what there is to do, up to `limit` each.
 
-        Shards that another sweeper holds are left out, and those of a node that is away are told as such;
-        `IndexUnavailable` only if none answers. One round trip per node.
+        Shards that another sweeper holds are left out. What goes wrong with one is its `error`, and is raised
+        only if none answers. One round trip per node.
         """
 
     def promote(self, kind: str, requests: Mapping[str, str]) -> list[Wakeup]:

@@ -81,7 +81,7 @@ SHARD_KEYS = ("parked", "sent", "running", "idle", "failed", "token", "paused", 
 EVEN_WHEN_FULL = frozenset(
     (
         *("put_back", "claim", "take", "renew", "finish", "delete"),
-        *("survey", "promote", "resend", "forget", "retire"),
+        *("survey", "promote", "resend", "running", "forget", "retire"),
     )
 )
 
@@ -124,7 +124,7 @@ class RedisIndex:
         self._scripts: dict[str, _Script] = {}
         self._known_keys: dict[tuple[str, int], list[bytes]] = {}
         self._agreed: set[str] = set()  # kinds that are kept as we would keep them
-        self._at_rest: dict[str, tuple[float, IndexUnavailable]] = {}  # nodes: until when, and why
+        self._at_rest: dict[str, tuple[float, Exception]] = {}  # nodes: until when, and why
 
     # -- kinds
 
@@ -285,32 +285,23 @@ class RedisIndex:
             if self._cluster:  # another node may have taken over
                 self._cluster.look_around(last=node)
         node_of = {(kind, shard): self._node(kind, shard) for kind in kinds for shard in range(self._shards)}
-        surveys: list[Survey] = []
-        asked: list[tuple[str, int]] = []
-        away: IndexUnavailable | None = None
-        for shard, node in node_of.items():
-            if node in self._at_rest:
-                _, away = self._at_rest[node]
-                surveys.append(Survey(*shard, unreachable=str(away)))
-            else:
-                asked.append(shard)
+        resting = {shard: self._at_rest[node][1] for shard, node in node_of.items() if node in self._at_rest}
+        surveys = [Survey(*shard, error=error) for shard, error in resting.items()]
+        asked = [shard for shard in node_of if shard not in resting]
         answered = False
         calls = [self._call(*shard, (), (sweeper, hold, limit)) for shard in asked]
         for shard, reply in zip(asked, self._run_each("survey", calls), strict=True):
-            if isinstance(reply, IndexUnavailable):
-                away = reply
-                surveys.append(Survey(*shard, unreachable=str(reply)))
+            if isinstance(reply, Exception):
+                surveys.append(Survey(*shard, error=reply))
                 if self._cluster and isinstance(reply.__cause__, errors.TimeoutError):
                     self._at_rest[node_of[shard]] = time.monotonic() + REST, reply
-            elif isinstance(reply, Exception):
-                raise reply
             else:
                 answered = True
                 if reply:
                     due, suspect, lost, expired = map(tuple, reply)
                     surveys.append(Survey(*shard, due, suspect, lost, expired))
-        if away and not answered:
-            raise away
+        if not answered:
+            _raise_first(survey.error for survey in surveys)
         return surveys
 
     def _node(self, kind: str, shard: int) -> str:
@@ -327,13 +318,8 @@ class RedisIndex:
         return _wakeups(requests, replies)
 
     def running(self, kind: str, ids: Sequence[str]) -> list[Running]:
-        replies = self._transition("describe", kind, [[id] for id in ids])
-        found = [(id, reply[2]) for id, reply in zip(ids, replies, strict=True) if reply]
-        return [
-            Running(id, fields["lease"], int(fields.get("failures", 0)))
-            for id, fields in found
-            if "lease" in fields
-        ]
+        replies = self._transition("running", kind, [[id] for id in ids])
+        return [Running(id, *reply) for id, reply in zip(ids, replies, strict=True) if reply]
 
     def forget(self, kind: str, ids: Sequence[str]) -> int:
         return sum(self._transition("forget", kind, [[id] for id in ids]))

@@ -112,6 +112,21 @@ def test_a_name_whose_record_was_evicted_is_in_no_sweep_s_way(index: RedisIndex,
     assert not any(index.counts(KIND).values())
 
 
+def test_nor_are_names_of_evaluations(valkey: Any) -> None:
+    """As many as a survey tells of would hide those that are there, and lost, for ever."""
+    index = RedisIndex(valkey, Limits(lease=1))
+    (scheduled,) = index.enqueue(KIND, [Request("lost", 0)])
+    index.claim(KIND, [("lost", scheduled.wakeup.token)], nonce="n", task_id="t")
+    names = {f"name-{n}": 0 for n in range(3)}
+    valkey.zadd(f"gs:{{default:{KIND}:0}}:running", names)
+    (survey,) = index.survey([KIND], sweeper="s", hold=1_000, limit=3)
+    assert index.running(KIND, survey.lost) == []
+    poll("the end of the lease", lambda: index.survey([KIND], sweeper="s", hold=1_000, limit=3)[0].lost)
+    (survey,) = index.survey([KIND], sweeper="s", hold=1_000, limit=3)
+    assert [run.id for run in index.running(KIND, survey.lost)] == ["lost"]
+    valkey.flushall()
+
+
 def damage(valkey: Any, id: str, value: str) -> Iterator[str]:
     """Put a value in the place of each number that is stored of an entity, one after the other."""
     key = f"gs:{{default:{KIND}:0}}:e:{id}"
@@ -283,6 +298,16 @@ def test_a_mistake_is_no_absence(index: RedisIndex, valkey: Any) -> None:
     valkey.set("gs:{default:order:0}:parked", "somebody else's")
     with pytest.raises(redis.ResponseError):
         index.enqueue(KIND, [Request("a", 10**9)])
+
+
+def test_a_mistake_in_one_kind_is_in_no_other_kind_s_way(index: RedisIndex, valkey: Any) -> None:
+    index.note([KIND, "cart"])
+    valkey.set("gs:{default:order:0}:sent", "somebody else's")
+    first, second = index.survey([KIND, "cart"], sweeper="s", hold=1_000, limit=9)
+    assert isinstance(first.error, redis.ResponseError)
+    assert (second.kind, second.error) == ("cart", None)
+    with pytest.raises(redis.ResponseError):
+        index.survey([KIND], sweeper="s", hold=1_000, limit=9)
 
 
 @pytest.mark.parametrize("status", ["parked", "sent", "running"])

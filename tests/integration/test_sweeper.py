@@ -489,7 +489,7 @@ def test_a_shard_that_does_not_answer_spares_the_others_and_is_told_once(
 
     def half(kinds: Any, **options: Any) -> Any:
         found = survey(kinds, **options)
-        return [Survey("order", 0, unreachable=f"call {next(calls)}"), *found[1:]]
+        return [Survey("order", 0, error=IndexUnavailable(f"call {next(calls)}")), *found[1:]]
 
     calls = itertools.count()
     world.index.survey = half  # type: ignore[method-assign]  # half away
@@ -515,7 +515,7 @@ def test_nothing_more_is_asked_of_a_node_that_does_not_answer(world: World) -> N
         gone = {"host", "host.resync"}
         return [
             *(each for each in found if each.kind not in gone),
-            *(Survey(kind, 0, unreachable="silence") for kind in gone),
+            *(Survey(kind, 0, error=IndexUnavailable("silence")) for kind in gone),
         ]
 
     def spy(name: str) -> Any:

@@ -82,7 +82,7 @@ def survey(index: RedisIndex) -> tuple[set[str], set[str], float]:
     began = time.monotonic()
     surveys = index.survey(KINDS, sweeper="s", hold=1000, limit=9)
     took = time.monotonic() - began
-    return {s.kind for s in surveys if s}, {s.kind for s in surveys if s.unreachable}, took
+    return {s.kind for s in surveys if s}, {s.kind for s in surveys if s.error}, took
 
 
 def test_a_silent_node_is_in_no_other_s_way(
