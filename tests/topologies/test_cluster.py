@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -195,7 +196,12 @@ def test_a_shard_on_the_move_waits_and_keeps_everything(cluster: Cluster, open_i
     neighbours = set(of(cluster, home)) - {"kind-0"}
     targets = [next(node for node in cluster.nodes[:3] if node is not home), cluster.nodes[3]]
 
-    def meanwhile() -> None:
+    def meanwhile(target: Valkey | RedisServer) -> None:
+        if target is cluster.nodes[3]:  # where redis-py does not find its way yet
+            with pytest.raises(IndexUnavailable):
+                index.counts("kind-0")
+        else:
+            assert sum(index.counts("kind-0").values()) == len(ids)
         with pytest.raises(IndexUnavailable):
             index.enqueue("kind-0", [Request("new", 0)])
         with pytest.raises(IndexUnavailable):
@@ -205,7 +211,7 @@ def test_a_shard_on_the_move_waits_and_keeps_everything(cluster: Cluster, open_i
             assert index.enqueue(kind, [Request("a", 0)])
 
     for target in targets:
-        assert cluster.move(form("kind-0"), target, midway=meanwhile) > len(ids)
+        assert cluster.move(form("kind-0"), target, midway=partial(meanwhile, target)) > len(ids)
         assert cluster.owner(form("kind-0")) is target
         assert sum(index.counts("kind-0").values()) == len(ids)
         assert index.renew("kind-0", [Run("0", claim.lease)]) == [True]
