@@ -81,6 +81,7 @@ def _poison(how: str, error: str = "WorkerLost", **options: Any) -> Plan:
 
 KINDS = {
     "steady": Plan(("work:0.1", "write"), 120, 60),
+    "many": Plan(("write",), 5000, 60),
     "slow": Plan((f"work:{LEASE * 1.3}", f"work:{LEASE * 0.5}", "write"), 12, 3),
     "flaky": Plan(("work:0.02", "fail:2", "write"), 30, 12),
     "patient": Plan(("again:0.4", "write"), 30, 12),
