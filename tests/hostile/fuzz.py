@@ -37,16 +37,31 @@ def fire(total: int, sort: str, inputs: st.SearchStrategy[T], try_one: Callable[
         tried += 1
 
     for start in range(0, wanted, ROUND):
-        chosen = settings(
-            max_examples=min(ROUND, wanted - start),
-            database=None,
-            deadline=None,
-            phases=[Phase.generate],  # after a worker has died, smaller inputs tell nothing new
-            suppress_health_check=list(HealthCheck),
-        )
-        seed(start)(chosen(given(inputs)(one)))()
+        _generate(min(ROUND, wanted - start), inputs, one, start)
     assert tried >= wanted * 0.9, "there are no more of them"
     return f"hostile input: {tried:,} {sort}, all refused, none written"
+
+
+def sample(count: int, inputs: st.SearchStrategy[T]) -> list[T]:
+    """So many inputs, always the same."""
+    found: list[T] = []
+
+    def one(value: T) -> None:
+        found.append(value)
+
+    _generate(count, inputs, one, 0)
+    return found
+
+
+def _generate(count: int, inputs: st.SearchStrategy[T], one: Callable[[T], None], start: int) -> None:
+    chosen = settings(
+        max_examples=count,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],  # after a worker has died, smaller inputs tell nothing new
+        suppress_health_check=list(HealthCheck),
+    )
+    seed(start)(chosen(given(inputs)(one)))()
 
 
 # Of what bad values are made ----------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import subprocess
@@ -15,7 +14,11 @@ from typing import Any
 import pytest
 import redis
 
+from tests.hostile import fuzz
 from tests.servers import Process, Valkey, poll
+
+#: Messages that are generated for each pool.
+SAMPLE = 200
 
 GOOD = json.dumps([[[["1", "1"]]], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
 
@@ -58,37 +61,15 @@ def well_formed(**other: Any) -> dict[str, Any]:
 
 def hostile() -> Iterator[dict[str, Any]]:
     """Messages as they lie in a queue of Redis."""
-
-    def message(
-        body: bytes,
-        content_type: str | None = "application/json",
-        encoding: str | None = "utf-8",
-        **headers: Any,
-    ) -> dict[str, Any]:
-        properties = {
-            "body_encoding": "base64",
-            "delivery_tag": str(uuid.uuid4()),
-            "delivery_info": {"exchange": "", "routing_key": "celery"},
-            "delivery_mode": 2,
-            "priority": 0,
-        }
-        return {
-            "body": base64.b64encode(body).decode(),
-            "content-type": content_type,
-            "content-encoding": encoding,
-            "headers": headers,
-            "properties": properties,
-        }
-
     for body in BODIES:
-        yield message(body, **well_formed())
+        yield fuzz.message(body, well_formed())
     for body, content_type, encoding in TYPES:
-        yield message(body, content_type, encoding, **well_formed())
+        yield fuzz.message(body, well_formed(), content_type, encoding)
     for headers in HEADERS:
-        yield message(GOOD.encode(), **well_formed(**headers))
+        yield fuzz.message(GOOD.encode(), well_formed(**headers))
     old = {"task": "goalstate.order", "id": "a", "args": [], "kwargs": {}}
     for other in ({}, {"id": [1], "args": 5}, {"id": None}, {"retries": "x"}):
-        yield message(json.dumps({**old, **other}).encode())
+        yield fuzz.message(json.dumps({**old, **other}).encode(), {})
 
 
 @pytest.mark.parametrize("pool", ["solo", "prefork"])
@@ -124,6 +105,12 @@ def test_a_worker_survives_every_hostile_message(tmp_path: Path, pool: str) -> N
                     timeout=60,
                 )
                 assert worker.alive, f"{str(message)[:400]} ended the worker:\n{worker.output()[-3000:]}"
+            messages += (sampled := fuzz.sample(SAMPLE, fuzz.messages()))
+            queue.lpush("celery", *map(json.dumps, sampled))
+            drained = "the worker took what was generated"
+            worker.poll_until(
+                drained, lambda: not (queue.llen("celery") or queue.hlen("unacked")), timeout=60
+            )
             assert known() == {}, "nothing hostile is written"
             enqueue = [*command[:5], "goalstate", "enqueue", "order", "good"]
             subprocess.run(enqueue, env={**os.environ, **env}, check=True, capture_output=True)
