@@ -1,4 +1,4 @@
-"""The README and the pages of docs/, and the code blocks in them.
+"""The README, the changelog and the pages of docs/, and the code blocks in them.
 
 What stands after a block's language says what the block is:
 
@@ -18,10 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(
-    page.relative_to(ROOT)
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
-)
+PAGES = sorted(page.relative_to(ROOT) for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 _BLOCK = re.compile(r"^```(?P<info>\w.*)\n(?P<text>(?:.*\n)*?)^```$", re.MULTILINE)
 

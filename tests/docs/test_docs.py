@@ -93,9 +93,18 @@ def test_commands_that_are_only_shown_exist() -> None:
 
 @page_by_page
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]*)(?:#[^)]*)?\)", (ROOT / page).read_text()):
-        if target and not target.startswith(("http://", "https://")):
-            assert (ROOT / page.parent / target).exists(), f"{page}: {target}"
+    for target, section in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", (ROOT / page).read_text()):
+        if target.startswith(("http://", "https://")):
+            continue
+        there = ROOT / page.parent / target if target else ROOT / page
+        assert there.exists(), f"{page}: {target}"
+        assert not section or section in sections(there), f"{page}: {target}#{section}"
+
+
+def sections(page: Path) -> set[str]:
+    """The names by which a page's headings can be linked to."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_every_page_can_be_reached() -> None:
@@ -124,6 +133,22 @@ def defaults(cls: type) -> dict[str, Any]:
 
 def shown_default(cell: str) -> Any:
     return eval(cell.strip("`").replace(" ", "_"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "could not be published",
+        "nothing to do",
+        "the index did not answer",
+        "the index is full",
+        "the sweeper waits for the index",
+    ],
+)
+def test_an_operator_finds_the_words_of_the_code(words: str) -> None:
+    """What the page for operators tells to look for in logs and errors."""
+    assert words in (ROOT / "docs/how-to/operating.md").read_text()
+    assert any(words in file.read_text() for file in (ROOT / "celery_goalstate").rglob("*.py"))
 
 
 def test_settings_are_those_of_the_code() -> None:
