@@ -37,7 +37,7 @@ ERROR_WIDTH = 60
 
 
 @click.group()
-@click.option("--namespace", help="Which engine, if the app has several.")
+@click.option("--namespace", metavar="NAME", help="Which engine, if the app has several.")
 @click.pass_context
 def goalstate(ctx: click.Context, namespace: str | None) -> None:
     """See and operate entities on the way to their goal states."""
@@ -234,7 +234,7 @@ def show(ctx: click.Context, entity: Sequence[str], as_json: bool) -> None:
 
 
 @goalstate.command("list", cls=CeleryCommand)
-@click.option("--kind", cls=CeleryOption, help="Entities of this kind.")
+@click.option("--kind", cls=CeleryOption, metavar="KIND", help="Entities of this kind.")
 @click.option(
     "--status",
     cls=CeleryOption,
@@ -242,12 +242,21 @@ def show(ctx: click.Context, entity: Sequence[str], as_json: bool) -> None:
     help="Entities in this status.",
 )
 @click.option(
-    "--limit", cls=CeleryOption, type=click.IntRange(min=1), default=50, show_default=True, help="At most."
+    "--limit",
+    cls=CeleryOption,
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="So many entities at most.",
 )
 @_as_json
 @click.pass_context
 def list_(ctx: click.Context, kind: str | None, status: str | None, limit: int, as_json: bool) -> None:
-    """Entities of a kind or in a status; without either, how many there are of each."""
+    """Entities of a kind or in a status, or how many of each there are.
+
+    Failed ones come first, then running, scheduled, idle.
+    """
     with _engine(ctx) as engine:
         if kind is None and status is None:
             _list_counts(ctx, engine, as_json)
@@ -334,7 +343,7 @@ def move(
     from_prefix: str | None,
     as_json: bool,
 ) -> None:
-    """Take a kind's entities over from where they were kept: under another name, or elsewhere.
+    """Take over the entities of a kind that had another name or place.
 
     Pauses the old kind. Move again, until nothing is left there.
     """
@@ -360,7 +369,10 @@ def move(
 @_as_json
 @click.pass_context
 def pause(ctx: click.Context, kind: str | None, as_json: bool) -> None:
-    """Let no evaluation start, of one kind or of all; those under way finish."""
+    """Let no evaluation start, of one kind or of all.
+
+    Those under way finish. What is enqueued meanwhile is noted.
+    """
     _switch(ctx, kind, Engine.pause, "paused", as_json)
 
 
@@ -401,9 +413,9 @@ def _switch(
 @_as_json
 @click.pass_context
 def resync(ctx: click.Context, kind: str, spread: timedelta | None, revive: bool, as_json: bool) -> None:
-    """Enqueue what the kind's iter_unconverged() finds: after a loss of the index, say.
+    """Enqueue what the kind's iter_unconverged() finds.
 
-    What is scheduled already keeps its deadline and its back-off.
+    After a loss of the index, say. What is scheduled already keeps its deadline and its back-off.
     """
     with _engine(ctx) as engine:
         _check_kind(engine, kind)

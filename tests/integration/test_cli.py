@@ -61,6 +61,12 @@ def goalstate(engine: Engine) -> Command:
     return lambda *arguments: run(engine.app, *arguments)
 
 
+def test_the_help_says_of_each_command_what_it_does(goalstate: Command) -> None:
+    told = goalstate("--help").stdout.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in told] == sorted(cli.goalstate.commands)
+    assert not [line for line in told if line.endswith("...")], "cut off: the first sentence is too long"
+
+
 def evaluate(engine: Engine, id: str, verdict: Verdict | None, **report: Any) -> None:
     """What a worker would tell the index of an entity that is due: the verdict, or None while it runs."""
     index = open_index(engine.settings)
