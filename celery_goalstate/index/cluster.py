@@ -6,6 +6,7 @@ node that swallows them a caller would wait for minutes.
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,6 +14,9 @@ from typing import Any
 
 from redis import RedisCluster
 from redis import exceptions as errors
+
+#: After looking around comes a pause of so many times what it took: each silent node costs a time-out.
+PAUSE = 4
 
 Argument = str | int | bytes
 Command = tuple[Argument, ...]
@@ -44,6 +48,7 @@ class Cluster:
 
     def __init__(self, client: RedisCluster) -> None:
         self._client: Any = client
+        self._looks_again_at = 0.0
 
     def node_of(self, key: Argument) -> Any:
         """The node that has a key's slot, or None if none has."""
@@ -87,8 +92,13 @@ class Cluster:
 
     def look_around(self, last: str | None = None) -> None:
         """Ask the nodes, the one named `last` last, who has which slots; the next call goes by that."""
+        began = time.monotonic()
+        if began < self._looks_again_at:
+            return
         with suppress(*REDIS_ERRORS):  # the next call says so
             self._client.nodes_manager.initialize(last_failed_node_name=last)
+        now = time.monotonic()
+        self._looks_again_at = now + PAUSE * (now - began)
 
 
 def _key(command: Command) -> Argument:

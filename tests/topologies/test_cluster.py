@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -116,6 +116,34 @@ def test_a_silent_node_is_in_no_other_s_way(
             fresh.enqueue(min(there), many)
         assert time.monotonic() - began < 3 * TIMEOUT, "one time-out, however many commands there are"
     poll("it is swept again", lambda: not survey(index)[1], timeout=rest + 10)
+
+
+def test_silent_nodes_cost_each_of_them_one_time_out(
+    cluster: Cluster, open_index_on: OpenIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one more when they are asked who has which slots: a worker's loop waits for all that."""
+    monkeypatch.setattr(redis_index, "REST", rest := 10 * TIMEOUT)
+    index = open_index_on()
+    index.note(KINDS)
+    with ExitStack() as stack:
+        for node in cluster.nodes:
+            stack.enter_context(silent(node))
+        began = time.monotonic()
+        with pytest.raises(IndexUnavailable):
+            survey(index)
+        asked = time.monotonic()
+        assert asked - began < 10 * TIMEOUT, "three have slots, and four know who has"
+        with pytest.raises(IndexUnavailable):
+            survey(index)
+        assert time.monotonic() - asked < TIMEOUT, "they are left out"
+    poll("they are swept again", lambda: _is_swept(index), timeout=rest + 10)
+
+
+def _is_swept(index: RedisIndex) -> bool:
+    try:
+        return not survey(index)[1]
+    except IndexUnavailable:
+        return False
 
 
 def test_a_silent_node_s_replica_is_swept_as_soon_as_it_takes_over(
