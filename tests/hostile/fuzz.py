@@ -21,7 +21,8 @@ SHARES = {"ids": 20, "deadlines": 20, "settings": 15, "command lines": 10, "requ
 assert sum(SHARES.values()) == 100
 
 #: Inputs of all sorts together.
-totals = pytest.mark.parametrize("total", [2_000, pytest.param(100_000, marks=pytest.mark.long)])
+_long = pytest.param(100_000, marks=[pytest.mark.long, pytest.mark.timeout(3600)])
+totals = pytest.mark.parametrize("total", [2_000, _long])
 
 #: Examples that Hypothesis keeps in mind at a time.
 ROUND = 1_000
