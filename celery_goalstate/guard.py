@@ -76,7 +76,7 @@ def _check_envelope(said: dict[str, Any]) -> None:
             _need("timelimit", limits, False)
     for name in ("eta", "expires"):
         when = said.get(name)
-        _need(name, when, when is None or isinstance(when, str))
+        _need(name, when, when is None or (isinstance(when, str) and when != ""))
         maybe_iso8601(when)
     for name in TEXTS:
         text = said.get(name)

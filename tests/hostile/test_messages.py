@@ -45,7 +45,7 @@ HEADERS: list[dict[str, Any]] = [
     {"id": 5}, {"id": [1]}, {"id": None}, {"id": "a\nFAKE LOG"}, {"id": "x" * 300},
     {"retries": "x"}, {"retries": [1]},
     {"retries": -1}, {"retries": True}, {"timelimit": "x"}, {"timelimit": ["x", "y"]}, {"timelimit": 5},
-    {"timelimit": [-1, -1]}, {"eta": "x"}, {"eta": 5}, {"eta": [1]},
+    {"timelimit": [-1, -1]}, {"eta": "x"}, {"eta": ""}, {"expires": ""}, {"eta": 5}, {"eta": [1]},
     {"eta": "9999-12-31T23:59:59.999999-23:59"},
     {"eta": "0001-01-01T00:00:00+23:59"}, {"expires": "x"}, {"expires": 5}, {"expires": [1]},
     {"expires": "2020-01-01"}, {"group": [1]}, {"argsrepr": [1], "kwargsrepr": {"a": 1}}, {"shadow": [1]},
