@@ -35,7 +35,7 @@ def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[...
             check(message)
         except Exception as error:  # noqa: BLE001 - decoders raise whatever they like
             said = f"{type(error).__name__}: {error}"
-            logger.error("%s rejected a malformed message: %s", task.name, ascii(said)[1:300])  # noqa: TRY400 - one line
+            logger.error("%s rejected a malformed message: %s", task.name, ascii(said[:300])[1:-1])  # noqa: TRY400 - one line
             reject(logger, consumer.connection_errors)
             task_rejected.send(sender=consumer, message=message, exc=error)
             return None

@@ -128,8 +128,9 @@ def broker_warnings(app: Celery, eta_horizon: float) -> Iterator[str]:
     if not eta_horizon:
         return
     with app.connection_for_read() as connection:  # which connects nobody yet
-        driver, options = connection.transport.driver_type, connection.transport_options or {}
-    timeout = options.get("visibility_timeout")
+        transport, options = connection.transport, connection.transport_options or {}
+    driver, channel = transport.driver_type, getattr(transport, "Channel", None)  # the broker's own default
+    timeout = options.get("visibility_timeout", getattr(channel, "visibility_timeout", None))
     if isinstance(timeout, int | float) and timeout <= eta_horizon:
         yield (
             f"the broker's visibility_timeout is {timeout:g} s, and workers hold messages that are not due"

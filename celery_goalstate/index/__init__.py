@@ -6,9 +6,10 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 # By name: this package has a module `redis` of its own.
-from redis import ConnectionPool, Redis, RedisCluster, Sentinel
+from redis import Redis, RedisCluster, Sentinel
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
+from redis.connection import parse_url
 from redis.retry import Retry
 
 from celery_goalstate.exceptions import ImproperlyConfigured
@@ -117,13 +118,14 @@ def _sentinel_master(url: str, options: dict[str, Any]) -> Redis:
     )
     # Whatever else the URL says is read by redis-py's own parser.
     plain = urlunsplit(("redis", "localhost", first.path, urlencode(query), ""))
-    parsed = ConnectionPool.from_url(plain).connection_kwargs
-    parsed.pop("host"), parsed.pop("port", None)
+    parse: Any = parse_url  # untyped in redis-py
+    parsed = parse(plain)
+    del parsed["host"]
     credentials = {
         "username": unquote(first.username) if first.username else None,
         "password": unquote(first.password) if first.password else None,
     }
-    master: Redis = sentinel.master_for(master_name, **{**parsed, **credentials, **options})
+    master: Redis = sentinel.master_for(master_name, **{**options, **parsed, **credentials})
     return master
 
 

@@ -48,6 +48,9 @@ def of_queue(name: str, kind: str, exchange: str) -> Queue:
         ({"broker_transport_options": {"visibility_timeout": 30}}, 30.0, [r"visibility_timeout is 30 s"]),
         ({"broker_transport_options": {"visibility_timeout": 31}}, 30.0, []),
         ({"broker_transport_options": {"visibility_timeout": 5}}, 0.0, []),
+        # An hour, unless it is set.
+        ({"broker_url": "redis://nobody-connects"}, 3600.0, [r"visibility_timeout is 3600 s"]),
+        ({"broker_url": AMQP}, 3600.0, []),
     ],
 )
 def test_what_is_said(

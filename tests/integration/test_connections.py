@@ -11,6 +11,8 @@ import pytest
 
 from celery_goalstate import Engine
 from celery_goalstate.exceptions import IndexUnavailable
+from celery_goalstate.index import open_index
+from celery_goalstate.settings import Settings
 from tests.integration.conftest import Truth
 from tests.servers import Cluster, Valkey
 
@@ -44,3 +46,11 @@ def test_many_threads_at_once(url: str, describe_at_once: Callable[[str], Any]) 
 def test_a_bound_of_ones_own(valkey: Valkey, describe_at_once: Callable[[str], Any]) -> None:
     with pytest.raises(IndexUnavailable, match="Too many connections"):
         describe_at_once(f"{valkey.url}?max_connections=20")
+
+
+@pytest.mark.parametrize("url", ["redis://nobody?{}", "sentinel://nobody?master_name=m&{}"])
+def test_what_the_url_says_goes_before(url: str) -> None:
+    index = open_index(Settings(index_url=url.format("max_connections=7&socket_timeout=2")))
+    pool = index._client.connection_pool  # type: ignore[attr-defined]
+    assert pool.max_connections == 7
+    assert pool.connection_kwargs["socket_timeout"] == 2
