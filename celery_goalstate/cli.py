@@ -359,9 +359,7 @@ def move(
         return
     click.echo(f"{kind} to {to}: {moved.entities} moved")
     if moved.running:
-        click.echo(
-            f"{moved.running} are being evaluated there still: move again when that has ended", err=True
-        )
+        click.echo(f"{moved.running} still being evaluated there: move again when that has ended", err=True)
 
 
 @goalstate.command(cls=CeleryCommand)

@@ -72,7 +72,8 @@ def _check(engine: Engine, kind: str, old_kind: str, old: Settings) -> None:
         return
     if _keys(old, old_kind) == _keys(engine.settings, kind):
         raise ImproperlyConfigured(
-            f"kind {kind!r} is kept there already: say under which name, or where else, it was kept"
+            f"kind {kind!r} is kept there already: say under which name, or where else, it was kept."
+            " (Another goalstate_shards needs another goalstate_key_prefix, too.)"
         )
     if _keys(old) == _keys(engine.settings) and old_kind in engine.kinds:
         raise ImproperlyConfigured(

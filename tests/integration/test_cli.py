@@ -516,7 +516,7 @@ class TestMove:
         index.close()
         result = goalstate("move", "old", "order")
         assert result.stdout == "old to order: 0 moved\n"
-        assert "1 are being evaluated there still" in result.stderr
+        assert "1 still being evaluated there" in result.stderr
 
     @pytest.mark.parametrize(
         ("arguments", "said"),
