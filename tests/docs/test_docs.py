@@ -73,6 +73,11 @@ def shown_commands() -> list[tuple[Block, str]]:
     ]
 
 
+def test_contributors_are_told_of_all_tests() -> None:
+    told = re.findall(r"^\| `tests/(\w+)` ", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert sorted(told) == sorted({file.parent.name for file in (ROOT / "tests").glob("*/*.py")})
+
+
 def test_commands_that_are_only_shown_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
