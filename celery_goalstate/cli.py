@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -516,7 +517,7 @@ def _next(found: Description, paused: bool) -> str:
         case Status.FAILED:
             return (
                 "It is quarantined: nothing happens until somebody enqueues it:"
-                f" `goalstate enqueue {found.kind} {found.id}`."
+                f" `goalstate enqueue {shlex.quote(f'{found.kind}/{found.id}')}`."
             )
         case Status.IDLE if found.converged is False:
             return (

@@ -14,7 +14,7 @@ The old kind is paused first, and stays so: an entity is never evaluated in both
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 from kombu.utils.uuid import uuid
@@ -45,8 +45,9 @@ def move(engine: Engine, kind: str, *, old_kind: str, old: Settings) -> Moved:
     """
     _check(engine, kind, old_kind, old)
     registered = engine._kind(kind)
-    with closing(open_index(old)) as opened:
+    with ExitStack() as opened_here:
         try:
+            opened = opened_here.enter_context(closing(open_index(old)))
             source = opened.as_kept(old_kind)
         except IndexUnavailable as error:
             raise IndexUnavailable(f"the old index on {safe_url(old.index_url)}: {error}") from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -200,12 +202,16 @@ class TestShow:
         goalstate("enqueue", "order", "42")
         assert "looked at once more after that" in goalstate("show", "order", "42").output
 
-    def test_quarantined(self, engine: Engine, goalstate: Command) -> None:
-        goalstate("enqueue", "order", "42")
-        evaluate(engine, "42", Verdict.QUARANTINED, failures=1, error="PermanentError: card stolen")
-        result = goalstate("show", "order", "42")
-        assert result.output.startswith("order/42: failed\n")
-        assert "`goalstate enqueue order 42`" in result.output
+    @pytest.mark.parametrize("id", ["42", "-42", "a/b", "$(id); 'it'"])
+    def test_quarantined(self, engine: Engine, goalstate: Command, id: str) -> None:
+        goalstate("enqueue", f"order/{id}")
+        evaluate(engine, id, Verdict.QUARANTINED, failures=1, error="PermanentError: card stolen")
+        result = goalstate("show", f"order/{id}")
+        assert result.output.startswith(f"order/{id}: failed\n")
+        [said] = re.findall(r"`(goalstate enqueue .*)`", result.output)
+        [word] = shlex.split(said)[2:]
+        assert goalstate("enqueue", word).exit_code == 0
+        assert engine.is_scheduled(engine.ref("order", id))
 
     @pytest.mark.parametrize(
         ("converged", "said", "follows"),
@@ -551,10 +557,11 @@ class TestMove:
             assert engine.is_scheduled(engine.ref("order", "1"))
             assert engine.paused("order") == paused
 
-    def test_an_index_that_does_not_answer(self, goalstate: Command) -> None:
-        result = goalstate("move", "order", "--from-index", f"redis://:secret@127.0.0.1:{free_port()}/0")
+    @pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
+    def test_an_index_that_does_not_answer(self, goalstate: Command, scheme: str) -> None:
+        result = goalstate("move", "order", "--from-index", f"{scheme}://:secret@127.0.0.1:{free_port()}")
         assert result.exit_code == 3
-        assert "the old index on redis://:**@127.0.0.1" in result.output
+        assert f"the old index on {scheme}://:**@127.0.0.1" in result.output
 
 
 class TestWhichEngine:
