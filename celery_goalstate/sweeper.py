@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 LIMIT = 100
 #: A shard is another sweeper's after so many intervals without a sweep, and at least so many seconds.
 HOLD_INTERVALS, HOLD_SECONDS = 5, 1.0
+#: An index that falls silent amid a sweep, for so many seconds, ends it: each shard would wait anew.
+LONG_WAIT = 1.0
 #: The longest that publishing rests after errors of the broker, in seconds.
 LONGEST_REST = 30.0
 #: The next probe is sent after this part of `resend_after`, then at doubling intervals up to so many of it.
@@ -93,15 +95,18 @@ class Sweeper:
         away = {survey.kind for survey in surveys if isinstance(survey.error, IndexUnavailable)}
         self._schedule_standing({name: kind for name, kind in kinds.items() if name not in away}, problems)
         more = False
+        silence: Exception | None = None
         for survey in surveys:
-            where = f"{survey.kind} (shard {survey.shard})"
-            if survey.error:
-                problems[where] = survey.error
+            where, began = f"{survey.kind} (shard {survey.shard})", self._clock()
+            if trouble := survey.error or silence:
+                problems[where] = trouble
             elif survey:
                 try:
                     more |= self._sweep(kinds[survey.kind], survey)
                 except Exception as error:  # noqa: BLE001 - told by `_tell`
                     problems[where] = error
+                    if isinstance(error, IndexUnavailable) and self._clock() - began >= LONG_WAIT:
+                        silence = error  # the next survey tells whose it is
         self._tell(problems)
         return more
 

@@ -504,6 +504,34 @@ def test_a_shard_that_does_not_answer_spares_the_others_and_is_told_once(
     assert "the sweeper works again for order (shard 0)" in caplog.text
 
 
+@pytest.mark.parametrize(("seconds", "asked"), [(5, 1), (0, 2)])
+def test_an_index_that_falls_silent_in_the_midst_of_a_sweep_ends_it(
+    world: World, truth: Truth, seconds: float, asked: int
+) -> None:
+    """Each question would cost the time-out; but one that is refused at once is in nobody's way."""
+    world.register("cart")
+    for kind in ("order", "cart"):
+        world.engine.enqueue(world.engine.ref(kind, "1"), 40)
+    world.clock.advance(40)
+    sweeper, promote = world.sweeper(), world.index.promote
+    calls = []
+
+    def silent(kind: str, requests: Any) -> Any:
+        calls.append(kind)
+        world.clock.advance(seconds)
+        raise IndexUnavailable("silence")
+
+    world.index.promote = silent  # type: ignore[method-assign]
+    sweeper.sweep()
+    assert len(calls) == asked
+    assert set(sweeper.problems) == {"order (shard 0)", "cart (shard 0)"}
+    world.index.promote = promote  # type: ignore[method-assign]
+    sweeper.sweep()
+    assert not sweeper.problems
+    world.run()
+    assert truth.looks("1") == truth.looks("1", kind="cart") == 1
+
+
 def test_nothing_more_is_asked_of_a_node_that_does_not_answer(world: World) -> None:
     """Each question would cost the time-out, in the loop of a worker."""
     world.register("host", resync_every=600)
