@@ -355,12 +355,15 @@ def move(
             index_url=from_index, namespace=from_namespace, key_prefix=from_prefix
         )
         moved = moving.move(engine, to, old_kind=_ref(kind, "checked").kind, old=old)
+        paused = engine.paused(to)
     if as_json:
         _print_json({"kind": kind, "to": to, **asdict(moved)})
         return
     click.echo(f"{kind} to {to}: {moved.entities} moved")
     if moved.running:
         click.echo(f"{moved.running} still being evaluated there: move again when that has ended", err=True)
+    if paused:  # as it is when one goes back to where an earlier move came from
+        click.echo(f"Kind {to} is paused here: nothing starts until `goalstate resume {to}`.", err=True)
 
 
 @goalstate.command(cls=CeleryCommand)

@@ -557,6 +557,15 @@ class TestMove:
             assert engine.is_scheduled(engine.ref("order", "1"))
             assert engine.paused("order") == paused
 
+    def test_to_a_kind_that_is_paused(self, engine: Engine, goalstate: Command) -> None:
+        engine.enqueue(engine.ref("old", "1"), timedelta(hours=1))
+        assert goalstate("move", "old", "order").stderr == ""
+        engine.pause("order")
+        engine.enqueue(engine.ref("old", "2"), timedelta(hours=1))
+        result = goalstate("move", "old", "order")
+        assert "nothing starts until `goalstate resume order`" in result.stderr
+        assert result.stdout == "old to order: 1 moved\n"
+
     @pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
     def test_an_index_that_does_not_answer(self, goalstate: Command, scheme: str) -> None:
         result = goalstate("move", "order", "--from-index", f"{scheme}://:secret@127.0.0.1:{free_port()}")
