@@ -199,12 +199,15 @@ def enqueue(
             done = {ref: engine.enqueue(ref, at if delay is None else delay) for ref in refs}
         except ValueError as error:  # a deadline that is too far away
             raise click.UsageError(str(error)) from error
+        paused = [kind for kind in dict.fromkeys(ref.kind for ref in refs) if engine.paused(kind)]
     if as_json:
         _print_json([{"entity": f"{ref.kind}/{ref.id}", **asdict(each)} for ref, each in done.items()])
-        return
-    for ref, each in done.items():
-        when = "unchanged" if each.deadline is None else f"scheduled {_relative(each.deadline)}"
-        click.echo(f"{ref}: {when}{'' if each.changed else ', as it was before'}")
+    else:
+        for ref, each in done.items():
+            when = "unchanged" if each.deadline is None else f"scheduled {_relative(each.deadline)}"
+            click.echo(f"{ref}: {when}{'' if each.changed else ', as it was before'}")
+    for kind in paused:
+        click.echo(_until_resumed(kind), err=True)
 
 
 @goalstate.command(cls=CeleryCommand)
@@ -509,7 +512,7 @@ def _next(found: Description, paused: bool) -> str:
     """What will happen next, and what could be done about it."""
     if paused and found.deadline is not None:
         then = "Its evaluation under way finishes. " if found.status is Status.RUNNING else ""
-        return f"{then}The kind is paused: nothing starts until `goalstate resume {found.kind}`."
+        return then + _until_resumed(found.kind)
     match found.status:
         case Status.RUNNING:
             again = " It is looked at once more after that." if found.deadline else ""
@@ -542,6 +545,10 @@ def _next(found: Description, paused: bool) -> str:
         "It is overdue, and no message is under way: is a worker of this app running, whose sweeper sends it?"
         f" If so: does the broker answer, or are very many due before it?{retry}"
     )
+
+
+def _until_resumed(kind: str) -> str:
+    return f"The kind is paused: nothing starts until `goalstate resume {kind}`."
 
 
 def _in_a_row(failures: int) -> str:

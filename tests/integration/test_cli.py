@@ -447,6 +447,13 @@ class TestDelete:
 
 
 class TestPauseAndResume:
+    def test_who_enqueues_is_told_of_the_pause(self, engine: Engine, goalstate: Command) -> None:
+        engine.pause("order")
+        assert goalstate("enqueue", "parcel", "1").stderr == ""
+        for arguments in (["order", "1", "2"], ["order/3", "parcel/2", "--json"]):
+            told = goalstate("enqueue", *arguments).stderr
+            assert told == "The kind is paused: nothing starts until `goalstate resume order`.\n"
+
     def test_one_kind(self, engine: Engine, goalstate: Command) -> None:
         assert goalstate("pause", "order").output == "paused: order\n"
         assert (engine.paused("order"), engine.paused("parcel")) == (True, False)
