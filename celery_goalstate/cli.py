@@ -103,7 +103,8 @@ def _engine(ctx: click.Context) -> Iterator[Engine]:
             )
         yield engine
     except IndexUnavailable as error:
-        raise _Unavailable(f"{error} ({safe_url(url)})") from error
+        where = "" if "://" in str(error) else f" ({safe_url(url)})"  # `move` names the old index itself
+        raise _Unavailable(f"{error}{where}") from error
     except GoalStateError as error:
         hint = " Or name yours: celery -A PROJECT goalstate ..." if app.main == "default" else ""
         raise click.UsageError(f"{error}.{hint}" if hint else str(error)) from error

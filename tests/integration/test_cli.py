@@ -578,6 +578,7 @@ class TestMove:
         result = goalstate("move", "order", "--from-index", f"{scheme}://:secret@127.0.0.1:{free_port()}")
         assert result.exit_code == 3
         assert f"the old index on {scheme}://:**@127.0.0.1" in result.output
+        assert result.output.count("://") == 1, "it also names the index that did answer"
 
 
 class TestWhichEngine:
