@@ -367,7 +367,7 @@ def move(
     if moved.running:
         click.echo(f"{moved.running} still being evaluated there: move again when that has ended", err=True)
     if paused:  # as it is when one goes back to where an earlier move came from
-        click.echo(f"Kind {to} is paused here: nothing starts until `goalstate resume {to}`.", err=True)
+        click.echo(_until_resumed(to), err=True)
 
 
 @goalstate.command(cls=CeleryCommand)
