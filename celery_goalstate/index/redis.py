@@ -179,7 +179,17 @@ class RedisIndex:
             with suppress(IndexUnavailable):  # its node may be away; sweepers note it again and again
                 self._commands([("SADD", self._kinds_key, kind)])
         speaker = (inside.id, inside.lease) if inside else (False, False)
-        replies = self._transition("enqueue", kind, rows, (policy, _optional(max_wait), *speaker))
+        replies = self._transition_each("enqueue", kind, rows, (policy, _optional(max_wait), *speaker))
+        if any(isinstance(reply, Exception) for reply in replies):
+            # Some shards may have done it. Nobody publishes their wake-ups: the sweeper is to, at once.
+            sent = [
+                _wakeup(request.id, reply[2])
+                for request, reply in zip(requests, replies, strict=True)
+                if not isinstance(reply, Exception)
+            ]
+            with suppress(IndexUnavailable):
+                self.put_back(kind, [wakeup for wakeup in sent if wakeup])
+            _raise_first(replies)
         return [
             Scheduled(changed, int(deadline) if deadline else None, _wakeup(request.id, wakeup))
             for request, (changed, deadline, wakeup) in zip(requests, replies, strict=True)
@@ -407,7 +417,15 @@ class RedisIndex:
     def _transition(
         self, name: str, kind: str, rows: Sequence[Row], header: Row = (), *, attempts: int = ATTEMPTS
     ) -> list[Any]:
-        """Run a script over many entities, in batches of one shard each; replies in the order of the rows."""
+        """What a script replies to each row, in that order. Raises the first error."""
+        replies = self._transition_each(name, kind, rows, header, attempts)
+        _raise_first(replies)
+        return replies
+
+    def _transition_each(
+        self, name: str, kind: str, rows: Sequence[Row], header: Row = (), attempts: int = ATTEMPTS
+    ) -> list[Any]:
+        """Run a script over many entities, in batches of one shard each. Errors are among the replies."""
         if kind not in self._agreed:
             self._agree([kind])
         by_shard: defaultdict[int, list[int]] = defaultdict(list)
@@ -423,14 +441,15 @@ class RedisIndex:
             for shard, positions in batches
         ]
         ordered: list[Any] = [None] * len(rows)
-        for (_, positions), replies in zip(batches, self._run(name, calls, attempts), strict=True):
-            for position, reply in zip(positions, replies, strict=True):
-                ordered[position] = reply
+        for (_, positions), replies in zip(batches, self._run_each(name, calls, attempts), strict=True):
+            failed = isinstance(replies, Exception)
+            for n, position in enumerate(positions):
+                ordered[position] = replies if failed else replies[n]
         return ordered
 
-    def _run(self, name: str, calls: Sequence[_Call], attempts: int = ATTEMPTS) -> list[Any]:
+    def _run(self, name: str, calls: Sequence[_Call]) -> list[Any]:
         """What a script replies to each call. Raises the first error."""
-        replies = self._run_each(name, calls, attempts)
+        replies = self._run_each(name, calls)
         _raise_first(replies)
         return replies
 

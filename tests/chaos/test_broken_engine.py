@@ -136,11 +136,8 @@ BREAKAGES = [
     Breakage(
         "an index that does not answer is passed over",
         "index/redis.py",
-        '        replies = self._transition("enqueue", kind, rows, ',
-        "        import contextlib\n"
-        "        replies = [(False, False, False)] * len(rows)\n"
-        "        with contextlib.suppress(IndexUnavailable):\n"
-        '            replies = self._transition("enqueue", kind, rows, ',
+        "            _raise_first(replies)\n        return [\n            Scheduled(",
+        "            replies = [(False, False, False)] * len(rows)\n        return [\n            Scheduled(",
         {"untold"},
         faults="the index cannot be reached",
     ),

@@ -252,7 +252,7 @@ def test_a_take_whose_claims_are_lost(bench: Bench, reference: Bench) -> None:
     for each in (bench, reference):
         each.enqueue(delay=FAR)
         each.advance(FAR)
-    run, calls = bench.index._run, []
+    run, calls = bench.index._run_each, []
 
     def lose_the_second(name: str, *args: Any) -> Any:
         calls.append(name)
@@ -260,7 +260,7 @@ def test_a_take_whose_claims_are_lost(bench: Bench, reference: Bench) -> None:
             lose()
         return run(name, *args)
 
-    bench.index._run = lose_the_second
+    bench.index._run_each = lose_the_second
     assert take(bench) == take(reference)
     assert calls == ["overdue", "take"]
     assert bench.lane.stored() == reference.lane.stored()

@@ -300,6 +300,20 @@ def test_a_mistake_is_no_absence(index: RedisIndex, valkey: Any) -> None:
         index.enqueue(KIND, [Request("a", 10**9)])
 
 
+def test_an_enqueue_that_fails_in_one_shard_leaves_no_wake_up_to_nobody(valkey: Any) -> None:
+    """They would be missed only after `resend_after`, and the same enqueue again would not send them."""
+    index = RedisIndex(valkey, Limits(), shards=2)
+    index.note([KIND])
+    valkey.set(f"gs:{{default:{KIND}:1}}:sent", "somebody else's")
+    with pytest.raises(redis.ResponseError):
+        index.enqueue(KIND, [Request(f"{n}", 0) for n in range(10)])
+    valkey.delete(f"gs:{{default:{KIND}:1}}:sent")
+    counts = index.counts(KIND)
+    assert 0 < counts[Status.PARKED] < 10
+    assert counts[Status.SENT] == 0
+    valkey.flushall()
+
+
 def test_a_mistake_in_one_kind_is_in_no_other_kind_s_way(index: RedisIndex, valkey: Any) -> None:
     index.note([KIND, "cart"])
     valkey.set("gs:{default:order:0}:sent", "somebody else's")
