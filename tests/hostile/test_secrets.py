@@ -76,7 +76,7 @@ def speak(said: list[str], call: Callable[[], Any]) -> None:
 
 
 @pytest.mark.parametrize("setting", ["goalstate_index_url", "broker_url", "result_backend"])
-@pytest.mark.parametrize("url", [*USELESS, *REFUSED])
+@pytest.mark.parametrize("url", [*USELESS, *REFUSED], ids=range(len([*USELESS, *REFUSED])))
 def test_not_in_errors_nor_in_logs(caplog: pytest.LogCaptureFixture, url: str, setting: str) -> None:
     app = Celery(uuid(), set_as_current=False)
     app.conf.update({"broker_url": f"amqp://user:{PLAIN}@{NOWHERE}//", setting: url})
