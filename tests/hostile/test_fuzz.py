@@ -268,6 +268,7 @@ def test_command_lines(
     record_property("summary", fuzz.fire(total, "command lines", COMMAND_LINES, try_one))
 
 
+@pytest.mark.usefixtures("logging_as_it_was")
 @fuzz.totals
 def test_messages(
     engine: Engine, stored: Callable[[], Any], total: int, record_property: Callable[[str, object], None]

@@ -132,7 +132,10 @@ def test_not_by_a_worker_and_commands_that_use_it(tmp_path: Path) -> None:
         command = [*celery, "worker", "--pool=solo", "--loglevel=DEBUG", "-E"]
         with (
             Process(command, log=tmp_path / "right.log", env=env, cwd=Path.cwd()) as worker,
-            Process(command, log=tmp_path / "wrong.log", env=wrong, cwd=Path.cwd()) as locked_out,
+            # From a queue of its own, or it might be the one that gets the wake-up.
+            Process(
+                [*command, "--queues=other"], log=tmp_path / "wrong.log", env=wrong, cwd=Path.cwd()
+            ) as locked_out,
         ):
             assert goalstate(env, "enqueue", "order", "1")[0] == 0
             done, shown = goalstate(env, "show", "order", "1", "--json")

@@ -167,12 +167,14 @@ def test_the_command_line_needs_no_more(
     assert refused(admin) == set()
 
 
+@pytest.mark.usefixtures("logging_as_it_was")
 def test_a_broker_needs_these(server: Valkey | RedisServer, admin: redis.Redis) -> None:
     admin.execute_command(*BROKER)
     app = Celery("topologies", broker=f"redis://broker:secret@{HOST}:{server.port}/0", set_as_current=False)
     app.conf.update(
         task_ignore_result=True,
         worker_send_task_events=True,
+        worker_hijack_root_logger=False,
         goalstate_index_url=f"redis://goalstate:secret@{HOST}:{server.port}/0",
     )
     engine, seen = Engine(app), set()
