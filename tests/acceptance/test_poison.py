@@ -1,4 +1,4 @@
-"""Entities that take their process along, each in its way: quarantined after a while, and others go on."""
+"""Entities that take their process along, or hang, each in its way: quarantined, and others go on."""
 
 from __future__ import annotations
 
@@ -87,3 +87,44 @@ def test_whatever_kills_its_worker_is_quarantined(scene: Scene, lane: Lane) -> N
     assert killer.kills == (2 if "hoard" in ways else 0)
     if lane.pool == "prefork":
         assert sum(worker.starts for worker in scene.workers) == starts, "the workers themselves went on"
+
+
+def test_what_gevent_cuts_off_has_failed(scene: Scene, lane: Lane) -> None:
+    """A `gevent.Timeout` is no `Exception`: an action's own that nobody caught, or Celery's hard time limit."""
+    if lane.pool != "gevent":
+        pytest.skip("other pools raise no gevent.Timeout")
+    things, recovers = scene.things, scene.id()
+    scene.world.script(recovers, "timeout:3", "reach")
+    # Each with its error, and how many seconds pass until it is cut off.
+    poison = {"timeout:99": ("0.1 seconds", 0.1), "die-by:hang": ("2 seconds", 2.0)}
+    for number, way in enumerate(poison):
+        scene.world.script(f"{scene.name}.poison-{number}", way, "reach")
+    hanging = [things.Poison(f"{scene.name}.poison-{number}") for number in range(len(poison))]
+    others = [scene.id(number) for number in range(2, 20)]
+    starts = [worker.starts for worker in scene.workers]
+    things.engine.enqueue_many(hanging)
+    for id in (recovers, *others):
+        things.enqueue(id)
+    for id in others:
+        scene.reached(id)
+    scene.reached(recovers, looks=4)
+
+    delay = SETTINGS["goalstate_failure_retry_delay"]
+    ends = [line.at for line in scene.lines("end", id=recovers) if line.fields["outcome"] == "raised"]
+    for n, (end, look) in enumerate(zip(ends, scene.looks(recovers)[1:], strict=True)):
+        assert look - end >= delay * 2**n - 0.01
+    assert [line.fields["failures"] for line in scene.lines("start", id=recovers)] == [0, 1, 2, 3, 3]
+
+    def all_quarantined() -> bool:
+        return all(known and known.status == "failed" for known in things.engine.describe_many(hanging))
+
+    poll("all that hang are in quarantine", all_quarantined, timeout=30)
+    for entity, (said, length) in zip(hanging, poison.values(), strict=True):
+        known = things.engine.describe(entity)
+        assert known is not None
+        assert (known.failures, known.error) == (2, f"Interrupted: Timeout: {said}")
+        first, second = scene.looks(entity.get_id())
+        assert second - first >= length + delay - 0.01
+    assert [worker.starts for worker in scene.workers] == starts, "the workers themselves went on"
+    # The ledger knows nothing of the others' enqueues.
+    assert [each for each in scene.violations() if each.entity in (recovers, *others)] == []
