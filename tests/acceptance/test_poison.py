@@ -90,7 +90,7 @@ def test_whatever_kills_its_worker_is_quarantined(scene: Scene, lane: Lane) -> N
 
 
 def test_what_gevent_cuts_off_has_failed(scene: Scene, lane: Lane) -> None:
-    """A `gevent.Timeout` is no `Exception`: an action's own that nobody caught, or Celery's hard time limit."""
+    """`gevent.Timeout` is no `Exception`: an action's own that nobody caught, or Celery's hard time limit."""
     if lane.pool != "gevent":
         pytest.skip("other pools raise no gevent.Timeout")
     things, recovers = scene.things, scene.id()
