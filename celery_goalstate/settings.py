@@ -270,8 +270,9 @@ def _refuse_unknown(conf: Mapping[str, Any], known: set[str]) -> None:
 
 # Where the index is ------------------------------------------------------------------------------
 
-_SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "sentinel", "memory")
-_OF_SEVERAL = ("sentinel", "redis+cluster", "rediss+cluster")  # may be reached by several servers
+_OF_SENTINELS = ("sentinel", "rediss+sentinel")
+_OF_SEVERAL = (*_OF_SENTINELS, "redis+cluster", "rediss+cluster")  # may be reached by several servers
+_SCHEMES = ("redis", "rediss", "unix", *_OF_SEVERAL, "memory")
 _CELERY_SCHEMES = {"redis", "rediss", "redis+socket", "unix", "sentinel"}  # of its Redis brokers and backends
 _EXAMPLE = 'e.g. goalstate_index_url="redis://localhost:6379/1", or "memory://" within one process'
 
@@ -349,7 +350,7 @@ def _index_on(setting: str, urls: list[str], use_ssl: Any, transport_options: An
         if use_ssl:
             raise ImproperlyConfigured(
                 f"the TLS options of {setting} ({safe_url(url)}) cannot be used for the index with Sentinel;"
-                " set goalstate_index_url"
+                " set goalstate_index_url, to rediss+sentinel://... if the sentinels speak TLS too"
             )
         url = ";".join(each for each in urls if _scheme(each) == "sentinel")
         master_name = (transport_options or {}).get("master_name")
@@ -390,7 +391,7 @@ def _checked_url(setting: str, url: str) -> str:
             raise ImproperlyConfigured(
                 f"{setting} is {safe_url(url)!r}, which is no valid URL; quote special characters in it"
             ) from None
-    if scheme == "sentinel" and "master_name" not in _query(url):
+    if scheme in _OF_SENTINELS and "master_name" not in _query(url):
         raise ImproperlyConfigured(
             f"{setting} is {safe_url(url)!r}, which does not name its master;"
             " append ?master_name=... or set the transport option master_name"

@@ -244,17 +244,18 @@ class Cluster:
     def __init__(
         self, directory: Path, kind: type[Valkey | RedisServer] = Valkey, *, spare: int = 0, **config: Any
     ) -> None:
-        """`config` holds the servers' own options, with `_` for `-`."""
+        """`config` holds the servers' own options, with `_` for `-`; a function gives each node its own."""
         self.nodes: list[Valkey | RedisServer] = []
         self._sharers = 3
         for number in range(self._sharers + spare):
             options = {
                 "cluster_enabled": "yes",
-                "cluster_port": free_port(),
+                "cluster_port": free_port,
                 "cluster_config_file": "nodes.conf",
                 "cluster_node_timeout": 5000,
                 **config,
             }
+            options = {name: value() if callable(value) else value for name, value in options.items()}
             place = directory / f"node-{number}"
             if kind is Valkey:
                 self.nodes.append(Valkey(place, **options))

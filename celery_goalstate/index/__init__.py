@@ -68,7 +68,7 @@ def _client(url: str) -> Redis | RedisCluster:
     scheme = urlsplit(url).scheme
     if scheme.endswith("+cluster"):
         return _cluster(url, options)
-    if scheme == "sentinel":
+    if scheme in {"sentinel", "rediss+sentinel"}:
         return _sentinel_master(url, options)
     return Redis.from_url(url, **options)
 
@@ -100,27 +100,30 @@ def _sentinel_master(url: str, options: dict[str, Any]) -> Redis:
     """`sentinel://[user:password@]host:port[/db][;sentinel://...]?master_name=...`, as kombu has it.
 
     The credentials are those of the Redis server; those of the sentinels go by `sentinel_password`.
+    `rediss+sentinel://` speaks TLS with both, by the same `ssl_...` options.
     """
     parts = [urlsplit(part) for part in url.split(";")]
     query = dict(parse_qsl("&".join(part.query for part in parts)))
     master_name = query.pop("master_name")
     sentinel_password = query.pop("sentinel_password", None)
     first = parts[0]
+    # Whatever else the URL says is read by redis-py's own parser.
+    parse: Any = parse_url  # untyped in redis-py
+    parsed = parse(urlunsplit(("redis", "localhost", first.path, urlencode(query), "")))
+    del parsed["host"]
+    if first.scheme == "rediss+sentinel":
+        parsed["ssl"] = True
     open_sentinel: Any = Sentinel  # untyped in redis-py
     sentinel = open_sentinel(
         [(part.hostname or "localhost", part.port or 26379) for part in parts],
         sentinel_kwargs={
+            **{name: value for name, value in parsed.items() if name.startswith("ssl")},
             "password": sentinel_password,
             "retry": options["retry"],
             "socket_timeout": REPLY_TIMEOUT,
             "socket_connect_timeout": CONNECT_TIMEOUT,
         },
     )
-    # Whatever else the URL says is read by redis-py's own parser.
-    plain = urlunsplit(("redis", "localhost", first.path, urlencode(query), ""))
-    parse: Any = parse_url  # untyped in redis-py
-    parsed = parse(plain)
-    del parsed["host"]
     credentials = {
         "username": unquote(first.username) if first.username else None,
         "password": unquote(first.password) if first.password else None,

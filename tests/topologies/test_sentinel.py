@@ -2,93 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import redis
 
 from celery_goalstate.exceptions import IndexUnavailable
 from celery_goalstate.index.base import Claim, Finish, Report, Request, Run, Verdict
-from tests.servers import HOST, Process, RedisServer, free_port, poll, require
+from tests.servers import RedisServer
 from tests.topologies.conftest import EngineOn
 from tests.topologies.load import summary, under_load
+from tests.topologies.sentinels import Sentinels
 
 Record = Callable[[str, object], None]
-MASTER = "shop"
-
-
-class Sentinels:
-    """A master, its replica, and three sentinels that watch them."""
-
-    def __init__(self, directory: Path, *options: str) -> None:
-        self.master = RedisServer(directory / "one", *options)
-        self.replica = RedisServer(directory / "two", "--replicaof", f"{HOST} {self.master.port}", *options)
-        self.ports = [free_port() for _ in range(3)]
-        self._sentinels = []
-        for port in self.ports:
-            config = directory / f"sentinel-{port}.conf"
-            config.write_text(
-                f"port {port}\nbind {HOST}\n"
-                f"sentinel monitor {MASTER} {HOST} {self.master.port} 2\n"
-                f"sentinel down-after-milliseconds {MASTER} 500\n"
-                f"sentinel failover-timeout {MASTER} 2000\n"
-            )
-            command = [require("redis-server"), str(config), "--sentinel"]
-            self._sentinels.append(Process(command, log=directory / f"sentinel-{port}.log"))
-
-    @property
-    def url(self) -> str:
-        nodes = ";".join(f"sentinel://{HOST}:{port}" for port in self.ports)
-        return f"{nodes}?master_name={MASTER}"
-
-    def swap(self) -> None:
-        self.master, self.replica = self.replica, self.master
-
-    def in_sync(self) -> None:
-        with self.replica.client() as client:
-            poll(
-                "the replica is in sync",
-                lambda: client.info("replication").get("master_link_status") == "up",
-                timeout=30,
-            )
-
-    def promoted(self) -> None:
-        """Wait until the sentinels have replaced the master."""
-        with self.replica.client() as client:
-            poll("the replica is promoted", lambda: client.role()[0] == "master", timeout=30)
-        for port in self.ports:
-            with redis.Redis(host=HOST, port=port, decode_responses=True) as client:
-                poll(
-                    "every sentinel knows",
-                    lambda client=client: (
-                        client.sentinel_get_master_addr_by_name(MASTER)[1] == self.replica.port
-                    ),
-                    timeout=30,
-                )
-        self.swap()
 
 
 @pytest.fixture
 def sentinels(tmp_path: Path) -> Iterator[Sentinels]:
-    sentinels = Sentinels(tmp_path)
-    with contextlib.ExitStack() as stack:
-        for server in (sentinels.master, sentinels.replica, *sentinels._sentinels):
-            stack.enter_context(server)
-        sentinels.in_sync()
-        for port in sentinels.ports:
-            with redis.Redis(host=HOST, port=port, decode_responses=True) as client:
-                poll(
-                    "it knows them all",
-                    lambda client=client: (
-                        (known := client.sentinel_master(MASTER))["num-slaves"] == 1
-                        and known["num-other-sentinels"] == 2
-                    ),
-                    timeout=30,
-                )
+    with Sentinels(tmp_path) as sentinels:
         yield sentinels
 
 

@@ -1,4 +1,7 @@
-"""An index over TLS, with a certificate authority of our own: works, or says why not, without a password."""
+"""An index over TLS, with a certificate authority of our own: works, or says why not, without a password.
+
+On one server, on a cluster, and where sentinels say who is the master.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,9 @@ import pytest
 
 from celery_goalstate import index as indexes
 from celery_goalstate.exceptions import IndexUnavailable
-from tests.servers import HOST, RedisServer, free_port, require
+from tests.servers import HOST, Cluster, RedisServer, free_port, require
 from tests.topologies.conftest import EngineOn
+from tests.topologies.sentinels import Sentinels
 
 PASSWORD = "s3cr3t"
 
@@ -52,6 +56,16 @@ class Authority:
         )
         return str(self._directory / f"{name}.pem"), str(self._directory / f"{name}.key")
 
+    def of_server(self, name: str, address: str) -> dict[str, str]:
+        """Options of a server that has such a certificate, and asks nobody else for one."""
+        certificate, key = self.sign(name, address)
+        return {
+            "tls-cert-file": certificate,
+            "tls-key-file": key,
+            "tls-ca-cert-file": str(self.certificate),
+            "tls-auth-clients": "no",
+        }
+
 
 @dataclass
 class Place:
@@ -69,12 +83,10 @@ class Place:
 
 def place(directory: Path, address: str) -> Place:
     ours, others = (Authority(directory, name) for name in ("ours", "others"))
-    certificate, key = ours.sign("server", address)
     port = free_port()
+    options = {"tls-port": str(port), **ours.of_server("server", address)}
     server = RedisServer(
-        directory / "server",
-        *("--tls-port", str(port), "--tls-cert-file", certificate, "--tls-key-file", key),
-        *("--tls-ca-cert-file", str(ours.certificate), "--tls-auth-clients", "no"),
+        directory / "server", *(word for name, value in options.items() for word in (f"--{name}", value))
     )
     return Place(server, port, ours.certificate, others.certificate)
 
@@ -140,3 +152,43 @@ def test_tls_where_there_is_none_and_none_where_there_is(
 def test_who_wants_no_check_says_so(here: Place, engine_on: EngineOn) -> None:
     engine, host = engine_on(here.url(here.others, more="&ssl_cert_reqs=none&ssl_check_hostname=false"))
     assert engine.enqueue(host("1"), 60).changed
+
+
+def test_a_cluster(tmp_path: Path, engine_on: EngineOn) -> None:
+    """Its nodes name each other by the ports that take TLS."""
+    ours, others = (Authority(tmp_path, name) for name in ("ours", "others"))
+    options = {name.replace("-", "_"): value for name, value in ours.of_server("node", HOST).items()}
+    tls = {"tls_port": free_port, "tls_cluster": "yes", **options}
+    with Cluster(tmp_path / "nodes", RedisServer, **tls) as cluster:
+        ports = []
+        for node in cluster.nodes:
+            with node.client() as client:
+                ports.append(client.config_get("tls-port")["tls-port"])
+                client.config_set("requirepass", PASSWORD)
+
+        def url(authority: Authority) -> str:
+            nodes = ";".join(f"rediss+cluster://default:{PASSWORD}@{HOST}:{port}" for port in ports)
+            return f"{nodes}?ssl_ca_certs={authority.certificate}"
+
+        engine, host = engine_on(url(ours))
+        engine.app.conf.goalstate_shards = 16
+        ids = [str(number) for number in range(64)]
+        assert engine.enqueue_many(map(host, ids), 60) == len(ids), "on all nodes"
+        assert all(engine.describe_many(map(host, ids)))
+        assert refusal(engine_on, url(others)).startswith("the index's certificate is refused")
+
+
+def test_sentinels_and_their_master(tmp_path: Path, engine_on: EngineOn) -> None:
+    """TLS with both; and with the next master, too."""
+    ours, others = (Authority(tmp_path, name) for name in ("ours", "others"))
+    with Sentinels(tmp_path, tls=ours.of_server("server", HOST)) as sentinels:
+        engine, host = engine_on(sentinels.url)
+        assert engine.enqueue(host("1"), 60).changed
+        for url in (
+            sentinels.url.replace(str(ours.certificate), str(others.certificate)),
+            sentinels.url.partition("&")[0].replace("rediss+", ""),
+        ):
+            assert "No master found for 'shop'" in refusal(engine_on, url)
+        sentinels.master.kill()
+        sentinels.promoted()
+        assert engine.enqueue(host("2"), 60).changed

@@ -364,9 +364,10 @@ def test_where_the_index_is(conf: dict[str, Any], index_url: str) -> None:
         ({"goalstate_index_url": 6379}, "of type int; give a URL"),
         ({"goalstate_index_url": "redis://:s3cret/x@host"}, r"'redis://:\*\*@host', which is no valid URL"),
         ({"goalstate_index_url": "redis://host:port"}, "no valid URL"),
-        ({"goalstate_index_url": "redis://:s3cret@a;redis://b"}, "only by sentinel, redis\\+cluster"),
+        ({"goalstate_index_url": "redis://:s3cret@a;redis://b"}, "only by sentinel, rediss\\+sentinel"),
         ({"goalstate_index_url": "sentinel://a;redis://b"}, "accepted are the schemes"),
         ({"goalstate_index_url": "sentinel://:s3cret@a:1"}, "does not name its master; append"),
+        ({"goalstate_index_url": "rediss+sentinel://:s3cret@a:1"}, "does not name its master; append"),
         ({"broker_url": "sentinel://a:1"}, "broker_url is 'sentinel://a:1', which does not name its master"),
         (
             {
@@ -374,7 +375,7 @@ def test_where_the_index_is(conf: dict[str, Any], index_url: str) -> None:
                 "broker_use_ssl": True,
                 "broker_transport_options": {"master_name": "m"},
             },
-            "TLS options of broker_url",
+            r"TLS options of broker_url .* goalstate_index_url, to rediss\+sentinel://",
         ),
     ],
 )
