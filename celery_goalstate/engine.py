@@ -20,6 +20,7 @@ from kombu.utils.uuid import uuid
 from celery_goalstate import index as indexes
 from celery_goalstate import worker
 from celery_goalstate.backoff import FURTHEST, delay_seconds
+from celery_goalstate.censor import hide_index_url
 from celery_goalstate.entity import (
     Action,
     Context,
@@ -143,6 +144,7 @@ class Engine:
         for cls, options in _shared:
             self.register(cls, **options)
         _all_engines.add(self)
+        hide_index_url()
         worker.install(
             app,
             namespace,
