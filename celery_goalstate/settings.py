@@ -276,6 +276,21 @@ _SCHEMES = ("redis", "rediss", "unix", *_OF_SEVERAL, "memory")
 _CELERY_SCHEMES = {"redis", "rediss", "redis+socket", "unix", "sentinel"}  # of its Redis brokers and backends
 _EXAMPLE = 'e.g. goalstate_index_url="redis://localhost:6379/1", or "memory://" within one process'
 
+#: What an index's URL may say behind its "?": redis-py's options that can be said in a text.
+_URL_OPTIONS = frozenset(
+    {
+        *("username", "password", "db", "client_name", "protocol", "max_connections"),
+        *("health_check_interval", "socket_timeout", "socket_connect_timeout", "socket_read_size"),
+    }
+)
+_TLS_OPTIONS = frozenset(
+    {
+        *("ssl_ca_certs", "ssl_ca_data", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_password"),
+        *("ssl_cert_reqs", "ssl_check_hostname", "ssl_ciphers", "ssl_min_version"),
+        *("ssl_include_verify_flags", "ssl_exclude_verify_flags"),
+    }
+)
+
 # Celery and kombu accept these spellings, redis-py does not.
 _CERT_REQS = {"cert_required": "required", "cert_optional": "optional", "cert_none": "none"}
 
@@ -388,9 +403,8 @@ def _checked_url(setting: str, url: str) -> str:
         try:
             _ = urlsplit(part).port
         except ValueError:  # its text would show a part of an unquoted password
-            raise ImproperlyConfigured(
-                f"{setting} is {safe_url(url)!r}, which is no valid URL; quote special characters in it"
-            ) from None
+            raise _no_valid_url(setting, url) from None
+    _refuse_unknown_options(setting, url, scheme)
     if scheme in _OF_SENTINELS and "master_name" not in _query(url):
         raise ImproperlyConfigured(
             f"{setting} is {safe_url(url)!r}, which does not name its master;"
@@ -402,6 +416,33 @@ def _checked_url(setting: str, url: str) -> str:
         url,
         flags=re.IGNORECASE,
     )
+
+
+def _no_valid_url(setting: str, url: str) -> ImproperlyConfigured:
+    return ImproperlyConfigured(
+        f"{setting} is {safe_url(url)!r}, which is no valid URL; quote special characters in it"
+    )
+
+
+def _refuse_unknown_options(setting: str, url: str, scheme: str) -> None:
+    accepted = set(_URL_OPTIONS)
+    if scheme != "unix":
+        accepted.add("socket_keepalive")
+    if scheme.startswith("rediss"):
+        accepted |= _TLS_OPTIONS
+    if scheme in _OF_SENTINELS:
+        accepted |= {"master_name", "sentinel_password"}
+    if scheme.endswith("+cluster"):  # which has but one database; the others redis-py drops without a word
+        accepted -= {"db", "health_check_interval", "ssl_ciphers", "ssl_min_version"}
+    query = _query(url)
+    for name in query:
+        if name not in accepted:
+            if any("@" in value for value in query[name]):  # it may be a part of an unquoted password
+                raise _no_valid_url(setting, url)
+            raise ImproperlyConfigured(
+                f"{setting} is {safe_url(url)!r}; {scheme}:// has no option {name!r}."
+                f"{_did_you_mean(name, accepted)} Accepted: {', '.join(sorted(accepted))}"
+            )
 
 
 def _query(url: str) -> dict[str, list[str]]:

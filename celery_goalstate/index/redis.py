@@ -536,6 +536,8 @@ def _why(error: Exception) -> str:
     words = _words(error)
     if "CERTIFICATE_VERIFY_FAILED" in words:
         return f"the index's certificate is refused (?ssl_ca_certs= names the authority to trust): {words}"
+    if any(isinstance(each, errors.AuthenticationError) for each in (error, error.__cause__)):
+        return f"the index refused the user or the password: {words}"
     if isinstance(error, errors.OutOfMemoryError):
         return f"the index is full, and takes nothing new until its Redis has memory again: {words}"
     return f"the index did not answer: {type(error).__name__}: {words}"

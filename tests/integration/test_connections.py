@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis.cluster
 
 from celery_goalstate import Engine
-from celery_goalstate.exceptions import IndexUnavailable
+from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
 from celery_goalstate.index import open_index
 from celery_goalstate.settings import Settings
 from tests.integration.conftest import Truth
@@ -54,3 +55,51 @@ def test_what_the_url_says_goes_before(url: str) -> None:
     pool = index._client.connection_pool  # type: ignore[attr-defined]
     assert pool.max_connections == 7
     assert pool.connection_kwargs["socket_timeout"] == 2
+
+
+#: Every option of a URL, with a value.
+OPTIONS = {
+    **dict.fromkeys(("username", "password", "client_name"), "me"),
+    **dict.fromkeys(("db", "max_connections", "health_check_interval", "socket_timeout"), "1"),
+    **dict.fromkeys(("socket_connect_timeout", "socket_read_size", "socket_keepalive"), "1"),
+    "protocol": "3",
+    **dict.fromkeys(("ssl_ca_certs", "ssl_ca_data", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"), "file"),
+    **dict.fromkeys(("ssl_password", "ssl_ciphers"), "me"),
+    "ssl_cert_reqs": "optional",
+    "ssl_check_hostname": "false",
+    "ssl_min_version": "771",
+    **dict.fromkeys(("ssl_include_verify_flags", "ssl_exclude_verify_flags"), "[VERIFY_X509_STRICT]"),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://nobody?{}",
+        "rediss://nobody?{}",
+        "unix:///nowhere?{}",
+        "sentinel://nobody?master_name=m&{}",
+        "rediss+sentinel://nobody?master_name=m&{}",
+    ],
+)
+def test_an_option_of_the_url_is_taken_or_refused(url: str, name: str) -> None:
+    """By whom it is read there, redis-py, or before anything is written."""
+    option, tls = f"{name}={OPTIONS[name]}", url.startswith("rediss")
+    conf = {"goalstate_index_url": url.format(option)}
+    if (name.startswith("ssl_") and not tls) or (url.startswith("unix") and name == "socket_keepalive"):
+        with pytest.raises(ImproperlyConfigured, match=f"has no option '{name}'"):
+            Settings.from_conf(conf)
+        return
+    index: Any = open_index(Settings.from_conf(conf))
+    assert index._client.connection_pool.make_connection()
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_of_a_clusters_url_is_passed_on_or_refused(name: str) -> None:
+    conf = {"goalstate_index_url": f"rediss+cluster://nobody?{name}={OPTIONS[name]}"}
+    if name in redis.cluster.REDIS_ALLOWED_KEYS and name != "db":
+        Settings.from_conf(conf)
+    else:
+        with pytest.raises(ImproperlyConfigured, match=f"has no option '{name}'"):
+            Settings.from_conf(conf)

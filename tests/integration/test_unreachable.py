@@ -15,7 +15,7 @@ from celery import Celery
 from celery_goalstate import Engine, Entity, Requeue
 from celery_goalstate.exceptions import IndexUnavailable
 from tests.integration.conftest import MakeApp, Truth, World, worker_of
-from tests.servers import HOST, Process, Valkey, free_port, poll, require
+from tests.servers import HOST, Cluster, Process, Valkey, free_port, poll, require
 
 PASSWORD = "s3cr%3At"
 
@@ -222,9 +222,20 @@ def test_without_an_index_every_call_says_so(
 def test_an_index_that_refuses_the_password(make_app: MakeApp, truth: Truth, valkey: Valkey) -> None:
     url = valkey.url.replace("//", f"//user:{PASSWORD}@")
     engine, entity = engine_on(make_app(goalstate_index_url=url), truth)
-    with pytest.raises(IndexUnavailable) as caught:
+    with pytest.raises(IndexUnavailable, match=r"^the index refused the user or the password: ") as caught:
         engine.enqueue(entity("1"))
     assert no_secret(str(caught.value))
+
+
+def test_a_cluster_that_refuses_the_password(make_app: MakeApp, truth: Truth, tmp_path: Path) -> None:
+    with Cluster(tmp_path) as cluster:
+        url = cluster.url.replace("//", f"//user:{PASSWORD}@")
+        engine, entity = engine_on(make_app(goalstate_index_url=url), truth)
+        with pytest.raises(
+            IndexUnavailable, match=r"^the index refused the user or the password: "
+        ) as caught:
+            engine.enqueue(entity("1"))
+        assert no_secret(str(caught.value))
 
 
 def test_an_index_that_accepts_and_says_nothing(

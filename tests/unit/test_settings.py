@@ -293,8 +293,8 @@ def test_settings_of_a_module_with_a_prefix_as_django_projects_have_it() -> None
             "rediss://r?ssl_cert_reqs=none",
         ),
         (
-            {"broker_url": "rediss://r/0?x=1&ssl_cert_reqs=CERT_REQUIRED&ssl_ca_certs=/ca.pem"},
-            "rediss://r/0?x=1&ssl_cert_reqs=required&ssl_ca_certs=/ca.pem",
+            {"broker_url": "rediss://r/0?protocol=3&ssl_cert_reqs=CERT_REQUIRED&ssl_ca_certs=/ca.pem"},
+            "rediss://r/0?protocol=3&ssl_cert_reqs=required&ssl_ca_certs=/ca.pem",
         ),
         ({"broker_url": "rediss://r?ssl_cert_reqs=optional"}, "rediss://r?ssl_cert_reqs=optional"),
         ({"broker_url": "redis://r/1", "broker_use_ssl": True}, "rediss://r/1"),
@@ -324,10 +324,10 @@ def test_settings_of_a_module_with_a_prefix_as_django_projects_have_it() -> None
         ),
         (
             {
-                "broker_url": ["sentinel://:pw@a:1/2", "sentinel://:pw@b:1/2?x=1"],
+                "broker_url": ["sentinel://:pw@a:1/2", "sentinel://:pw@b:1/2?protocol=3"],
                 "broker_transport_options": {"master_name": "main"},
             },
-            "sentinel://:pw@a:1/2;sentinel://:pw@b:1/2?x=1&master_name=main",
+            "sentinel://:pw@a:1/2;sentinel://:pw@b:1/2?protocol=3&master_name=main",
         ),
         (
             {
@@ -364,6 +364,19 @@ def test_where_the_index_is(conf: dict[str, Any], index_url: str) -> None:
         ({"goalstate_index_url": 6379}, "of type int; give a URL"),
         ({"goalstate_index_url": "redis://:s3cret/x@host"}, r"'redis://:\*\*@host', which is no valid URL"),
         ({"goalstate_index_url": "redis://host:port"}, "no valid URL"),
+        ({"goalstate_index_url": "redis://:12?s3cret=s3cret@host"}, "no valid URL"),
+        (
+            {"goalstate_index_url": "redis://:s3cret@host?socket_timeot=3"},
+            r"socket_timeot=3'; redis:// has no option 'socket_timeot'\. Did you mean socket_timeout\?",
+        ),
+        ({"goalstate_index_url": "redis://host?ssl_ca_certs=/ca.pem"}, "no option 'ssl_ca_certs'"),
+        ({"goalstate_index_url": "unix:///s?socket_keepalive=1"}, "unix:// has no option 'socket_keepalive'"),
+        (
+            {"goalstate_index_url": "sentinel://a?master_name=m;sentinel://b?nonsense=1"},
+            "sentinel:// has no option 'nonsense'",
+        ),
+        ({"goalstate_index_url": "redis+cluster://a?db=1"}, r"redis\+cluster:// has no option 'db'"),
+        ({"broker_url": "redis://host?heartbeat=10"}, "broker_url is .* has no option 'heartbeat'"),
         ({"goalstate_index_url": "redis://:s3cret@a;redis://b"}, "only by sentinel, rediss\\+sentinel"),
         ({"goalstate_index_url": "sentinel://a;redis://b"}, "accepted are the schemes"),
         ({"goalstate_index_url": "sentinel://:s3cret@a:1"}, "does not name its master; append"),
