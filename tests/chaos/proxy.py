@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any, Self
 
 from tests.servers import HOST, free_port
@@ -17,6 +18,7 @@ class Proxy:
         self.port = free_port()
         self.delay = 0.0  #: seconds that each piece of data takes, both ways
         self.is_open = True  #: does it take connections?
+        self.is_silent = False  #: does it swallow whatever it is sent, both ways?
         self._target_port = target_port
         self._lose_replies = 0
         self._writers: set[asyncio.StreamWriter] = set()
@@ -41,6 +43,16 @@ class Proxy:
         self.cut()
         until.wait(seconds)
         self.is_open = True
+
+    @contextlib.contextmanager
+    def silence(self) -> Iterator[None]:
+        """Swallow everything, as a network does that is torn apart: nobody's connection ends before that."""
+        self.is_silent = True
+        try:
+            yield
+        finally:
+            self.is_silent = False
+            self.cut()  # each lacks a part of what was said
 
     def lose_replies(self, count: int) -> None:
         """Cut the next connections in the moment when a reply comes: what was asked has been done."""
@@ -99,6 +111,8 @@ class Proxy:
             if replies and self._lose_replies > 0:
                 self._lose_replies -= 1
                 raise ConnectionResetError
+            if self.is_silent:
+                continue
             if self.delay:
                 await asyncio.sleep(self.delay)
             writer.write(data)

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import redis
 
+from tests.chaos.proxy import Proxy
 from tests.servers import HOST, Process, RedisServer, free_port, poll, require
 
 MASTER = "shop"
@@ -18,12 +19,12 @@ class Sentinels:
     """A master, its replica, and three sentinels that watch them."""
 
     def __init__(
-        self, directory: Path, *options: str, tls: dict[str, str] | None = None, config: Iterable[str] = ()
+        self, directory: Path, *options: str, tls: dict[str, str] | None = None, proxied: bool = False
     ) -> None:
-        """`options` of both servers; `config`: more lines of the sentinels' configuration.
+        """`options` are those of both servers.
 
         With `tls`, options that name certificates, they all speak TLS with each other; the servers take
-        anything else, too.
+        anything else, too. If `proxied`, sentinels and replica know the master by `link` only.
         """
         self.ports = [free_port() for _ in range(3)]
         self._ca = (tls or {}).get("tls-ca-cert-file", "")
@@ -39,6 +40,11 @@ class Sentinels:
             return server
 
         self.master = server("one")
+        self.link = Proxy(self.master.port) if proxied else None
+        if self.link:
+            self.addresses[self.master] = self.link.port
+            # It will be a replica one day.
+            self.master.command += ["--replica-announce-port", str(self.link.port)]
         self.replica = server("two", "--replicaof", f"{HOST} {self.addresses[self.master]}")
         self._sentinels = []
         for port in self.ports:
@@ -50,7 +56,6 @@ class Sentinels:
                 f"sentinel monitor {MASTER} {HOST} {self.addresses[self.master]} 2",
                 f"sentinel down-after-milliseconds {MASTER} 500",
                 f"sentinel failover-timeout {MASTER} 2000",
-                *config,
             ]
             file.write_text("".join(f"{line}\n" for line in lines))
             command = [require("redis-server"), str(file), "--sentinel"]
@@ -94,6 +99,8 @@ class Sentinels:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
+            if self.link:
+                stack.enter_context(self.link)
             for server in (self.master, self.replica, *self._sentinels):
                 stack.enter_context(server)
             self.in_sync()
