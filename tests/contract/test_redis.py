@@ -205,6 +205,108 @@ def test_nor_is_a_damaged_number_of_a_whole_shard(index: RedisIndex, valkey: Any
     assert isinstance(claim, Claim)
 
 
+@pytest.mark.parametrize("score", ["-inf", "-1", "0.5", "1e300", "inf"])
+@pytest.mark.parametrize("status", ["parked", "sent", "running", "idle", "failed"])
+def test_a_damaged_score_is_mended_and_in_nobody_s_way(valkey: Any, status: str, score: str) -> None:
+    """Many of them neither fill every survey, nor are they ever forgotten."""
+    index, many = RedisIndex(valkey, Limits(lease=50, resend_after=1, eta_horizon=0)), 5
+    ids = [f"damaged-{n}" for n in range(many)]
+    requests = [Request(id, 300 if status == "parked" else 0) for id in [*ids, "well"]]
+    wakeups = [each.wakeup for each in index.enqueue(KIND, requests)]
+    if status not in {"parked", "sent"}:
+        pairs = [(wakeup.id, wakeup.token) for wakeup in wakeups if wakeup]
+        verdict = Verdict.QUARANTINED if status == "failed" else Verdict.DONE
+        for claim in index.claim(KIND, pairs, nonce="n", task_id="t"):
+            assert isinstance(claim, Claim)
+            if status != "running":
+                index.finish(KIND, [Report(claim.id, claim.lease, verdict, None, idle_ttl=10**6)])
+    valkey.zadd(f"gs:{{default:{KIND}:0}}:{status}", dict.fromkeys(ids, score))
+    assert {each.id for each in index.records(KIND, Status(status), 10)} == {*ids, "well"}
+    assert {each.id for each in index.describe(KIND, [*ids, "well"]) if each} == {*ids, "well"}
+
+    found = set()
+
+    def all_are_found() -> bool:
+        (survey,) = index.survey([KIND], sweeper="s", hold=1_000, limit=many)
+        promoted = index.promote(KIND, {id: uuid() for id in survey.due})
+        sent = index.resend(
+            KIND, {id: uuid() for id in survey.suspect}, probe=next(iter(survey.suspect), None)
+        )
+        lost = [
+            run.id
+            for run in index.running(KIND, survey.lost)
+            for ended in index.finish(
+                KIND, [Report(run.id, run.lease, Verdict.DONE, None, idle_ttl=10**6, expired_only=True)]
+            )
+            if ended.result is Finish.ACCEPTED
+        ]
+        index.forget(KIND, survey.expired)
+        found.update(lost, (wakeup.id for wakeup in [*promoted, *sent]))
+        return found == {*ids, "well"}
+
+    if status in {"idle", "failed"}:
+        index.survey([KIND], sweeper="s", hold=1_000, limit=many)
+        for (reply,) in (index.enqueue(KIND, [Request(id, 0)]) for id in [*ids, "well"]):
+            assert reply.wakeup
+    else:
+        poll("all are found", all_are_found)
+    valkey.flushall()
+
+
+@pytest.mark.parametrize("status", ["parked", "sent", "running", "idle", "failed", "unknown"])
+def test_a_record_that_is_no_hash_is_rebuilt_and_in_nobody_s_way(valkey: Any, status: str) -> None:
+    index = RedisIndex(valkey, Limits(lease=100, resend_after=1))
+    ids = ["damaged", "well"]
+    deadline = milliseconds(valkey) + 10**7
+    [damaged, _] = index.enqueue(
+        KIND, [Request(id, at=deadline if status == "parked" else None, delay=0) for id in ids]
+    )
+    if status not in {"parked", "sent"}:
+        assert damaged.wakeup
+        verdict = Verdict.QUARANTINED if status == "failed" else Verdict.DONE
+        pair = (damaged.wakeup.id, damaged.wakeup.token)
+        [claim] = index.claim(KIND, [pair], nonce="n", task_id="t")
+        assert isinstance(claim, Claim)
+        if status != "running":
+            index.finish(KIND, [Report(claim.id, claim.lease, verdict, None)])
+        if status == "unknown":
+            index.delete(KIND, ["damaged"])
+    began = milliseconds(valkey)
+    valkey.set(f"gs:{{default:{KIND}:0}}:e:damaged", "a string")
+
+    [record, well] = index.describe(KIND, ids)
+    assert well
+    assert well.error == ""
+    if status == "unknown":
+        assert record is None
+        assert index.enqueue(KIND, [Request("damaged", 0)])[0].wakeup
+        valkey.flushall()
+        return
+    assert record
+    assert record.error == "damaged in the index: the whole record"
+    if status in {"idle", "failed"}:
+        assert record.status == status
+        assert index.enqueue(KIND, [Request("damaged", 0)])[0].wakeup
+    else:
+        assert record.status == Status.PARKED
+        assert record.deadline
+        if status == "parked":
+            assert record.deadline == deadline
+            again = index.enqueue(KIND, [Request("damaged", 0)])[0].wakeup
+        else:
+            [again] = index.promote(KIND, {"damaged": "t"})
+        assert again
+        pair = (again.id, again.token)
+        poll(
+            "a look",
+            lambda: isinstance(index.claim(KIND, [pair], nonce="again", task_id="t")[0], Claim),
+        )
+        if status == "running":
+            assert milliseconds(valkey) >= record.deadline >= began + 100, "after the lease that somebody had"
+    assert sum(index.counts(KIND).values()) == 2
+    valkey.flushall()
+
+
 def test_an_entity_stays_in_its_shard_over_releases(valkey: Any) -> None:
     """Else an upgrade would lose all that is scheduled."""
     index = RedisIndex(valkey, Limits(), shards=8)

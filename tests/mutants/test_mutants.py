@@ -105,7 +105,7 @@ MUTANTS = [
     Mutant(
         "a worker is given up without a second look at its lease",
         "index/lua/finish.lua",
-        "if expired_only and score_of(entity) > now then",
+        "if expired_only and (score_of(entity) or 0) > now then",
         "if false then",
     ),
     Mutant(
@@ -129,8 +129,8 @@ MUTANTS = [
     Mutant(
         "the sweep ignores the pause",
         "index/lua/promote.lua",
-        "if entity.status ~= PARKED or paused() or entity.fields.deadline > now + HORIZON then",
-        "if entity.status ~= PARKED or entity.fields.deadline > now + HORIZON then",
+        "if entity.status ~= PARKED or paused() then",
+        "if entity.status ~= PARKED then",
     ),
     Mutant(
         "finish takes the later deadline",
@@ -220,8 +220,8 @@ MUTANTS = [
     Mutant(
         "an entity that was lost with a batch is taken with another",
         "index/lua/take.lua",
-        "or paused() or fields.alone or",
-        "or paused() or",
+        "or paused() or fields.alone then",
+        "or paused() then",
     ),
     Mutant(
         "an entity that is given back forgets an earlier deadline noted meanwhile",

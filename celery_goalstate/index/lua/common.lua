@@ -56,11 +56,43 @@ local function newest_arrival()
   return number(redis.call('GET', CLAIMED), NUMBER_DIGITS) or 0
 end
 
+-- A record that is no hash cannot be read, and its entity must not be lost for that: what was pending is looked at,
+-- after the lease that somebody may have.
+local function rebuild(key, id)
+  redis.call('DEL', key)
+  local scores, found = {}, nil
+  for _, status in ipairs({ PARKED, SENT, RUNNING, IDLE, FAILED }) do
+    scores[status] = redis.call('ZSCORE', status, id)
+    found = found or scores[status] and status
+  end
+  if not found then
+    return
+  end
+  redis.call('HSET', key, 'error', 'damaged in the index: the whole record')
+  if found ~= IDLE and found ~= FAILED then
+    local deadline = found == RUNNING and now + LEASE or number(scores[PARKED], NUMBER_DIGITS) or now
+    redis.call('HSET', key, 'deadline', digits(deadline))
+    redis.call('ZREM', found, id)
+    redis.call('ZADD', PARKED, digits(deadline), id)
+  end
+end
+
+local function read(key, id)
+  local flat = redis.pcall('HGETALL', key)
+  if flat.err then
+    if string.find(flat.err, 'WRONGTYPE', 1, true) then
+      rebuild(key, id)
+    end
+    flat = redis.call('HGETALL', key)
+  end
+  return flat
+end
+
 -- The n-th entity of the batch: its id, its fields (numbers as numbers), its status or nil. A number that is
 -- none counts as 0, so that what was due is due; until the next look ends, the error names the field.
 local function open(n, id)
   local entity = { id = id, key = KEYS[SHARD_KEYS + n], stored = {}, fields = {} }
-  local flat = redis.call('HGETALL', entity.key)
+  local flat = read(entity.key, id)
   local fields, damaged = entity.fields, {}
   for i = 1, #flat, 2 do
     local name, value = flat[i], flat[i + 1]
@@ -144,8 +176,9 @@ local function strike_out(entity, status)
   end
 end
 
+-- The time that an entity's sorted set has for it; nil if that is no time.
 local function score_of(entity)
-  return tonumber(redis.call('ZSCORE', entity.status, entity.id))
+  return number(redis.call('ZSCORE', entity.status, entity.id), NUMBER_DIGITS)
 end
 
 -- There is no wake-up under way any more, or none that counts; a retry keeps its task id.

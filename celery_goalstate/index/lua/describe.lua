@@ -3,17 +3,22 @@
 -- KEYS   see common.lua
 -- Row    id
 -- Reply  {status, score, fields} or false
--- Reads  everything, writes nothing
+-- Reads  everything. Writes nothing, but for a record that is no hash
 
 local NAMES = { [PARKED] = 'parked', [SENT] = 'sent', [RUNNING] = 'running', [IDLE] = 'idle', [FAILED] = 'failed' }
+
+-- There is no score if the sorted set was evicted.
+local function score(entity)
+  local text = redis.call('ZSCORE', entity.status, entity.id)
+  return (number(text, NUMBER_DIGITS) or entity.status == IDLE and text == 'inf') and text or '0'
+end
 
 local function describe(entity)
   local status, said = entity.status, {}
   for name, value in pairs(entity.fields) do
     said[name] = NUMBERS[name] and digits(value) or value
   end
-  -- There is no score if the sorted set was evicted.
-  return status and { NAMES[status], redis.call('ZSCORE', status, entity.id) or '0', said } or false
+  return status and { NAMES[status], score(entity), said } or false
 end
 
 return each(describe)

@@ -25,7 +25,7 @@ local function finish(
     local deadline = fields.deadline and digits(fields.deadline) or false
     return { 'accepted', deadline, entity.status == SENT and wakeup(entity) }
   end
-  if expired_only and score_of(entity) > now then
+  if expired_only and (score_of(entity) or 0) > now then
     return { 'fenced', false, false }
   end
 

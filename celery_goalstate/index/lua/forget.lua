@@ -7,7 +7,7 @@
 
 local function forget(entity)
   strike_out(entity, IDLE)
-  if entity.status ~= IDLE or score_of(entity) > now then
+  if entity.status ~= IDLE or tonumber(redis.call('ZSCORE', IDLE, entity.id)) > now then -- +inf: for ever
     return false
   end
   remove(entity)

@@ -10,7 +10,11 @@ local function promote(entity, task_id)
   if entity.status == SENT and entity.fields.task_id == task_id then
     return wakeup(entity) -- said again, since the reply to the first was lost
   end
-  if entity.status ~= PARKED or paused() or entity.fields.deadline > now + HORIZON then
+  if entity.status ~= PARKED or paused() then
+    return false
+  end
+  if entity.fields.deadline > now + HORIZON then
+    save(entity, PARKED, entity.fields.deadline) -- found by a score that is not its deadline
     return false
   end
   return under_way() < WINDOW and send(entity, task_id)

@@ -20,7 +20,7 @@ local function resend(entity, task_id)
   if fields.task_id == task_id then
     return wakeup(entity) -- said again, since the reply to the first was lost
   end
-  if score_of(entity) > (entity.id == probe and now or reached) then
+  if (score_of(entity) or 0) > (entity.id == probe and now or reached) then
     return false
   end
   fields.resends = (fields.resends or 0) + 1

@@ -19,6 +19,15 @@ local function up_to(time, status, most)
   return redis.call('ZRANGEBYSCORE', status, '-inf', time, 'LIMIT', 0, most)
 end
 
+-- And those whose score is later than any time: nobody else would ever find them.
+local function with_hidden(found, status)
+  local beyond, most = '(' .. string.rep('9', NUMBER_DIGITS), math.max(0, limit - #found)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', status, beyond, '+inf', 'LIMIT', 0, most)) do
+    found[#found + 1] = id
+  end
+  return found
+end
+
 local due, suspect = {}, {}
 if not paused() then
   due = up_to(now + HORIZON, PARKED, math.max(0, math.min(limit, WINDOW - under_way())))
@@ -27,5 +36,8 @@ if not paused() then
   if #suspect == 0 then
     suspect = up_to(now, SENT, 1) -- for a probe
   end
+  with_hidden(due, PARKED)
+  with_hidden(suspect, SENT)
 end
-return cjson.encode({ due, suspect, up_to(now, RUNNING, limit), up_to(now, IDLE, limit) })
+local lost = with_hidden(up_to(now, RUNNING, limit), RUNNING)
+return cjson.encode({ due, suspect, lost, up_to(now, IDLE, limit) })

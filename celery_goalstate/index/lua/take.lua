@@ -13,7 +13,11 @@ local function take(entity)
   if entity.status == RUNNING and fields.nonce == nonce and not fields.deleted then
     return claimed(entity)
   end
-  if entity.status ~= PARKED or paused() or fields.alone or fields.deadline > now then
+  if entity.status ~= PARKED or paused() or fields.alone then
+    return false
+  end
+  if fields.deadline > now then
+    save(entity, PARKED, fields.deadline) -- found by a score that is not its deadline
     return false
   end
   return lease(entity, nonce, task_id, true)
