@@ -23,7 +23,7 @@ from celery.exceptions import QueueNotFound
 from celery_goalstate import moving
 from celery_goalstate.engine import Description, Engine, Status, engine_of
 from celery_goalstate.entity import EntityRef
-from celery_goalstate.exceptions import GoalStateError, IndexUnavailable
+from celery_goalstate.exceptions import GoalStateError, ImproperlyConfigured, IndexUnavailable
 from celery_goalstate.kind import DEFAULT_NAMESPACE, task_name
 from celery_goalstate.settings import safe_url
 from celery_goalstate.text import printable
@@ -436,7 +436,8 @@ def resync(ctx: click.Context, kind: str, spread: timedelta | None, revive: bool
 
 
 def _list_counts(ctx: click.Context, engine: Engine, as_json: bool) -> None:
-    registered, orphans = engine.counts(), engine.orphans()
+    registered = engine.counts()
+    orphans, unreadable = _orphans(engine)
     counts = {**registered, **orphans}
     remarks = {
         **{kind: "paused" * engine.paused(kind) for kind in registered},
@@ -448,12 +449,15 @@ def _list_counts(ctx: click.Context, engine: Engine, as_json: bool) -> None:
                 kind: {**counts[kind], "paused": remarks[kind] == "paused", "registered": kind in registered}
                 for kind in counts
             }
+            | {kind: {"registered": False, "error": error} for kind, error in unreadable.items()}
         )
     elif counts:
         _print_table(
             ["kind", *Status, ""],
             [[kind, *map(str, counts[kind].values()), remarks[kind]] for kind in counts],
         )
+    for error in unreadable.values():
+        click.echo(f"not counted: {printable(error)}", err=True)
     if not registered:
         click.echo("no entity classes are registered", err=True)
         ctx.exit(NOT_FOUND)
@@ -463,6 +467,17 @@ def _list_counts(ctx: click.Context, engine: Engine, as_json: bool) -> None:
             f" these. Renamed? `goalstate move {kind} NEW_KIND`. Removed? `goalstate delete {kind} --all`.",
             err=True,
         )
+
+
+def _orphans(engine: Engine) -> tuple[dict[str, dict[Status, int]], dict[str, str]]:
+    """How many entities kinds have that are not registered, and why some of these kinds cannot be read."""
+    counted, unreadable = {}, {}
+    for kind in engine._foreign_kinds():
+        try:
+            counted[kind] = engine._counts_as_kept(kind)
+        except ImproperlyConfigured as error:
+            unreadable[kind] = str(error)
+    return {kind: counts for kind, counts in counted.items() if any(counts.values())}, unreadable
 
 
 def _row(found: Description) -> list[str]:

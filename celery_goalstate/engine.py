@@ -395,14 +395,16 @@ class Engine:
 
         They are another app's on the same index, or were renamed or removed: then nobody evaluates them.
         """
-        counted: dict[str, dict[Status, int]] = {}
-        for name in self._parts.index.kinds():
-            if name not in self._registered:
-                kept = self._parts.index.as_kept(name)
-                counts = _public_counts(kept.counts(name) if kept else {})
-                if any(counts.values()):
-                    counted[name] = counts
-        return counted
+        counted = {name: self._counts_as_kept(name) for name in self._foreign_kinds()}
+        return {name: counts for name, counts in counted.items() if any(counts.values())}
+
+    def _foreign_kinds(self) -> Iterable[str]:
+        return (name for name in self._parts.index.kinds() if name not in self._registered)
+
+    def _counts_as_kept(self, name: str) -> dict[Status, int]:
+        """Raises `ImproperlyConfigured` for a kind in a layout of another release."""
+        kept = self._parts.index.as_kept(name)
+        return _public_counts(kept.counts(name) if kept else {})
 
     # -- operating
 

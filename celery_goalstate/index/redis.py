@@ -153,7 +153,7 @@ class RedisIndex:
         replies = self._replies([("GET", self._key(*shard, "form")) for shard in shards])
         for (kind, _), reply in zip(shards, replies, strict=True):
             if isinstance(reply, str):
-                _check_form(kind, json.loads(reply), self._shards)
+                _check_form(kind, reply, self._shards)
                 self._agreed.add(kind)
         for (kind, _), reply in zip(shards, replies, strict=True):
             if kind not in self._agreed and isinstance(reply, Exception):
@@ -341,7 +341,7 @@ class RedisIndex:
         if form is None:
             return None
         other = copy.copy(self)
-        other._shards = _known_layout(kind, json.loads(form))["shards"]
+        other._shards = _known_shards(kind, form)
         other._known_keys, other._agreed = {}, set()
         return other
 
@@ -543,20 +543,27 @@ def _why(error: Exception) -> str:
     return f"the index did not answer: {type(error).__name__}: {words}"
 
 
-def _known_layout(kind: str, form: Mapping[str, Any]) -> Mapping[str, Any]:
-    if form["layout"] != LAYOUT:
-        raise ImproperlyConfigured(
-            f"the index keeps kind {kind!r} in layout {form['layout']}, and this release of celery-goalstate"
-            f" knows layout {LAYOUT}: run the release that the other processes run"
-        )
-    return form
+def _known_shards(kind: str, form: str) -> int:
+    """In how many shards a kind is kept. Raises `ImproperlyConfigured` for what this release cannot read."""
+    try:
+        kept = json.loads(form)
+        if kept["layout"] == LAYOUT:
+            return int(kept["shards"])
+        layout = kept["layout"]
+    except (ValueError, LookupError, TypeError):
+        layout = f"{form[:60]!r}"
+    raise ImproperlyConfigured(
+        f"the index keeps kind {kind!r} in layout {layout}, and this release of celery-goalstate"
+        f" knows layout {LAYOUT}: run the release that the other processes run"
+    )
 
 
-def _check_form(kind: str, form: Mapping[str, Any], shards: int) -> None:
-    if _known_layout(kind, form)["shards"] != shards:
+def _check_form(kind: str, form: str, shards: int) -> None:
+    kept = _known_shards(kind, form)
+    if kept != shards:
         raise ImproperlyConfigured(
-            f"the index keeps kind {kind!r} in {form['shards']} shards, and goalstate_shards is {shards}: its"
-            f" entities would not be found. Set goalstate_shards to {form['shards']}, or move the kind:"
+            f"the index keeps kind {kind!r} in {kept} shards, and goalstate_shards is {shards}: its"
+            f" entities would not be found. Set goalstate_shards to {kept}, or move the kind:"
             " docs/how-to/upgrading.md"
         )
 

@@ -398,6 +398,25 @@ class TestList:
     def test_bad_usage(self, goalstate: Command, arguments: list[str]) -> None:
         assert goalstate("list", *arguments).exit_code == 2
 
+    @pytest.mark.parametrize("form", ['{"layout": 2}', '{"parts": 7}', "[]", "not JSON"])
+    def test_a_foreign_kind_of_another_layout_is_in_no_other_s_way(
+        self, engine: Engine, goalstate: Command, valkey: Valkey, form: str
+    ) -> None:
+        for kind in ("future", "old"):
+            engine.enqueue(engine.ref(kind, "1"), 60)
+        engine.enqueue(engine.ref("order", "1"), 60)
+        with valkey.client() as client:
+            client.set("gs:{default:future:0}:form", form)
+        result = goalstate("list")
+        assert result.exit_code == 0
+        assert [line.split()[0] for line in result.stdout.splitlines()] == ["KIND", "order", "parcel", "old"]
+        assert "not counted: the index keeps kind 'future' in layout " in result.stderr
+        assert "run the release that the other processes run" in result.stderr
+        found = json.loads(goalstate("list", "--json").stdout)
+        assert found["order"]["scheduled"] == found["old"]["scheduled"] == 1
+        assert found["future"]["registered"] is False
+        assert "in layout " in found["future"]["error"]
+
 
 class TestDelete:
     def test_known_and_unknown(self, engine: Engine, goalstate: Command) -> None:
