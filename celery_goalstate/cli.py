@@ -461,7 +461,7 @@ def _list_counts(ctx: click.Context, engine: Engine, as_json: bool) -> None:
     if not registered:
         click.echo("no entity classes are registered", err=True)
         ctx.exit(NOT_FOUND)
-    for kind in orphans:
+    for kind in map(printable, orphans):
         click.echo(
             f"No entity class of kind {kind} is registered here. Unless another app has one, nobody evaluates"
             f" these. Renamed? `goalstate move {kind} NEW_KIND`. Removed? `goalstate delete {kind} --all`.",

@@ -417,6 +417,19 @@ class TestList:
         assert found["future"]["registered"] is False
         assert "in layout " in found["future"]["error"]
 
+    def test_the_name_of_a_foreign_kind_steers_no_terminal(
+        self, engine: Engine, goalstate: Command, valkey: Valkey
+    ) -> None:
+        engine.enqueue(engine.ref("old", "1"), 60)
+        evil = "o\x1b[2Jld"
+        with valkey.client() as client:
+            for key in client.scan_iter("gs:{default:old:0}*"):
+                client.copy(key, key.replace("old", evil))
+            client.sadd("gs:{default}:kinds", evil)
+        result = goalstate("list")
+        assert "\x1b" not in result.output
+        assert "No entity class of kind o\\x1b[2Jld is registered here" in result.stderr
+
 
 class TestDelete:
     def test_known_and_unknown(self, engine: Engine, goalstate: Command) -> None:
