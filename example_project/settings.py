@@ -11,6 +11,7 @@ HERE = Path(__file__).resolve().parent
 # so a fresh one at every start is enough. A site with logins needs one that stays.
 SECRET_KEY = os.environ.get("SECRET_KEY") or get_random_secret_key()
 DEBUG = os.environ.get("DEBUG") == "1"
+DEFAULT_EXCEPTION_REPORTER_FILTER = "example_project.reports.ReporterFilter"
 ALLOWED_HOSTS = os.environ.get("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]").split(",")
 
 INSTALLED_APPS = ["django.contrib.staticfiles", "example_project.fleet"]
