@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from kombu import pools
 
+from celery_goalstate import Status
 from celery_goalstate.exceptions import IndexUnavailable, PermanentError
 from celery_goalstate.index.base import Status as IndexStatus
 from celery_goalstate.index.base import Survey
@@ -230,7 +231,7 @@ def test_idle_records_are_forgotten(world: World) -> None:
         world.clock.advance(seconds)
         world.sweeper().sweep()
         counts = world.engine.counts()
-        assert sum(counts[kind]["idle"] for kind in ("order", "fleeting", "lasting")) == left  # type: ignore[index]
+        assert sum(counts[kind][Status.IDLE] for kind in ("order", "fleeting", "lasting")) == left
 
 
 def test_an_idle_record_that_is_enqueued_again_is_kept(world: World) -> None:
@@ -354,7 +355,7 @@ def test_resync_every(make_world: Callable[..., World], truth: Truth, by_setting
     for _ in range(62):
         world.clock.advance(10)
         sweep_and_run(world, sweeper)
-    assert world.engine.describe(host("1")).converged  # type: ignore[union-attr]
+    assert getattr(world.engine.describe(host("1")), "converged", None)
     assert truth.states == {"1": "new", "2": "new"}
 
     truth.set("3", truth.reach)
@@ -380,7 +381,9 @@ def test_a_resync_is_one_at_a_time_and_returns_after_a_loss_of_the_index(world: 
     assert [message.task for message in world.messages()] == ["goalstate.host.resync"]
 
 
-def test_a_resync_that_fails_is_tried_for_ever(make_world: Callable[..., World], truth: Truth) -> None:
+def test_a_resync_that_fails_is_tried_for_ever(
+    make_world: Callable[..., World], truth: Truth, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world = make_world(goalstate_max_failures=2, goalstate_jitter=False)
     host = world.register("host", resync_every=600, soft_time_limit=1, time_limit=2)
     failing = [ConnectionError("no database"), PermanentError("no table"), ConnectionError("no database")]
@@ -391,7 +394,7 @@ def test_a_resync_that_fails_is_tried_for_ever(make_world: Callable[..., World],
             raise failing.pop()
         return found()
 
-    host.iter_unconverged = iter_unconverged  # type: ignore[method-assign]
+    monkeypatch.setattr(host, "iter_unconverged", iter_unconverged)
     assert world.app.tasks["goalstate.host.resync"].soft_time_limit is None, "that of an evaluation"
     truth.set("1", truth.reach)
     sweeper = world.sweeper()
@@ -402,30 +405,34 @@ def test_a_resync_that_fails_is_tried_for_ever(make_world: Callable[..., World],
     assert truth.states["1"] == "new"
 
 
-def test_a_standing_entity_is_scheduled_as_soon_as_the_index_answers(world: World) -> None:
+def test_a_standing_entity_is_scheduled_as_soon_as_the_index_answers(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.register("host", resync_every=600)
-    sweeper, enqueue = world.sweeper(), world.index.enqueue
+    sweeper = world.sweeper()
 
     def unavailable(*args: Any, **kwargs: Any) -> Any:
         raise IndexUnavailable
 
-    world.index.enqueue = unavailable  # type: ignore[method-assign]
-    sweeper.sweep()
-    assert list(sweeper.problems) == ["the resync of host.resync"]
-    world.index.enqueue = enqueue  # type: ignore[method-assign]
+    with monkeypatch.context() as away:
+        away.setattr(world.index, "enqueue", unavailable)
+        sweeper.sweep()
+        assert list(sweeper.problems) == ["the resync of host.resync"]
     world.clock.advance(1)
     sweeper.sweep()
     assert len(world.messages()) == 1
 
 
-def test_the_sweeper_runs_none_of_the_users_code(world: World, truth: Truth) -> None:
+def test_the_sweeper_runs_none_of_the_users_code(
+    world: World, truth: Truth, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.register("host", resync_every=600)
 
     def forbidden(*args: Any) -> Any:
         raise AssertionError("the sweeper called into an entity")
 
-    world.entity.iter_unconverged = forbidden  # type: ignore[method-assign]
-    world.entity.from_id = forbidden  # type: ignore[method-assign]
+    for name in ("iter_unconverged", "from_id"):
+        monkeypatch.setattr(world.entity, name, forbidden)
     world.engine.enqueue(world.engine.ref("order", "1"))
     claim(world)
     world.clock.advance(31)
@@ -450,7 +457,7 @@ def test_a_quarantined_entity_is_left_alone(
 
 
 def test_what_fails_for_one_kind_spares_the_others_and_is_told_once(
-    world: World, truth: Truth, caplog: pytest.LogCaptureFixture
+    world: World, truth: Truth, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "celery_goalstate")
     world.register("cart")  # which is swept after `order`
@@ -464,14 +471,14 @@ def test_what_fails_for_one_kind_spares_the_others_and_is_told_once(
             raise RuntimeError("a mistake")
         return promote(kind, requests)
 
-    world.index.promote = broken  # type: ignore[method-assign]  # an error of ours
-    for _ in range(3):
-        sweeper.sweep()
+    with monkeypatch.context() as by_a_mistake:
+        by_a_mistake.setattr(world.index, "promote", broken)
+        for _ in range(3):
+            sweeper.sweep()
     world.run()
     assert truth.looks("1", kind="cart") == 1
     assert truth.looks("1") == 0
     assert caplog.text.count("the sweep of order (shard 0) failed; it is tried again") == 1
-    world.index.promote = promote  # type: ignore[method-assign]  # mended
     sweeper.sweep()
     assert "the sweeper works again for order (shard 0)" in caplog.text
     world.run()
@@ -479,7 +486,7 @@ def test_what_fails_for_one_kind_spares_the_others_and_is_told_once(
 
 
 def test_a_shard_that_does_not_answer_spares_the_others_and_is_told_once(
-    world: World, truth: Truth, caplog: pytest.LogCaptureFixture
+    world: World, truth: Truth, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "celery_goalstate")
     world.register("cart")
@@ -492,47 +499,48 @@ def test_a_shard_that_does_not_answer_spares_the_others_and_is_told_once(
         return [Survey("order", 0, error=IndexUnavailable(f"call {next(calls)}")), *found[1:]]
 
     calls = itertools.count()
-    world.index.survey = half  # type: ignore[method-assign]  # half away
-    for _ in range(3):
-        sweeper.sweep()
+    with monkeypatch.context() as half_away:
+        half_away.setattr(world.index, "survey", half)
+        for _ in range(3):
+            sweeper.sweep()
     world.run()
     assert truth.looks("1", kind="cart") == 1
     assert caplog.text.count("the sweeper waits for the index of order (shard 0): call 1") == 1
     assert caplog.text.count("waits for the index") == 1
-    world.index.survey = survey  # type: ignore[method-assign]  # back
     sweeper.sweep()
     assert "the sweeper works again for order (shard 0)" in caplog.text
 
 
 @pytest.mark.parametrize(("seconds", "asked"), [(5, 1), (0, 2)])
 def test_an_index_that_falls_silent_in_the_midst_of_a_sweep_ends_it(
-    world: World, truth: Truth, seconds: float, asked: int
+    world: World, truth: Truth, monkeypatch: pytest.MonkeyPatch, seconds: float, asked: int
 ) -> None:
     """Each question would cost the time-out; but one that is refused at once is in nobody's way."""
     world.register("cart")
     for kind in ("order", "cart"):
         world.engine.enqueue(world.engine.ref(kind, "1"), 40)
     world.clock.advance(40)
-    sweeper, promote = world.sweeper(), world.index.promote
-    calls = []
+    sweeper, calls = world.sweeper(), []
 
     def silent(kind: str, requests: Any) -> Any:
         calls.append(kind)
         world.clock.advance(seconds)
         raise IndexUnavailable("silence")
 
-    world.index.promote = silent  # type: ignore[method-assign]
-    sweeper.sweep()
+    with monkeypatch.context() as away:
+        away.setattr(world.index, "promote", silent)
+        sweeper.sweep()
     assert len(calls) == asked
     assert set(sweeper.problems) == {"order (shard 0)", "cart (shard 0)"}
-    world.index.promote = promote  # type: ignore[method-assign]
     sweeper.sweep()
     assert not sweeper.problems
     world.run()
     assert truth.looks("1") == truth.looks("1", kind="cart") == 1
 
 
-def test_nothing_more_is_asked_of_a_node_that_does_not_answer(world: World) -> None:
+def test_nothing_more_is_asked_of_a_node_that_does_not_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each question would cost the time-out, in the loop of a worker."""
     world.register("host", resync_every=600)
     sweeper, survey = world.sweeper(), world.index.survey
@@ -556,12 +564,12 @@ def test_nothing_more_is_asked_of_a_node_that_does_not_answer(world: World) -> N
         return call
 
     for name in ("note", "enqueue", "promote", "resend", "finish", "forget"):
-        setattr(world.index, name, spy(name))
-    world.index.survey = half  # type: ignore[method-assign]
-    for _ in range(3):
-        sweeper.sweep()
-        world.clock.advance(100)
+        monkeypatch.setattr(world.index, name, spy(name))
+    with monkeypatch.context() as away:
+        away.setattr(world.index, "survey", half)
+        for _ in range(3):
+            sweeper.sweep()
+            world.clock.advance(100)
     assert set(asked) == {"order"}
-    world.index.survey = survey  # type: ignore[method-assign]
     sweeper.sweep()
     assert {"host", "host.resync"} <= set(asked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import pytest
 from celery import Celery
@@ -13,7 +14,7 @@ from celery_goalstate import Engine, Entity
 class Host(Entity):
     """Never at its goal."""
 
-    unconverged: list[str] = []  # noqa: RUF012
+    unconverged: ClassVar[list[str]] = []
 
     @classmethod
     def iter_unconverged(cls) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import exceptions as errors
@@ -50,8 +51,8 @@ def open_index_on(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setattr(indexes, "CONNECT_TIMEOUT", TIMEOUT)
     opened = []
 
-    def open_it(url: str = "", **settings: int) -> RedisIndex:
-        index = open_index(Settings(index_url=url or cluster.url, **settings))  # type: ignore[arg-type]
+    def open_it(url: str = "", **settings: Any) -> RedisIndex:
+        index = open_index(Settings(index_url=url or cluster.url, **settings))
         assert isinstance(index, RedisIndex)
         opened.append(index)
         return index
@@ -93,7 +94,8 @@ def test_a_silent_node_is_in_no_other_s_way(
     index = open_index_on()
     index.note(KINDS)
     for kind in KINDS:
-        index.put_back(kind, [index.enqueue(kind, [Request("a", 0)])[0].wakeup])  # type: ignore[list-item]
+        scheduled = index.enqueue(kind, [Request("a", 0)])
+        index.put_back(kind, [each.wakeup for each in scheduled if each.wakeup])
     node = cluster.nodes[0]
     there = set(of(cluster, node))
     others = set(KINDS) - there
@@ -218,8 +220,9 @@ def test_a_shard_on_the_move_waits_and_keeps_everything(cluster: Cluster, open_i
     index.note(KINDS)
     ids = [str(n) for n in range(40)]
     scheduled = index.enqueue("kind-0", [Request(id, 0, task_id=id) for id in ids])
-    claimed = index.claim("kind-0", [("0", scheduled[0].wakeup.token)], nonce="n", task_id="0")  # type: ignore[union-attr]
-    (claim,) = (claim for claim in claimed if isinstance(claim, Claim))
+    [token] = [each.wakeup.token for each in scheduled[:1] if each.wakeup]
+    [claim] = index.claim("kind-0", [("0", token)], nonce="n", task_id="0")
+    assert isinstance(claim, Claim)
     home = cluster.owner(form("kind-0"))
     neighbours = set(of(cluster, home)) - {"kind-0"}
     targets = [next(node for node in cluster.nodes[:3] if node is not home), cluster.nodes[3]]

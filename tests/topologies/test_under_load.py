@@ -36,7 +36,7 @@ def test_slots_move(kind: type[Valkey | RedisServer], tmp_path: Path, record_pro
         for _ in range(moves):
             form = load.random.choice(forms())
             targets = [node for node in cluster.nodes if node is not cluster.owner(form)]
-            # Now and then for longer than a lease.
+            # A slot that stays half moved for a while, now and then for longer than a lease: it is no wait.
             pause = load.random.choice([0.0, 0.1, 0.5, 2.5])
             cluster.move(form, load.random.choice(targets), midway=lambda pause=pause: time.sleep(pause))
             load.go_on(5)
@@ -59,7 +59,8 @@ def test_masters_die_and_come_back(
         for _ in range(deaths):
             node = load.random.choice(cluster.nodes)
             node.kill()
-            # Not for longer: a producer that has something for its entities insists, so in the end all wait.
+            # How long it is dead, while the others go on; nothing is waited for. Not for longer: a producer
+            # that has something for its entities insists, so in the end all wait.
             time.sleep(load.random.uniform(0.2, 4))
             node.start()
             load.go_on(20)
