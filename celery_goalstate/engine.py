@@ -671,6 +671,8 @@ def _check_registration(cls: Any, options: dict[str, Any]) -> None:
 
 
 def _one_deadline(deadline: Deadline, eta: datetime | None, countdown: float | None) -> Deadline:
+    if eta is None and countdown is None:
+        return deadline
     given = {"deadline": deadline, "eta": eta, "countdown": countdown}
     values = {name: value for name, value in given.items() if value is not None}
     if len(values) > 1:

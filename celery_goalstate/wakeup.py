@@ -25,6 +25,7 @@ from celery.exceptions import Retry
 from celery.result import EagerResult
 from celery.utils.quorum_queues import detect_quorum_queues
 
+from celery_goalstate.broker import Producers
 from celery_goalstate.entity import EntityRef
 from celery_goalstate.index.base import Index, Wakeup
 from celery_goalstate.kind import task_name
@@ -78,6 +79,7 @@ class Publisher:
         self._index = index
         self._namespace = namespace
         self._eager = _EagerQueue()
+        self._producers = Producers(app)
 
     def dispatch(
         self,
@@ -119,7 +121,7 @@ class Publisher:
     def _publish(
         self, kind: str, messages: list[list[Wakeup]], options: Mapping[str, Any], asked_at: float
     ) -> None:
-        with self._app.producer_or_acquire() as producer:
+        with self._producers.borrowed() as producer:
             if len(messages) == 1:
                 self._send(kind, messages[0], producer, options, asked_at)
                 return

@@ -16,6 +16,7 @@ from celery import Celery, bootsteps
 from celery.utils.quorum_queues import detect_quorum_queues
 from kombu.utils.uuid import uuid
 
+from celery_goalstate.broker import keep_client
 from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
 from celery_goalstate.settings import Settings, safe_url
 from celery_goalstate.sweeper import Sweeper
@@ -25,6 +26,16 @@ logger = logging.getLogger(__name__)
 
 #: After a sweep that failed comes a pause of so many times what it took.
 LOOP_SHARE = 4
+
+
+class ChannelStep(bootsteps.StartStopStep):
+    """Lets the consumer acknowledge messages on Redis at less cost: those of all tasks of the worker."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, parent: Any) -> None:
+        """Whenever the consumer has connected."""
+        keep_client(parent.task_consumer.channel)
 
 
 class SweeperStep(bootsteps.StartStopStep):
@@ -163,3 +174,4 @@ def install(
         },
     )
     app.steps["worker"].add(step)
+    app.steps["consumer"].add(ChannelStep)

@@ -15,11 +15,10 @@ from typing import Any
 from redis import RedisCluster
 from redis import exceptions as errors
 
+from celery_goalstate.index.server import Argument, Command, server_of
+
 #: After looking around comes a pause of so many times what it took: each silent node costs a time-out.
 PAUSE = 4
-
-Argument = str | int | bytes
-Command = tuple[Argument, ...]
 
 #: Everything that redis-py raises; the errors of its cluster client are a family of their own.
 REDIS_ERRORS = (errors.RedisError, errors.RedisClusterException)
@@ -28,19 +27,6 @@ REDIS_ERRORS = (errors.RedisError, errors.RedisClusterException)
 _SLOTS_MAY_HAVE_MOVED = (errors.ConnectionError, errors.TimeoutError, errors.ClusterDownError)
 #: A slot has moved, or is being moved. (`MovedError` is an `AskError`.)
 _TO_FOLLOW = (errors.AskError, errors.TryAgainError)
-
-
-def exchange(client: Any, commands: Sequence[Command]) -> list[Any]:
-    """Send commands by redis-py's client of one server, in one round trip. Errors are among the replies."""
-    try:
-        if len(commands) == 1:
-            return [client.execute_command(*commands[0])]
-        pipeline = client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        return list(pipeline.execute(raise_on_error=False))
-    except errors.RedisError as error:
-        return [error] * len(commands)
 
 
 class Cluster:
@@ -58,7 +44,7 @@ class Cluster:
             return None
 
     def exchange(self, commands: Sequence[Command]) -> list[Any]:
-        """As the function `exchange`, with all nodes one after the other."""
+        """As `Server.exchange`, with all nodes one after the other."""
         nodes: defaultdict[Any, list[int]] = defaultdict(list)
         for position, command in enumerate(commands):
             nodes[self.node_of(_key(command))].append(position)
@@ -74,7 +60,7 @@ class Cluster:
             missing = errors.ClusterDownError("CLUSTERDOWN no node serves the slot")
             self.look_around()
             return [missing] * len(commands)
-        replies = exchange(self._client.get_redis_connection(node), commands)
+        replies = server_of(self._client.get_redis_connection(node)).exchange(commands)
         if any(isinstance(reply, _SLOTS_MAY_HAVE_MOVED) for reply in replies):
             self.look_around(node.name)
         return [

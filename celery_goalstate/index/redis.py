@@ -45,7 +45,8 @@ from celery_goalstate.index.base import (
     Survey,
     Wakeup,
 )
-from celery_goalstate.index.cluster import REDIS_ERRORS, Cluster, Command, exchange
+from celery_goalstate.index.cluster import REDIS_ERRORS, Cluster
+from celery_goalstate.index.server import Command, server_of
 
 #: Which keys, fields and statuses there are. One more with every change that older processes cannot bear.
 LAYOUT = 1
@@ -117,6 +118,7 @@ class RedisIndex:
     ) -> None:
         self._client: Any = client
         self._cluster = Cluster(client) if isinstance(client, RedisCluster) else None
+        self._servers = self._cluster or server_of(client)
         self._namespace = namespace
         self._key_prefix = key_prefix
         self._shards = shards
@@ -428,6 +430,10 @@ class RedisIndex:
         """Run a script over many entities, in batches of one shard each. Errors are among the replies."""
         if kind not in self._agreed:
             self._agree([kind])
+        if len(rows) == 1:  # by far the most frequent: nothing to be split and put together again
+            call = self._call(kind, self._shard(str(rows[0][0])), rows, header)
+            [replies] = self._run_each(name, [call], attempts)
+            return [replies] if isinstance(replies, Exception) else replies
         by_shard: defaultdict[int, list[int]] = defaultdict(list)
         for position, row in enumerate(rows):
             by_shard[self._shard(str(row[0]))].append(position)
@@ -474,19 +480,14 @@ class RedisIndex:
 
     def _replies(self, commands: Sequence[Command], attempts: int = ATTEMPTS) -> list[Any]:
         """Send commands in one round trip per node. Errors are among the replies, in our own words."""
-        replies = self._send(commands)
+        replies = self._servers.exchange(commands) if commands else []
         for _ in range(1, attempts):
             again = [n for n, reply in enumerate(replies) if _may_pass_at_once(reply)]
             if not again:
                 break
-            for n, reply in zip(again, self._send([commands[n] for n in again]), strict=True):
+            for n, reply in zip(again, self._servers.exchange([commands[n] for n in again]), strict=True):
                 replies[n] = reply
         return [in_our_words(reply) if isinstance(reply, Exception) else reply for reply in replies]
-
-    def _send(self, commands: Sequence[Command]) -> list[Any]:
-        if self._cluster:
-            return self._cluster.exchange(commands)
-        return exchange(self._client, commands) if commands else []
 
 
 def _raise_first(replies: Iterable[Any]) -> None:

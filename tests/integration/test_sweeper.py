@@ -14,6 +14,7 @@ import pytest
 from kombu import pools
 
 from celery_goalstate import Status
+from celery_goalstate.broker import Producers
 from celery_goalstate.exceptions import IndexUnavailable, PermanentError
 from celery_goalstate.index.base import Status as IndexStatus
 from celery_goalstate.index.base import Survey
@@ -279,6 +280,7 @@ class Broken:
         self.world.app.amqp._producer_pool = None
         self.world.app._pool = None
         pools.reset()
+        self.world.engine._parts.publisher._producers = Producers(self.world.app)
 
 
 @pytest.fixture

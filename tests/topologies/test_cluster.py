@@ -16,11 +16,11 @@ from redis import exceptions as errors
 
 from celery_goalstate import index as indexes
 from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
-from celery_goalstate.index import cluster as cluster_client
 from celery_goalstate.index import open_index
 from celery_goalstate.index import redis as redis_index
 from celery_goalstate.index.base import Claim, Finish, Report, Request, Run, Verdict
 from celery_goalstate.index.redis import RedisIndex
+from celery_goalstate.index.server import Server
 from celery_goalstate.settings import Settings
 from tests.servers import Cluster, RedisServer, Valkey, poll
 
@@ -261,7 +261,7 @@ def test_a_second_redirect_to_a_node_that_has_just_joined_says_unavailable(
 
     def meanwhile() -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(cluster_client, "exchange", lambda client, commands: too_early * len(commands))
+            patch.setattr(Server, "exchange", lambda _, commands: too_early * len(commands))
             with pytest.raises(IndexUnavailable):
                 index.enqueue("kind-0", [Request("a", 0)])
 
