@@ -1,224 +1,105 @@
-"""Connections that are kept: to the index (`index.server`) and to the broker (`broker`)."""
+"""Connections to the index: as many as there are threads that talk to it."""
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery
-from kombu.utils.uuid import uuid
-from redis import Redis
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as Unreachable
-from redis.retry import Retry
+import redis.cluster
 
-from celery_goalstate import Engine, Entity
-from celery_goalstate.broker import Producers
-from celery_goalstate.index import server as servers
-from celery_goalstate.index.server import Server, server_of
-from tests.servers import Valkey, poll
+from celery_goalstate import Engine
+from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
+from celery_goalstate.index import open_index
+from celery_goalstate.settings import Settings
+from tests.integration.conftest import Truth
+from tests.servers import Cluster, Valkey
+
+THREADS = 150
 
 
-@pytest.fixture
-def client(valkey: Valkey) -> Iterator[Any]:
-    with Redis.from_url(valkey.url, decode_responses=True, retry=Retry(NoBackoff(), 0)) as client:
-        yield client
+@pytest.fixture(params=[Valkey, Cluster])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    with request.param(tmp_path) as server:
+        yield server.url
 
 
 @pytest.fixture
-def server(client: Any) -> Server:
-    return server_of(client)
+def describe_at_once(make_app: Callable[..., Any], truth: Truth) -> Callable[[str], Any]:
+    def describe_at_once(url: str) -> Any:
+        engine = Engine(make_app(goalstate_index_url=url))
+        entity = engine.register(truth.entity())
+        primaries = engine._parts.index._client  # type: ignore[attr-defined]
+        options = {"target_nodes": "primaries"} if "cluster" in url else {}
+        primaries.execute_command("CLIENT", "PAUSE", 500, "ALL", **options)
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(engine.describe, map(entity, range(THREADS))))
+
+    return describe_at_once
 
 
-def own_id(server: Server) -> int:
-    [id] = server.exchange([("CLIENT", "ID")])
-    return int(id)
+def test_many_threads_at_once(url: str, describe_at_once: Callable[[str], Any]) -> None:
+    assert describe_at_once(url) == [None] * THREADS
 
 
-def test_one_connection_for_one_call_after_the_other(server: Server) -> None:
-    assert own_id(server) == own_id(server)
+def test_a_bound_of_ones_own(valkey: Valkey, describe_at_once: Callable[[str], Any]) -> None:
+    with pytest.raises(IndexUnavailable, match="Too many connections"):
+        describe_at_once(f"{valkey.url}?max_connections=20")
 
 
-def test_errors_are_replies_and_the_others_stay_in_their_places(server: Server) -> None:
-    first, wrong, last = server.exchange([("ECHO", "1"), ("NONSENSE",), ("ECHO", "3")])
-    assert (first, last) == ("1", "3")
-    assert "unknown command" in str(wrong)
-    assert server.exchange([("ECHO", "é")]) == ["é"]
+@pytest.mark.parametrize("url", ["redis://nobody?{}", "sentinel://nobody?master_name=m&{}"])
+def test_what_the_url_says_goes_before(url: str) -> None:
+    index = open_index(Settings(index_url=url.format("max_connections=7&socket_timeout=2")))
+    pool = index._client.connection_pool  # type: ignore[attr-defined]
+    assert pool.max_connections == 7
+    assert pool.connection_kwargs["socket_timeout"] == 2
 
 
-def test_what_was_idle_is_looked_at_before_it_is_used(
-    server: Server, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A server or a proxy may have closed it: a call that is made once only must not fail for that."""
-    before = own_id(server)
-    with valkey.client() as other:
-        assert other.client_kill_filter(_id=before) == 1
-    monkeypatch.setattr(servers, "FRESH", -1.0)
-    assert server.exchange([("ECHO", "1")]) == ["1"]
-    assert own_id(server) != before
+#: Every option of a URL, with a value.
+OPTIONS = {
+    **dict.fromkeys(("username", "password", "client_name"), "me"),
+    **dict.fromkeys(("db", "max_connections", "health_check_interval", "socket_timeout"), "1"),
+    **dict.fromkeys(("socket_connect_timeout", "socket_read_size", "socket_keepalive"), "1"),
+    "protocol": "3",
+    **dict.fromkeys(("ssl_ca_certs", "ssl_ca_data", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"), "file"),
+    **dict.fromkeys(("ssl_password", "ssl_ciphers"), "me"),
+    "ssl_cert_reqs": "optional",
+    "ssl_check_hostname": "false",
+    "ssl_min_version": "771",
+    **dict.fromkeys(("ssl_include_verify_flags", "ssl_exclude_verify_flags"), "[VERIFY_X509_STRICT]"),
+}
 
 
-def test_what_breaks_between_two_calls_costs_one_error(server: Server, valkey: Valkey) -> None:
-    before = own_id(server)
-    with valkey.client() as other:
-        assert other.client_kill_filter(_id=before) == 1
-    [error] = server.exchange([("ECHO", "1")])
-    assert isinstance(error, Unreachable)
-    assert server.exchange([("ECHO", "1")]) == ["1"]
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://nobody?{}",
+        "rediss://nobody?{}",
+        "unix:///nowhere?{}",
+        "sentinel://nobody?master_name=m&{}",
+        "rediss+sentinel://nobody?master_name=m&{}",
+    ],
+)
+def test_an_option_of_the_url_is_taken_or_refused(url: str, name: str) -> None:
+    """By whom it is read there, redis-py, or before anything is written."""
+    option, tls = f"{name}={OPTIONS[name]}", url.startswith("rediss")
+    conf = {"goalstate_index_url": url.format(option)}
+    if (name.startswith("ssl_") and not tls) or (url.startswith("unix") and name == "socket_keepalive"):
+        with pytest.raises(ImproperlyConfigured, match=f"has no option '{name}'"):
+            Settings.from_conf(conf)
+        return
+    index: Any = open_index(Settings.from_conf(conf))
+    assert index._client.connection_pool.make_connection()
 
 
-def test_whoever_is_interrupted_leaves_no_reply_to_the_next(server: Server, client: Any) -> None:
-    before = own_id(server)
-    (connection, _) = server._idle[-1]
-    read = connection.read_response
-
-    def interrupted() -> Any:
-        del connection.read_response
-        raise KeyboardInterrupt
-
-    connection.read_response = interrupted
-    with pytest.raises(KeyboardInterrupt):
-        server.exchange([("ECHO", "to nobody")])
-    assert connection.read_response == read
-    assert server.exchange([("ECHO", "mine")]) == ["mine"]
-    assert own_id(server) != before
-
-
-def in_a_fork(what: Callable[[], Any]) -> str:
-    """What a forked process has to say, as text."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            os.write(writing, str(what()).encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        said = pipe.read()
-    os.waitpid(child, 0)
-    return said
-
-
-def test_a_fork_gets_a_connection_of_its_own(server: Server) -> None:
-    mine = own_id(server)
-    its = int(in_a_fork(lambda: own_id(server)))
-    assert its != mine
-    assert own_id(server) == mine, "which the fork did not close"
-
-
-def test_threads_do_not_share_a_connection(server: Server) -> None:
-    """While one waits, the other is served."""
-    waiting = threading.Thread(target=server.exchange, args=([("BLPOP", "empty", 5)],))
-    waiting.start()
-    poll("it waits", lambda: "cmd=blpop" in server.exchange([("CLIENT", "LIST")])[0])
-    assert server.exchange([("RPUSH", "empty", "1")]) == [1]
-    waiting.join(5)
-    assert not waiting.is_alive()
-    assert len(server._idle) == 2
-
-
-# The broker's -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def app(valkey: Valkey) -> Celery:
-    app = Celery(uuid(), broker=valkey.url, set_as_current=False)
-    app.conf.update(broker_pool_limit=1, task_default_queue="wake-ups")
-    return app
-
-
-def ids_of(valkey: Valkey) -> set[str]:
-    """The connections that the server has, but for the one that asks."""
-    with valkey.client() as client:
-        mine = str(client.client_id())
-        return {each["id"] for each in client.client_list()} - {mine}
-
-
-def publish(producer: Any) -> None:
-    producer.publish({}, routing_key="wake-ups")
-
-
-def test_a_producer_keeps_its_connection_and_its_client(app: Celery, valkey: Valkey) -> None:
-    producers = Producers(app)
-    with producers.borrowed() as first:
-        publish(first)
-    before = ids_of(valkey)
-    with producers.borrowed() as second:
-        channel = second.channel
-        publish(second)
-        assert channel._create_client() is channel._create_client()
-    assert second is first
-    assert ids_of(valkey) == before
-    with valkey.client() as client:
-        assert client.llen("wake-ups") == 2
-
-
-def test_after_an_error_another_one_is_opened(app: Celery) -> None:
-    producers = Producers(app)
-    with suppress(KeyError), producers.borrowed() as first:
-        publish(first)
-        raise KeyError
-    assert not first.connection.connected
-    with producers.borrowed() as second:
-        publish(second)
-    assert second is not first
-
-
-def test_as_many_as_the_limit_says(app: Celery) -> None:
-    producers, came = Producers(app), threading.Event()
-
-    def other() -> None:
-        with producers.borrowed():
-            came.set()
-
-    with producers.borrowed():
-        thread = threading.Thread(target=other)
-        thread.start()
-        assert not came.wait(0.2)
-    assert came.wait(5)
-    thread.join()
-
-
-@pytest.mark.parametrize("limit", [None, 0])
-def test_without_a_limit_none_is_kept(app: Celery, limit: int | None, valkey: Valkey) -> None:
-    app.conf.broker_pool_limit = limit
-    before = ids_of(valkey)
-    with Producers(app).borrowed() as producer:
-        publish(producer)
-    poll("it is closed", lambda: ids_of(valkey) <= before)
-
-
-def test_a_fork_publishes_by_a_producer_of_its_own(app: Celery, valkey: Valkey) -> None:
-    producers = Producers(app)
-
-    def borrow() -> int:
-        with producers.borrowed() as producer:
-            publish(producer)
-            return id(producer)
-
-    mine = borrow()
-    before = ids_of(valkey)
-    assert int(in_a_fork(borrow)) != mine
-    assert borrow() == mine
-    assert ids_of(valkey) == before
-    with valkey.client() as client:
-        assert client.llen("wake-ups") == 3
-
-
-def test_a_broker_that_comes_back_is_found_again(app: Celery, valkey: Valkey) -> None:
-    app.conf.goalstate_eta_horizon = 30
-    engine = Engine(app)
-
-    @engine.register
-    class Order(Entity):
-        pass
-
-    assert engine.enqueue(Order("1")).sent
-    with valkey.client() as client:
-        client.client_kill_filter(skipme=True)
-    assert engine.enqueue(Order("2")).sent
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_of_a_clusters_url_is_passed_on_or_refused(name: str) -> None:
+    conf = {"goalstate_index_url": f"rediss+cluster://nobody?{name}={OPTIONS[name]}"}
+    if name in redis.cluster.REDIS_ALLOWED_KEYS and name != "db":
+        Settings.from_conf(conf)
+    else:
+        with pytest.raises(ImproperlyConfigured, match=f"has no option '{name}'"):
+            Settings.from_conf(conf)
