@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.contrib.testing.worker import start_worker
 from kombu.utils.uuid import uuid
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -222,3 +223,10 @@ def test_a_broker_that_comes_back_is_found_again(app: Celery, valkey: Valkey) ->
     with valkey.client() as client:
         client.client_kill_filter(skipme=True)
     assert engine.enqueue(Order("2")).sent
+
+
+def test_a_worker_acknowledges_by_one_client(app: Celery, logging_as_it_was: None) -> None:
+    Engine(app)
+    with start_worker(app, perform_ping_check=False, shutdown_timeout=30) as worker:
+        channel = worker.consumer.task_consumer.channel
+        assert channel._create_client() is channel._create_client()
