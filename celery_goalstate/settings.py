@@ -281,6 +281,7 @@ _URL_OPTIONS = frozenset(
     {
         *("username", "password", "db", "client_name", "protocol", "max_connections"),
         *("health_check_interval", "socket_timeout", "socket_connect_timeout", "socket_read_size"),
+        "retry_on_timeout",  # which changes nothing here, but URLs of Celery's result backends have it
     }
 )
 _TLS_OPTIONS = frozenset(
@@ -434,10 +435,11 @@ def _refuse_unknown_options(setting: str, url: str, scheme: str) -> None:
         accepted |= {"master_name", "sentinel_password"}
     if scheme.endswith("+cluster"):  # which has but one database; the others redis-py drops without a word
         accepted -= {"db", "health_check_interval", "ssl_ciphers", "ssl_min_version"}
-    query = _query(url)
-    for name in query:
+    for name in _query(url):
         if name not in accepted:
-            if any("@" in value for value in query[name]):  # it may be a part of an unquoted password
+            if any(
+                "@" in urlsplit(part).query for part in url.split(";")
+            ):  # of an unquoted password, perhaps
                 raise _no_valid_url(setting, url)
             raise ImproperlyConfigured(
                 f"{setting} is {safe_url(url)!r}; {scheme}:// has no option {name!r}."

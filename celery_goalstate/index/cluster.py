@@ -15,7 +15,7 @@ from typing import Any
 from redis import RedisCluster
 from redis import exceptions as errors
 
-from celery_goalstate.index.server import Argument, Command, server_of
+from celery_goalstate.index.server import FRESH, Argument, Command, server_of
 
 #: After looking around comes a pause of so many times what it took: each silent node costs a time-out.
 PAUSE = 4
@@ -43,7 +43,7 @@ class Cluster:
         except errors.SlotNotCoveredError:
             return None
 
-    def exchange(self, commands: Sequence[Command]) -> list[Any]:
+    def exchange(self, commands: Sequence[Command], *, fresh: float = FRESH) -> list[Any]:
         """As `Server.exchange`, with all nodes one after the other."""
         nodes: defaultdict[Any, list[int]] = defaultdict(list)
         for position, command in enumerate(commands):
@@ -51,16 +51,17 @@ class Cluster:
         replies: list[Any] = [None] * len(commands)
         for node, positions in nodes.items():
             asked = [commands[position] for position in positions]
-            for position, reply in zip(positions, self._exchange(node, asked), strict=True):
+            for position, reply in zip(positions, self._exchange(node, asked, fresh), strict=True):
                 replies[position] = reply
         return replies
 
-    def _exchange(self, node: Any, commands: Sequence[Command]) -> list[Any]:
+    def _exchange(self, node: Any, commands: Sequence[Command], fresh: float) -> list[Any]:
         if node is None:
             missing = errors.ClusterDownError("CLUSTERDOWN no node serves the slot")
             self.look_around()
             return [missing] * len(commands)
-        replies = server_of(self._client.get_redis_connection(node)).exchange(commands)
+        client = self._client.get_redis_connection(node)  # held: with it end its connections
+        replies = server_of(client).exchange(commands, fresh=fresh)
         if any(isinstance(reply, _SLOTS_MAY_HAVE_MOVED) for reply in replies):
             self.look_around(node.name)
         return [

@@ -46,7 +46,7 @@ from celery_goalstate.index.base import (
     Wakeup,
 )
 from celery_goalstate.index.cluster import REDIS_ERRORS, Cluster
-from celery_goalstate.index.server import Command, server_of
+from celery_goalstate.index.server import FRESH, Command, server_of
 
 #: Which keys, fields and statuses there are. One more with every change that older processes cannot bear.
 LAYOUT = 1
@@ -480,7 +480,8 @@ class RedisIndex:
 
     def _replies(self, commands: Sequence[Command], attempts: int = ATTEMPTS) -> list[Any]:
         """Send commands in one round trip per node. Errors are among the replies, in our own words."""
-        replies = self._servers.exchange(commands) if commands else []
+        fresh = FRESH if attempts > 1 else 0.0
+        replies = self._servers.exchange(commands, fresh=fresh) if commands else []
         for _ in range(1, attempts):
             again = [n for n, reply in enumerate(replies) if _may_pass_at_once(reply)]
             if not again:

@@ -28,10 +28,7 @@ _servers: WeakKeyDictionary[Any, Server] = WeakKeyDictionary()
 
 def server_of(client: Any) -> Server:
     """The one that talks over the connections of this client."""
-    server = _servers.get(client)
-    if server is None:
-        server = _servers[client] = Server(client)
-    return server
+    return _servers.get(client) or _servers.setdefault(client, Server(client))
 
 
 class Server:
@@ -41,13 +38,22 @@ class Server:
         self._pool = client.connection_pool
         self._idle: deque[tuple[Any, float]] = deque()  # connections, and since when
 
-    def exchange(self, commands: Sequence[Command]) -> list[Any]:
-        """What the server replies to each command. Errors are among the replies."""
+    def __del__(self) -> None:
+        while self._idle:
+            self._idle.pop()[0].disconnect()
+
+    def exchange(self, commands: Sequence[Command], *, fresh: float = FRESH) -> list[Any]:
+        """What the server replies to each command. Errors are among the replies.
+
+        Who cannot say a command again gives `fresh=0`: then it is said to a server that was there just now.
+        """
         replies: list[Any] = []
         try:
             connection, since = self._connection()
             try:
-                if time.monotonic() - since > FRESH and _is_closed(connection):
+                if self._is_of_old(connection) or (
+                    time.monotonic() - since >= fresh and _is_closed(connection)
+                ):
                     connection.disconnect()
                 if not connection.is_connected:
                     connection.connect()
@@ -59,9 +65,9 @@ class Server:
                         replies.append(error)
             except BaseException:
                 connection.disconnect()  # replies of this call must not be taken for those of the next
-                raise
-            finally:
                 self._idle.append((connection, time.monotonic()))
+                raise
+            self._idle.append((connection, time.monotonic()))
         except errors.RedisError as error:
             replies += [error] * (len(commands) - len(replies))
         return replies
@@ -76,6 +82,10 @@ class Server:
             if connection.pid == os.getpid():  # and not of the process that this one was forked from
                 return connection, since
         return self._pool.get_connection(), time.monotonic()
+
+    def _is_of_old(self, connection: Any) -> bool:
+        """Whether it leads to a master that sentinels have replaced, or to a node that is about to leave."""
+        return not self._pool.owns_connection(connection) or connection.should_reconnect()
 
 
 def _is_closed(connection: Any) -> bool:

@@ -49,6 +49,7 @@ USELESS = [
     f"unix://user:{PLAIN}@/no/such/socket?db=1",
 ]
 REFUSED = [
+    f"redis://:12?canary=1&{PLAIN}@{NOWHERE}/0",
     f"redis://:{PASSWORD}@{NOWHERE}/0",  # as it is, in need of quotes
     f"redis://:{PLAIN}@{HOST}:port/0",
     f"redis://:{PLAIN}@[{NOWHERE}/0",

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from kombu.utils.uuid import uuid
-from redis import Redis
+from redis import Redis, Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as Unreachable
 from redis.retry import Retry
 
-from celery_goalstate import Engine, Entity
+from celery_goalstate import Engine, Entity, broker
 from celery_goalstate.broker import Producers
-from celery_goalstate.index import server as servers
+from celery_goalstate.index import open_index
+from celery_goalstate.index.base import Request
 from celery_goalstate.index.server import Server, server_of
-from tests.servers import Valkey, poll
+from celery_goalstate.settings import Settings
+from tests.servers import HOST, Valkey, poll
 
 
 @pytest.fixture
@@ -51,15 +57,12 @@ def test_errors_are_replies_and_the_others_stay_in_their_places(server: Server) 
     assert server.exchange([("ECHO", "é")]) == ["é"]
 
 
-def test_what_was_idle_is_looked_at_before_it_is_used(
-    server: Server, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_idle_is_looked_at_before_it_is_used(server: Server, valkey: Valkey) -> None:
     """A server or a proxy may have closed it: a call that is made once only must not fail for that."""
     before = own_id(server)
     with valkey.client() as other:
         assert other.client_kill_filter(_id=before) == 1
-    monkeypatch.setattr(servers, "FRESH", -1.0)
-    assert server.exchange([("ECHO", "1")]) == ["1"]
+    assert server.exchange([("ECHO", "1")], fresh=0.0) == ["1"]
     assert own_id(server) != before
 
 
@@ -123,6 +126,39 @@ def test_threads_do_not_share_a_connection(server: Server) -> None:
     assert len(server._idle) == 2
 
 
+def test_delete_is_said_to_a_server_that_is_there(valkey: Valkey) -> None:
+    index = open_index(Settings(index_url=valkey.url))
+    index.enqueue("order", [Request("1", 60_000)])
+    with valkey.client() as client:
+        client.client_kill_filter(skipme=True)
+    assert index.delete("order", ["1"]) == [True]
+
+
+def test_all_connections_go_on_with_the_successor_of_a_master(
+    valkey: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them learns of it; the old master goes on to answer the others."""
+    with Valkey(tmp_path) as successor:
+        master = [(HOST, valkey.port)]
+        monkeypatch.setattr(Sentinel, "discover_master", lambda *_: master[0])
+        open_sentinel: Any = Sentinel  # untyped in redis-py
+        client = open_sentinel([(HOST, 1)]).master_for("m", decode_responses=True)
+        server = server_of(client)
+        first, second = server._connection(), server._connection()
+        server._idle += [first, second]
+        master[0] = (HOST, successor.port)
+        second[0].disconnect()
+
+        def port() -> int:
+            [said] = server.exchange([("CONFIG", "GET", "port")])
+            return int(dict(said)["port"] if isinstance(said, dict) else said[1])
+
+        assert port() == successor.port
+        server._idle.rotate()
+        assert port() == successor.port
+        client.close()
+
+
 # The broker's -------------------------------------------------------------------------------------
 
 
@@ -170,8 +206,9 @@ def test_after_an_error_another_one_is_opened(app: Celery) -> None:
     assert second is not first
 
 
-def test_as_many_as_the_limit_says(app: Celery) -> None:
+def test_as_many_as_the_limit_says(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     producers, came = Producers(app), threading.Event()
+    monkeypatch.setattr(broker, "PATIENCE", 30.0)
 
     def other() -> None:
         with producers.borrowed():
@@ -183,6 +220,43 @@ def test_as_many_as_the_limit_says(app: Celery) -> None:
         assert not came.wait(0.2)
     assert came.wait(5)
     thread.join()
+
+
+def test_whoever_publishes_while_publishing_does_not_wait_for_ever(
+    app: Celery, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker, "PATIENCE", 0.01)
+    producers = Producers(app)
+    with producers.borrowed() as outer, producers.borrowed() as inner:
+        publish(outer)
+        publish(inner)
+    assert inner is not outer
+    with producers.borrowed() as again:
+        assert again is outer
+    with valkey.client() as client:
+        assert client.llen("wake-ups") == 2
+
+
+def test_threads_that_come_first_share_the_same_places(app: Celery) -> None:
+    app.conf.broker_pool_limit = 2
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(100):
+            producers, together = Producers(app), threading.Barrier(8)
+
+            def borrow(producers: Producers = producers, together: threading.Barrier = together) -> None:
+                together.wait()
+                with producers.borrowed() as producer:
+                    assert producer is not None
+
+            with ThreadPoolExecutor(8) as pool:
+                for done in [pool.submit(borrow) for _ in range(8)]:
+                    done.result()
+            [places] = producers._kept.values()
+            assert places.qsize() == 2
+    finally:
+        sys.setswitchinterval(interval)
 
 
 @pytest.mark.parametrize("limit", [None, 0])
@@ -230,3 +304,20 @@ def test_a_worker_acknowledges_by_one_client(app: Celery, logging_as_it_was: Non
     with start_worker(app, perform_ping_check=False, shutdown_timeout=30) as worker:
         channel = worker.consumer.task_consumer.channel
         assert channel._create_client() is channel._create_client()
+
+
+def test_what_is_not_needed_any_more_is_closed(app: Celery, valkey: Valkey) -> None:
+    before = ids_of(valkey)
+    engine = Engine(app)
+
+    @engine.register
+    class Order(Entity):
+        pass
+
+    assert engine.enqueue(Order("1")).sent
+    parts = engine._parts
+    engine._opened = None
+    assert ids_of(valkey) > before
+    del parts
+    gc.collect()
+    poll("all are closed", lambda: ids_of(valkey) <= before)

@@ -133,16 +133,18 @@ def test_a_master_that_misses_its_replica_soon_takes_nothing(
     """What is acknowledged and lost is bounded; but the next master misses its replica, too."""
     assert sentinels.link
     old, new = sentinels.master, sentinels.replica
-    for server in (old, new):
-        with server.client() as client:
-            client.config_set("min-replicas-max-lag", LAG)
-            client.config_set("min-replicas-to-write", 1)
     here, entity = engine_on(sentinels.url)
     there, entity_there = engine_on(old.url)
     [scheduled] = there._parts.index.enqueue("host", [Request("started", 0)])
     assert scheduled.wakeup
     first = claim(there._parts.index, (scheduled.wakeup.id, scheduled.wakeup.token), "first")
     replicated(old)
+    for server in (old, new):
+        with server.client() as client:
+            client.config_set("min-replicas-max-lag", LAG)
+            client.config_set("min-replicas-to-write", 1)
+    with old.client() as client:  # a machine under load may have been late just now
+        poll("the replica is near", lambda: client.info("replication")["min_slaves_good_slaves"] == 1)
     acknowledged = []
 
     def enqueue() -> str:
