@@ -437,9 +437,7 @@ def _refuse_unknown_options(setting: str, url: str, scheme: str) -> None:
         accepted -= {"db", "health_check_interval", "ssl_ciphers", "ssl_min_version"}
     for name in _query(url):
         if name not in accepted:
-            if any(
-                "@" in urlsplit(part).query for part in url.split(";")
-            ):  # of an unquoted password, perhaps
+            if any("@" in urlsplit(part).query for part in url.split(";")):  # an unquoted password?
                 raise _no_valid_url(setting, url)
             raise ImproperlyConfigured(
                 f"{setting} is {safe_url(url)!r}; {scheme}:// has no option {name!r}."
