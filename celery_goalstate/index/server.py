@@ -51,12 +51,10 @@ class Server:
         try:
             connection, since = self._connection()
             try:
-                if self._is_of_old(connection) or (
-                    time.monotonic() - since >= fresh and _is_closed(connection)
-                ):
+                replaced = not self._pool.owns_connection(connection)  # the master, by what sentinels say
+                if replaced or (time.monotonic() - since >= fresh and _is_closed(connection)):
                     connection.disconnect()
-                if not connection.is_connected:
-                    connection.connect()
+                connection.connect()  # unless it is
                 connection.send_packed_command((_packed(commands),))
                 while len(replies) < len(commands):
                     try:
@@ -82,10 +80,6 @@ class Server:
             if connection.pid == os.getpid():  # and not of the process that this one was forked from
                 return connection, since
         return self._pool.get_connection(), time.monotonic()
-
-    def _is_of_old(self, connection: Any) -> bool:
-        """Whether it leads to a master that sentinels have replaced, or to a node that is about to leave."""
-        return not self._pool.owns_connection(connection) or connection.should_reconnect()
 
 
 def _is_closed(connection: Any) -> bool:
