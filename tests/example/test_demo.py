@@ -32,7 +32,7 @@ def gone(process: psutil.Process) -> bool:
 
 def check_nothing_left(demo: Demo, processes: list[psutil.Process]) -> None:
     poll("every process of the demo to be gone", lambda: all(map(gone, processes)), timeout=15)
-    poll("the temporary directory to be empty", lambda: not list(demo.tmp.iterdir()))
+    poll("the temporary directory to be empty", lambda: not list(demo.tmp.iterdir()), timeout=30)
 
 
 def test_once_drives_the_rack_to_its_goal_and_ends(tmp_path: Path) -> None:
