@@ -109,6 +109,7 @@ def environment(directory, broker):
     }
     return inherited | {
         "BROKER_URL": broker,
+        "TMPDIR": str(directory),  # a worker that is killed leaves its files there
         "DATABASE_PATH": str(directory / "fleet.sqlite3"),
         "SECRET_KEY": secrets.token_urlsafe(40),
         "DJANGO_SETTINGS_MODULE": "example_project.settings",

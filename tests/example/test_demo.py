@@ -82,7 +82,7 @@ def test_a_child_that_dies_ends_the_demo_with_its_last_words(tmp_path: Path) -> 
     demo = Demo(tmp_path, "--once")
     demo.wait_for_output(" of 20 at goal")
     processes = children(demo)
-    named(demo, " runserver ").kill()
+    named(demo, " worker ").kill()
     assert demo.status() == 1
-    assert "demo: site ended with status -9" in demo.output
+    assert "demo: worker ended with status -9" in demo.output
     check_nothing_left(demo, processes)
