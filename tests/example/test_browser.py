@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.expected_conditions import staleness_of
 from selenium.webdriver.support.ui import Select
 
 from tests.example.conftest import Running
@@ -67,7 +68,10 @@ def test_a_host_page_shows_its_story_and_the_engines_record(browser: Any, runnin
 def test_a_host_changes_pool(browser: Any, running: Running) -> None:
     browser.get(f"{running.site}hosts/gpu-001/")
     Select(browser.find_element(By.ID, "pool")).select_by_visible_text("batch")
-    browser.find_element(By.XPATH, "//button[text()='Move']").click()
+    button = browser.find_element(By.XPATH, "//button[text()='Move']")
+    button.click()
+    # A refresh would cancel what the browser has not sent yet.
+    poll("the answer to the form", lambda: staleness_of(button)(browser))
 
     def moved() -> bool:
         browser.refresh()
