@@ -1,7 +1,7 @@
 """Several entities in one task: claimed together, evaluated one after the other, reported together.
 
 Each keeps its own lease, failure, back-off and outcome. One that is slow holds nobody back: after `SLICE`
-seconds what has ended is reported, and what still waits for its turn is given back, by a timer, whatever the
+seconds what has ended is reported, and what still waits for its turn is given back, by an alarm, whatever the
 thread that evaluates is doing. So an entity that starts was claimed no longer ago than that.
 """
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery_goalstate.backoff import delay_seconds
 from celery_goalstate.entity import (
@@ -49,8 +49,7 @@ MAX_ERROR = 500
 RetryDelay = Callable[[Exception], float | None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
+class Evaluation(NamedTuple):
     """What is known before an evaluation."""
 
     ref: EntityRef
@@ -65,8 +64,7 @@ class Evaluation:
     task: Any  #: the request of the Celery task
 
 
-@dataclass(frozen=True, slots=True)
-class ActionRun:
+class ActionRun(NamedTuple):
     """An action that was begun, how many seconds it took, and whether it raised."""
 
     name: str
@@ -74,15 +72,14 @@ class ActionRun:
     failed: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What is known after an evaluation. `str()` is a line for people, e.g. in Flower."""
 
+    delay: float | None  #: seconds until the next look; None: none is asked for
+    failures: int  #: consecutive ones, this one included
     error: Exception | None = None  #: why it failed, with its traceback
     step: str = ""  #: where it failed: an action's name, `get_state`, ...
     quarantined: bool = False  #: it failed and is not to be tried again
-    delay: float | None  #: seconds until the next look; None: none is asked for
-    failures: int  #: consecutive ones, this one included
     looks: int = 0  #: looks at once in a row, the next one included
     converged: bool | None = None  #: whether the goal is reached; None: not looked at
     state: Any = None  #: as read first

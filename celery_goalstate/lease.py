@@ -2,7 +2,8 @@
 
 The thread dies with its process, so that no lease outlives the evaluation that it stands for. It is a thread
 of `threading`: a greenlet under gevent, nothing at all in a process that never evaluates. It sleeps until a
-lease is a third of its length old; most evaluations have ended by then.
+lease is a third of its length old; most evaluations have ended by then. It rings the alarms of batches, too:
+a thread for each would cost more than what its batch does.
 """
 
 from __future__ import annotations
@@ -49,6 +50,14 @@ class Lease:
     lost: bool = False
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Alarm:
+    """What is to be called, and when."""
+
+    at: float
+    call: Callable[[], None]
+
+
 class LeaseKeeper:
     """Renews the leases of one engine that are held in this process."""
 
@@ -62,6 +71,7 @@ class LeaseKeeper:
         self._pid = os.getpid()
         self._changed = threading.Condition()
         self._leases: set[Lease] = set()
+        self._alarms: set[Alarm] = set()
         self._thread: threading.Thread | None = None
         self._wakes_at = 0.0
 
@@ -75,21 +85,29 @@ class LeaseKeeper:
             expires=claimed_at + self._length,
             until=claimed_at + max_run,
         )
-        if self._pid != os.getpid():  # a fork took the lock and the set along, but not the thread
-            self._start_afresh()
+        self._start()
         with self._changed:
-            if self._thread is None:
-                thread = threading.Thread(target=self._renew_for_ever, name=THREAD_NAME, daemon=True)
-                thread.start()
-                self._thread = thread
             self._leases.add(lease)
-            if lease.renew_at < self._wakes_at:
-                self._changed.notify()
+            self._wake_by(lease.renew_at)
         try:
             yield lease
         finally:
             with self._changed:
                 self._leases.discard(lease)
+
+    @contextmanager
+    def alarm(self, at: float, call: Callable[[], None]) -> Iterator[None]:
+        """Call something, in a thread of its own, if the block still runs at that time."""
+        alarm = Alarm(at, call)
+        self._start()
+        with self._changed:
+            self._alarms.add(alarm)
+            self._wake_by(at)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._alarms.discard(alarm)
 
     @property
     def length(self) -> float:
@@ -100,15 +118,34 @@ class LeaseKeeper:
         """Whether the lease is certainly still ours, by this process's clock alone."""
         return not lease.lost and self.clock() < lease.expires
 
-    def _renew_for_ever(self) -> None:
+    def _start(self) -> None:
+        if self._pid != os.getpid():  # a fork took the lock and the sets along, but not the thread
+            self._start_afresh()
+        if self._thread is None:
+            with self._changed:
+                if self._thread is None:
+                    thread = threading.Thread(target=self._watch_for_ever, name=THREAD_NAME, daemon=True)
+                    thread.start()
+                    self._thread = thread
+
+    def _wake_by(self, at: float) -> None:
+        if at < self._wakes_at:
+            self._changed.notify()
+
+    def _watch_for_ever(self) -> None:
         while True:
             with self._changed:
-                self._wakes_at = min((lease.renew_at for lease in self._leases), default=float("inf"))
+                times = [*(lease.renew_at for lease in self._leases), *(alarm.at for alarm in self._alarms)]
+                self._wakes_at = min(times, default=float("inf"))
                 wait = self._wakes_at - self.clock()
                 if wait > 0:
                     self._changed.wait(None if wait == float("inf") else wait)
                 now = self.clock()
                 due = [lease for lease in self._leases if lease.renew_at <= now]
+                ringing = {alarm for alarm in self._alarms if alarm.at <= now}
+                self._alarms -= ringing
+            for alarm in ringing:  # nobody's lease is to wait for what it does
+                threading.Thread(target=alarm.call, daemon=True).start()
             try:
                 self._renew(due)
             except Exception:  # the thread must go on for the other leases

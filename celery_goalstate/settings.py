@@ -56,8 +56,11 @@ def _parse_bool(value: Any) -> bool:
     return value
 
 
+_IN_A_NAME = re.compile(r"[a-z0-9_.-]+")
+
+
 def _parse_name(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[a-z0-9_.-]+", value):
+    if not isinstance(value, str) or not _IN_A_NAME.fullmatch(value):
         raise ValueError(value)
     return value
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -149,8 +149,11 @@ class Evaluator:
         tally = Tally()
         expires = claimed_at + self._keeper.length
 
+        settling = threading.Lock()  # who comes second waits until the first has been told
+
         def settle() -> None:
-            self._settle(batch.settle(), tally, held=lambda: clock() < expires)
+            with settling:
+                self._settle(batch.settle(), tally, held=lambda: clock() < expires)
 
         def settle_early() -> None:
             try:
@@ -162,23 +165,17 @@ class Evaluator:
                     error,
                 )
 
-        timer = threading.Timer(max(0.0, ends - clock()), settle_early)
-        timer.daemon = True
-        timer.start()
         try:
-            while (claim := batch.next()) is not None:
-                run = Run(claim.id, claim.lease)
-                with self._keep(run, claimed_at) as lease:
-                    outcome = self._evaluate(task, claim, lease)
-                expires = max(expires, lease.expires)  # a slow one's was renewed
-                self._log(claim.id, outcome)
-                batch.end(report(run, outcome, self._kind, task_id="", retries=0))
+            with self._keeper.alarm(ends, settle_early):
+                while (claim := batch.next()) is not None:
+                    run = Run(claim.id, claim.lease)
+                    with self._keep(run, claimed_at) as lease:
+                        outcome = self._evaluate(task, claim, lease)
+                    expires = max(expires, lease.expires)  # a slow one's was renewed
+                    self._log(claim.id, outcome)
+                    batch.end(report(run, outcome, self._kind, task_id="", retries=0))
         finally:
-            timer.cancel()
-            try:
-                settle()
-            finally:
-                timer.join()  # it may be in the midst of its reports
+            settle()
         return tally
 
     def _settle(self, reports: list[Report], tally: Tally, held: Callable[[], bool]) -> None:
@@ -251,8 +248,13 @@ class Evaluator:
             engine=self._engine,
             task=task.request,
         )
-        with _speaking(Speaker(self._index, self._kind.name, lease.run)):
+        who = Speaker(self._index, self._kind.name, lease.run)
+        before = speaker.set(who)
+        try:
             return evaluate(evaluation, self._kind.options, retry_after=_celery_retry_after)
+        finally:
+            who.ended = True
+            speaker.reset(before)
 
     def _finish(self, reports: list[Report], held: Callable[[], bool]) -> list[Finished]:
         """Tell the index, again and again while the lease lasts: the actions have been executed."""
@@ -355,16 +357,6 @@ def create_task(
         shared=False,  # or every other app of the process got it too, with this app's engine
         **options,
     )
-
-
-@contextmanager
-def _speaking(who: Speaker) -> Iterator[None]:
-    before = speaker.set(who)
-    try:
-        yield
-    finally:
-        who.ended = True
-        speaker.reset(before)
 
 
 @task_postrun.connect

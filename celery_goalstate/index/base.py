@@ -29,7 +29,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 SHORTEST_DELAY = 50  #: of a wake-up that arrived early and is sent again: no storm while a clock is off
 RESEND_INTERVALS = 8  #: a lost message is sent again at doubling intervals, up to so many `resend_after`
@@ -64,8 +64,7 @@ class Limits:
     window: int = 10_000  #: messages under way per shard
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One entity to be looked at: after a delay on the index's clock, or at a point in time."""
 
     id: str
@@ -74,16 +73,14 @@ class Request:
     task_id: str = ""  #: fresh, for the wake-up that this request may lead to; also tells a repeated request
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """Names one evaluation: an entity and the lease under which it is evaluated."""
 
     id: str
     lease: str
 
 
-@dataclass(frozen=True, slots=True)
-class Wakeup:
+class Wakeup(NamedTuple):
     """A message to publish, which may claim the entity while the index expects its token."""
 
     id: str
@@ -95,8 +92,7 @@ class Wakeup:
     alone: bool = False  #: not to share its message and task with other entities
 
 
-@dataclass(frozen=True, slots=True)
-class Scheduled:
+class Scheduled(NamedTuple):
     """The reply to a `Request`."""
 
     changed: bool  #: did it change the schedule?
@@ -104,8 +100,7 @@ class Scheduled:
     wakeup: Wakeup | None  #: to be published by the caller
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """A lease on an entity, and what the evaluation has to know of its past."""
 
     id: str
@@ -125,8 +120,7 @@ class Refused(enum.StrEnum):
     EARLY = "early"  #: the worker's clock is ahead; `Refusal.wakeup` is to be published
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """The reply to a wake-up that may not claim."""
 
     id: str
@@ -143,8 +137,7 @@ class Verdict(enum.StrEnum):
     UNSTARTED = "unstarted"  #: claimed with a batch, then given back: as if it had not been claimed
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """The end of one evaluation."""
 
     id: str
@@ -170,8 +163,7 @@ class Finish(enum.StrEnum):
     FENCED = "fenced"  #: the lease is not held (any more): nothing was changed
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(NamedTuple):
     """The reply to a `Report`."""
 
     result: Finish
@@ -202,8 +194,7 @@ class Record:
     alone: bool = False  #: its worker was lost with a batch: not to be claimed with others
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(NamedTuple):
     """An evaluation under way, also of an entity that was deleted since."""
 
     id: str

@@ -159,13 +159,22 @@ class World:
         thread.join()
 
     def keeper_sleeps(self) -> None:
-        """Wait until the keeper has seen the leases: when its clock is moved then, it sleeps on."""
+        """Wait until the keeper has seen all there is: when its clock is moved then, it sleeps on."""
 
         def asleep() -> bool:
             with self.keeper._changed:
-                return self.keeper._wakes_at == min(lease.renew_at for lease in self.keeper._leases)
+                times = {lease.renew_at for lease in self.keeper._leases}
+                times |= {alarm.at for alarm in self.keeper._alarms}
+                return self.keeper._wakes_at == min(times)
 
         poll("the lease keeper sleeps", asleep)
+
+    def keeper_wakes_in(self, seconds: float) -> None:
+        """Move the clock, and let the keeper see it."""
+        self.keeper_sleeps()
+        self.clock.advance(seconds)
+        with self.keeper._changed:
+            self.keeper._changed.notify()
 
     def sweeper(self, name: str = "worker-1") -> Sweeper:
         return Sweeper(

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +15,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery import states
 
 from celery_goalstate import Entity, Requeue
+from celery_goalstate.batch import SLICE
 from celery_goalstate.exceptions import IndexUnavailable, PermanentError
 from celery_goalstate.index.base import Request, Wakeup
 from celery_goalstate.settings import KindOptions
@@ -184,16 +186,15 @@ def test_what_has_waited_long_enough_is_given_back(world: World, truth: Truth, h
     assert world.engine.counts("host")["host"]["idle"] == 5  # type: ignore[index]
 
 
-def test_a_timer_gives_them_back_while_the_slow_one_still_runs(
-    world: World, truth: Truth, host: type[Entity], monkeypatch: pytest.MonkeyPatch
+def test_an_alarm_gives_them_back_while_the_slow_one_still_runs(
+    world: World, truth: Truth, host: type[Entity]
 ) -> None:
-    monkeypatch.setattr("celery_goalstate.task.SLICE", 0.05)  # of real time
     seen = {}
 
     def slow(ctx: Any, entity: Any) -> None:
+        world.keeper_wakes_in(SLICE)
         poll("the others wait for another worker", lambda: world.engine.is_scheduled(host("3")))
         seen["1"] = status(world, "1")
-        world.clock.advance(0.05)
         world.run()
         seen["3"] = status(world, "3")
         truth.reach(ctx, entity)
@@ -214,8 +215,14 @@ def test_a_third_of_a_short_lease(make_world: Callable[..., World], truth: Truth
 
 
 def test_a_process_that_stood_still_starts_none(
-    world: World, truth: Truth, host: type[Entity], caplog: pytest.LogCaptureFixture
+    world: World,
+    truth: Truth,
+    host: type[Entity],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("celery_goalstate.task.SLICE", LEASE)  # the keeper is to sleep on meanwhile
+
     def stalled(ctx: Any, entity: Any) -> None:
         world.keeper_sleeps()
         world.clock.advance(LEASE + 1)
@@ -263,6 +270,7 @@ def test_outcomes_are_told_again_while_the_lease_of_the_slow_one_lasts(
     world: World, truth: Truth, host: type[Entity], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("celery_goalstate.task.TRY_AGAIN_AFTER", 0)
+    monkeypatch.setattr(world.keeper, "alarm", lambda at, call: nullcontext())  # all are told at the end
     finish, asked = world.index.finish, []
 
     def does_not_answer_twice(kind: str, reports: Any) -> Any:
@@ -292,7 +300,6 @@ def test_outcomes_that_cannot_be_told_are_given_up_with_their_leases(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("celery_goalstate.task.TRY_AGAIN_AFTER", 0.001)
-    monkeypatch.setattr("celery_goalstate.task.SLICE", 0.05)
     finish, asked = world.index.finish, []
 
     def never(kind: str, reports: Any) -> Any:
@@ -300,7 +307,8 @@ def test_outcomes_that_cannot_be_told_are_given_up_with_their_leases(
         raise IndexUnavailable
 
     def slow(ctx: Any, entity: Any) -> None:
-        poll("the timer tells of the others", lambda: ["1", "3"] in asked)
+        world.keeper_wakes_in(SLICE)
+        poll("the alarm tells of the others", lambda: ["1", "3"] in asked)
         world.keeper_sleeps()
         world.clock.advance(LEASE + 1)
         truth.reach(ctx, entity)

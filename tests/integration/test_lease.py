@@ -313,3 +313,33 @@ assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
 
 def test_a_fork_has_a_keeper_of_its_own(valkey: Valkey) -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED, valkey.url], check=True, timeout=30)
+
+
+def test_an_alarm_rings_in_time_and_once(keeper: LeaseKeeper) -> None:
+    rings: list[float] = []
+    at = keeper.clock() + 0.05
+    with keeper.alarm(at, lambda: rings.append(keeper.clock())):
+        poll("it rings", lambda: rings)
+        assert rings[0] >= at
+        with keeper._changed:  # it looks once more
+            keeper._changed.notify()
+        poll("the keeper sleeps", lambda: keeper._wakes_at == float("inf"))
+    assert len(rings) == 1
+
+
+def test_no_alarm_rings_when_its_time_comes_too_late(keeper: LeaseKeeper) -> None:
+    rings: list[str] = []
+    now = keeper.clock()
+    with keeper.alarm(now + 0.1, lambda: rings.append("first")):
+        pass
+    with keeper.alarm(now + 0.15, lambda: rings.append("second")):
+        poll("it rings", lambda: rings)
+    assert rings == ["second"]
+
+
+def test_what_an_alarm_does_holds_up_no_renewal(index: MemoryIndex, keeper: LeaseKeeper) -> None:
+    run, over = claim(index), threading.Event()
+    first = expires(index)
+    with keep(keeper, run), keeper.alarm(keeper.clock(), lambda: over.wait() and None):
+        poll("renewed all the same", lambda: expires(index) > first + LEASE * 1000)
+        over.set()

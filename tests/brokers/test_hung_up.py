@@ -1,0 +1,54 @@
+"""A broker may hang up on a producer that was silent for long: nothing that is sent then fails for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from kombu.utils.uuid import uuid
+
+from celery_goalstate import Engine, broker
+from celery_goalstate.index.base import Wakeup
+from tests.servers import RabbitMQ, Valkey, poll
+
+
+def kill_clients(server: Valkey) -> None:
+    with server.client() as client:
+        client.client_kill_filter(skipme=True)
+
+
+def let_it_miss_heartbeats(server: RabbitMQ) -> None:
+    poll("RabbitMQ hangs up", lambda: "missed heartbeats from client" in server.output(), timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("kind", "hang_up"),
+    [
+        pytest.param(Valkey, kill_clients, id="valkey"),
+        pytest.param(RabbitMQ, let_it_miss_heartbeats, id="rabbitmq"),
+    ],
+)
+def test_who_was_hung_up_on_sends_by_another_connection(
+    tmp_path: Path, kind: Any, hang_up: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker, "FRESH", 0.0)
+    with kind(tmp_path / "broker") as server:
+        app = Celery(uuid(), broker=f"{server.url}?heartbeat=1", set_as_current=False)
+        app.conf.goalstate_index_url = "memory://"
+        publisher = Engine(app)._parts.publisher
+
+        def is_sent_at_once() -> bool:
+            return publisher.dispatch("order", [Wakeup("1", "1", 0, uuid())], patient=False)
+
+        assert is_sent_at_once()
+        [places] = publisher._producers._kept.values()
+        [first] = [producer for producer, _ in list(places.queue) if producer]
+        assert is_sent_at_once()
+        hang_up(server)
+        assert is_sent_at_once()
+        [second] = [producer for producer, _ in list(places.queue) if producer]
+        assert second is not first
+        publisher._producers.__del__()
