@@ -475,7 +475,7 @@ def _orphans(engine: Engine) -> tuple[dict[str, dict[Status, int]], dict[str, st
     for kind in engine._foreign_kinds():
         try:
             counted[kind] = engine._counts_as_kept(kind)
-        except ImproperlyConfigured as error:
+        except (ImproperlyConfigured, IndexUnavailable) as error:  # another release's; on a node that is away
             unreadable[kind] = str(error)
     return {kind: counts for kind, counts in counted.items() if any(counts.values())}, unreadable
 
