@@ -47,10 +47,11 @@ class Producers:
         return self._kept.setdefault(os.getpid(), _places(limit)) if limit else None
 
     @contextmanager
-    def borrowed(self) -> Iterator[Any]:
+    def borrowed(self, fresh: float = FRESH) -> Iterator[Any]:
         """A producer that nobody else uses meanwhile. After an error it is closed: who knows what it sent.
 
-        If all are in use for long, by whoever called this perhaps, it is another one that is not kept.
+        If all are in use for long, by whoever called this perhaps, it is another one that is not kept. Who
+        cannot send again what fails gives `fresh=0`: then it is one whose broker was there just now.
         """
         kept = self._kept.get(os.getpid()) or self._open()
         if kept is None:
@@ -64,13 +65,14 @@ class Producers:
                 yield Producer(connection, auto_declare=False)
             return
         try:
-            if producer is not None and time.monotonic() - used >= FRESH and _has_hung_up(producer.channel):
+            if producer is not None and time.monotonic() - used >= fresh and _has_hung_up(producer.channel):
                 producer.connection.collect()
                 producer = None
             if producer is None:
                 producer = Producer(self._app.connection_for_write(), auto_declare=False)
             yield producer
-            keep_client(producer.channel, single_connection_client=True)
+            channel = producer.channel  # batches need a connection of the pool besides
+            keep_client(channel, single_connection_client=getattr(channel, "max_connections", 0) > 1)
         except BaseException:
             if producer is not None:
                 producer.connection.collect()  # without a word to a broker that may not listen any more
@@ -93,10 +95,12 @@ def _has_hung_up(channel: Any) -> bool:
     Or a heartbeat of RabbitMQ, which hangs up on who does not answer.
     """
     if hasattr(channel, "Client"):
-        try:
-            return bool(channel._create_client().connection.can_read())
-        except RedisError:
-            return True
+        client = channel._create_client()
+        with client.single_connection_lock:
+            try:
+                return client.connection is not None and bool(client.connection.can_read())
+            except RedisError:
+                return True
     connection = getattr(channel.connection, "sock", None)
     if connection is None:
         return False

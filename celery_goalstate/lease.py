@@ -144,8 +144,11 @@ class LeaseKeeper:
                 due = [lease for lease in self._leases if lease.renew_at <= now]
                 ringing = {alarm for alarm in self._alarms if alarm.at <= now}
                 self._alarms -= ringing
-            for alarm in ringing:  # nobody's lease is to wait for what it does
-                threading.Thread(target=alarm.call, daemon=True).start()
+            try:
+                for alarm in ringing:  # nobody's lease is to wait for what it does
+                    threading.Thread(target=alarm.call, daemon=True).start()
+            except RuntimeError:
+                logger.exception("no thread can be started: batches wait for their slow entities")
             try:
                 self._renew(due)
             except Exception:  # the thread must go on for the other leases

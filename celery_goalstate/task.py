@@ -149,21 +149,21 @@ class Evaluator:
         tally = Tally()
         expires = claimed_at + self._keeper.length
 
-        settling = threading.Lock()  # who comes second waits until the first has been told
+        telling = threading.Lock()
 
         def settle() -> None:
-            with settling:
-                self._settle(batch.settle(), tally, held=lambda: clock() < expires)
+            self._settle(batch.settle(), tally, held=lambda: clock() < expires)
 
         def settle_early() -> None:
-            try:
-                settle()
-            except IndexUnavailable as error:  # a thread has nobody to tell
-                logger.warning(
-                    "outcomes of kind %s are lost, its entities are looked at again: %s",
-                    self._kind.name,
-                    error,
-                )
+            with telling:
+                try:
+                    settle()
+                except IndexUnavailable as error:  # a thread has nobody to tell
+                    logger.warning(
+                        "outcomes of kind %s are lost, its entities are looked at again: %s",
+                        self._kind.name,
+                        error,
+                    )
 
         try:
             with self._keeper.alarm(ends, settle_early):
@@ -175,7 +175,11 @@ class Evaluator:
                     self._log(claim.id, outcome)
                     batch.end(report(run, outcome, self._kind, task_id="", retries=0))
         finally:
-            settle()
+            try:
+                settle()
+            finally:
+                with telling:  # the alarm's thread may be in the midst of its reports
+                    pass
         return tally
 
     def _settle(self, reports: list[Report], tally: Tally, held: Callable[[], bool]) -> None:

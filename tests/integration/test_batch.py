@@ -5,12 +5,15 @@ from __future__ import annotations
 import ast
 import dataclasses
 import logging
+import signal
+import threading
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from _pytest.outcomes import Failed
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import states
 
@@ -318,11 +321,45 @@ def test_outcomes_that_cannot_be_told_are_given_up_with_their_leases(
     [result] = world.run(enqueue_all(world, host, "123"))
     assert isinstance(result.result, IndexUnavailable)
     assert ["2"] in asked
-    assert "outcomes of kind host are lost, its entities are looked at again" in caplog.text
+    lost = "outcomes of kind host are lost, its entities are looked at again"
+    assert lost in caplog.text  # it is waited for
     world.index.finish = finish  # type: ignore[method-assign]
     truth.set("2", truth.reach)
     take_over(world)
     assert [status(world, id) for id in "123"] == ["idle"] * 3
+
+
+def test_a_soft_time_limit_while_the_alarm_still_tells_loses_no_outcome(
+    world: World, truth: Truth, host: type[Entity]
+) -> None:
+    finish, asked, slow_is_over = world.index.finish, [], threading.Event()
+
+    def slow_for_the_alarm(kind: str, reports: Any) -> Any:
+        asked.append([report.id for report in reports])
+        if reports[0].id == "1":
+            slow_is_over.wait()
+            with suppress(Failed):  # without the outcome: the limit strikes while the thread waits for us
+                poll("the slow one's outcome", lambda: ["2"] in asked, timeout=2)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        return finish(kind, reports)
+
+    def slow(ctx: Any, entity: Any) -> None:
+        world.keeper_wakes_in(SLICE)
+        poll("the alarm tells of the first", lambda: ["1"] in asked)
+        truth.reach(ctx, entity)
+        slow_is_over.set()
+
+    def limit(*_: Any) -> None:
+        raise SoftTimeLimitExceeded
+
+    before = signal.signal(signal.SIGUSR1, limit)
+    try:
+        world.index.finish = slow_for_the_alarm  # type: ignore[method-assign]
+        truth.set("2", slow)
+        world.run(enqueue_all(world, host, "12"))
+        poll("both are told", lambda: {status(world, id) for id in "12"} == {"idle"})
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 # More of them, under load ------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
+from kombu import Exchange, Queue
 from kombu.utils.uuid import uuid
 from redis import Redis, Sentinel
 from redis.backoff import NoBackoff
@@ -24,7 +25,7 @@ from redis.retry import Retry
 from celery_goalstate import Engine, Entity, broker
 from celery_goalstate.broker import Producers
 from celery_goalstate.index import open_index
-from celery_goalstate.index.base import Request
+from celery_goalstate.index.base import Request, Wakeup
 from celery_goalstate.index.server import Server, server_of
 from celery_goalstate.settings import Settings
 from tests.servers import HOST, Valkey, poll
@@ -297,6 +298,36 @@ def test_a_broker_that_comes_back_is_found_again(app: Celery, valkey: Valkey) ->
     with valkey.client() as client:
         client.client_kill_filter(skipme=True)
     assert engine.enqueue(Order("2")).sent
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_what_kombu_does_not_repeat_is_sent_though_the_broker_has_just_hung_up(
+    app: Celery, valkey: Valkey, patient: bool
+) -> None:
+    topic = Queue("wake-ups", Exchange("topics", "topic"), routing_key="wake-ups.#")  # bindings are looked up
+    app.conf.update(
+        goalstate_index_url="memory://",
+        task_queues=[topic],
+        task_default_exchange="topics",
+        task_default_exchange_type="topic",
+        task_default_routing_key="wake-ups.1",
+    )
+    publisher = Engine(app)._parts.publisher
+    wakeups = [Wakeup(str(n), "1", 0, uuid()) for n in range(1 + patient)]
+    for _ in range(3):
+        assert publisher.dispatch("order", wakeups, patient=patient)
+        with valkey.client() as client:
+            client.client_kill_filter(skipme=True)
+
+
+def test_a_batch_is_sent_over_the_only_connection_that_is_allowed(app: Celery, valkey: Valkey) -> None:
+    app.conf.update(goalstate_index_url="memory://", broker_transport_options={"max_connections": 1})
+    publisher = Engine(app)._parts.publisher
+    for _ in range(3):
+        assert publisher.dispatch("order", [Wakeup("1", "1", 0, uuid())])
+        assert publisher.dispatch("order", [Wakeup(id, "1", 0, uuid()) for id in "12"])
+    with valkey.client() as client:
+        assert client.llen("wake-ups") == 9
 
 
 def test_a_worker_acknowledges_by_one_client(app: Celery, logging_as_it_was: None) -> None:

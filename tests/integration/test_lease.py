@@ -327,14 +327,30 @@ def test_an_alarm_rings_in_time_and_once(keeper: LeaseKeeper) -> None:
     assert len(rings) == 1
 
 
-def test_no_alarm_rings_when_its_time_comes_too_late(keeper: LeaseKeeper) -> None:
+def test_no_alarm_rings_when_its_time_comes_too_late(world: World) -> None:
     rings: list[str] = []
-    now = keeper.clock()
-    with keeper.alarm(now + 0.1, lambda: rings.append("first")):
+    now = world.clock()
+    with world.keeper.alarm(now + 10, lambda: rings.append("first")):
         pass
-    with keeper.alarm(now + 0.15, lambda: rings.append("second")):
+    with world.keeper.alarm(now + 20, lambda: rings.append("second")):
+        world.keeper_wakes_in(20)
         poll("it rings", lambda: rings)
     assert rings == ["second"]
+
+
+def test_without_a_thread_for_an_alarm_leases_are_renewed(
+    index: MemoryIndex, keeper: LeaseKeeper, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def cannot(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    run = claim(index)
+    first = expires(index)
+    with keep(keeper, run):
+        monkeypatch.setattr(threading.Thread, "start", cannot)
+        with keeper.alarm(keeper.clock(), lambda: None):
+            poll("renewed all the same", lambda: expires(index) > first + LEASE * 1000)
+    assert "no thread can be started" in caplog.text
 
 
 def test_what_an_alarm_does_holds_up_no_renewal(index: MemoryIndex, keeper: LeaseKeeper) -> None:
