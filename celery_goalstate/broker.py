@@ -1,24 +1,25 @@
 """What publishing and handling a message do not need: producers and clients that are made each time.
 
-Around every message Celery's pool takes a producer and its connection apart and puts them together again,
-kombu's transport for Redis makes a new client of redis-py, and that asks a pool for a connection. That is
-half of what publishing costs.
+Around every message Celery's pool takes a producer and its connection apart and puts them together again, and
+kombu's transport for Redis makes a new client of redis-py. That is half of what publishing costs.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache, cached_property
 from queue import Empty, LifoQueue
 from selectors import EVENT_READ, DefaultSelector
 from typing import Any
 
 from celery import Celery
 from kombu import Producer
-from redis import RedisError
+from redis import Redis
+
+from celery_goalstate.index.server import Server, server_of
 
 #: Seconds to wait for one that others use.
 PATIENCE = 1.0
@@ -47,11 +48,10 @@ class Producers:
         return self._kept.setdefault(os.getpid(), _places(limit)) if limit else None
 
     @contextmanager
-    def borrowed(self, fresh: float = FRESH) -> Iterator[Any]:
+    def borrowed(self) -> Iterator[Any]:
         """A producer that nobody else uses meanwhile. After an error it is closed: who knows what it sent.
 
-        If all are in use for long, by whoever called this perhaps, it is another one that is not kept. Who
-        cannot send again what fails gives `fresh=0`: then it is one whose broker was there just now.
+        If all are in use for long, by whoever called this perhaps, it is another one that is not kept.
         """
         kept = self._kept.get(os.getpid()) or self._open()
         if kept is None:
@@ -65,14 +65,13 @@ class Producers:
                 yield Producer(connection, auto_declare=False)
             return
         try:
-            if producer is not None and time.monotonic() - used >= fresh and _has_hung_up(producer.channel):
+            if producer is not None and time.monotonic() - used >= FRESH and _has_hung_up(producer.channel):
                 producer.connection.collect()
                 producer = None
             if producer is None:
                 producer = Producer(self._app.connection_for_write(), auto_declare=False)
             yield producer
-            channel = producer.channel  # batches need a connection of the pool besides
-            keep_client(channel, single_connection_client=getattr(channel, "max_connections", 0) > 1)
+            keep_client(producer.channel, _Client)
         except BaseException:
             if producer is not None:
                 producer.connection.collect()  # without a word to a broker that may not listen any more
@@ -90,27 +89,38 @@ def _places(number: int) -> LifoQueue[tuple[Any, float]]:
 
 
 def _has_hung_up(channel: Any) -> bool:
-    """Whether there is something to read for a producer, which waits for nothing: the end, as a rule.
+    """Whether RabbitMQ says something to a producer, which waits for nothing: the end, as a rule.
 
-    Or a heartbeat of RabbitMQ, which hangs up on who does not answer.
+    Or a heartbeat; it hangs up on who does not answer these. Of Redis, `_Client` asks.
     """
-    if hasattr(channel, "Client"):
-        client = channel._create_client()
-        with client.single_connection_lock:
-            try:
-                return client.connection is not None and bool(client.connection.can_read())
-            except RedisError:
-                return True
-    connection = getattr(channel.connection, "sock", None)
-    if connection is None:
+    socket = getattr(channel.connection, "sock", None)
+    if socket is None:
         return False
     with DefaultSelector() as selector:
-        selector.register(connection, EVENT_READ)
+        selector.register(socket, EVENT_READ)
         return bool(selector.select(0))
 
 
-def keep_client(channel: Any, **options: Any) -> None:
-    """Let a channel of kombu's transport for Redis have one client of its pool, not one for every message."""
+class _Client(Redis):
+    """redis-py's client, but what puts a message into its queue goes the index's way, over one connection."""
+
+    @cached_property
+    def _server(self) -> Server:
+        return server_of(self)
+
+    def lpush(self, name: Any, *values: Any) -> Any:
+        # To a server that was there just now: not everybody sends again what fails.
+        [reply] = self._server.exchange([("LPUSH", name, *values)], fresh=0.0)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+
+def keep_client(channel: Any, cls: Callable[..., Redis] = Redis) -> None:
+    """Let a channel of kombu's transport for Redis have one client, not one for every message.
+
+    It is one of this class, unless its keys have a prefix, or it may have but one connection.
+    """
     make = getattr(channel, "Client", None)
     if make is not None and not hasattr(make, "cache_info"):
-        channel.Client = cache(partial(make, **options))
+        channel.Client = cache(cls if make is Redis and channel.max_connections > 1 else make)

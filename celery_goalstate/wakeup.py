@@ -25,7 +25,7 @@ from celery.exceptions import Retry
 from celery.result import EagerResult
 from celery.utils.quorum_queues import detect_quorum_queues
 
-from celery_goalstate.broker import FRESH, Producers
+from celery_goalstate.broker import Producers
 from celery_goalstate.entity import EntityRef
 from celery_goalstate.index.base import Index, Wakeup
 from celery_goalstate.kind import task_name
@@ -80,6 +80,7 @@ class Publisher:
         self._namespace = namespace
         self._eager = _EagerQueue()
         self._producers = Producers(app)
+        self._create_sent_event = app.conf.task_send_sent_event
 
     def dispatch(
         self,
@@ -105,7 +106,7 @@ class Publisher:
         for start in range(0, len(wakeups), BATCH):
             messages = list(_messages(wakeups[start : start + BATCH], options.batch_size))
             try:
-                self._publish(kind, messages, routing, asked_at, patient=patient)
+                self._publish(kind, messages, routing, asked_at)
             except Exception as error:
                 left = wakeups[start:]
                 logger.warning(
@@ -119,16 +120,9 @@ class Publisher:
         return True
 
     def _publish(
-        self,
-        kind: str,
-        messages: list[list[Wakeup]],
-        options: Mapping[str, Any],
-        asked_at: float,
-        *,
-        patient: bool,
+        self, kind: str, messages: list[list[Wakeup]], options: Mapping[str, Any], asked_at: float
     ) -> None:
-        repeatable = patient and len(messages) == 1  # kombu does it, but not for batches
-        with self._producers.borrowed(fresh=FRESH if repeatable else 0.0) as producer:
+        with self._producers.borrowed() as producer:
             if len(messages) == 1:
                 self._send(kind, messages[0], producer, options, asked_at)
                 return
@@ -169,7 +163,7 @@ class Publisher:
         message = app.amqp.create_task_message(
             wakeup.task_id,
             name,
-            create_sent_event=app.conf.task_send_sent_event,
+            create_sent_event=self._create_sent_event,
             ignore_result=ignore_result,
             **contents,
         )

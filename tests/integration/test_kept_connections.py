@@ -185,6 +185,8 @@ def test_a_producer_keeps_its_connection_and_its_client(app: Celery, valkey: Val
     producers = Producers(app)
     with producers.borrowed() as first:
         publish(first)
+    with producers.borrowed() as first:
+        publish(first)
     before = ids_of(valkey)
     with producers.borrowed() as second:
         channel = second.channel
@@ -193,7 +195,28 @@ def test_a_producer_keeps_its_connection_and_its_client(app: Celery, valkey: Val
     assert second is first
     assert ids_of(valkey) == before
     with valkey.client() as client:
-        assert client.llen("wake-ups") == 2
+        assert client.llen("wake-ups") == 3
+
+
+def test_a_message_goes_over_the_connection_that_the_last_one_took(app: Celery, valkey: Valkey) -> None:
+    producers, took = Producers(app), []
+    with valkey.client() as client:
+        for _ in range(4):
+            with producers.borrowed() as producer:
+                publish(producer)
+            took.append({each["id"] for each in client.client_list() if each["cmd"] == "lpush"})
+    assert len(took[-1]) == 1
+    assert took[-1] == took[-2]
+
+
+def test_a_key_prefix_is_kept(app: Celery, valkey: Valkey) -> None:
+    app.conf.broker_transport_options = {"global_keyprefix": "shop-"}
+    producers = Producers(app)
+    for _ in range(3):
+        with producers.borrowed() as producer:
+            publish(producer)
+    with valkey.client() as client:
+        assert client.llen("shop-wake-ups") == 3
 
 
 def test_after_an_error_another_one_is_opened(app: Celery) -> None:
