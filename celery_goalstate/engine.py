@@ -15,7 +15,6 @@ from itertools import islice
 from typing import Any, TypeVar, overload
 
 from celery import Celery, current_app
-from kombu.utils.uuid import uuid
 
 from celery_goalstate import index as indexes
 from celery_goalstate import worker
@@ -32,7 +31,7 @@ from celery_goalstate.entity import (
 from celery_goalstate.exceptions import ImproperlyConfigured, UnknownKind
 from celery_goalstate.index.base import Index, Policy, Record, Report, Request, Run, Scheduled, Verdict
 from celery_goalstate.index.base import Status as IndexStatus
-from celery_goalstate.kind import DEFAULT_NAMESPACE, Kind, milliseconds, task_name
+from celery_goalstate.kind import DEFAULT_NAMESPACE, Kind, milliseconds, random_id, task_name
 from celery_goalstate.lease import LeaseKeeper
 from celery_goalstate.settings import NAME, ROUTING_OPTIONS, KindOptions, Settings
 from celery_goalstate.sweeper import Sweeper
@@ -687,22 +686,22 @@ def _one_deadline(deadline: Deadline, eta: datetime | None, countdown: float | N
 def _request(id: str, deadline: Deadline) -> Request:
     """Relative deadlines stay relative: the index adds them to its own clock."""
     if deadline is None:
-        return Request(id, delay=0, task_id=uuid())
+        return Request(id, delay=0, task_id=random_id())
     if isinstance(deadline, datetime):
         if deadline.utcoffset() is None:
             raise ValueError(f"deadline is {deadline!r}, which has no time zone; give an aware datetime")
         if deadline - datetime.now(UTC) > FURTHEST:
             raise ValueError(f"deadline is {deadline!r}; give one within the next hundred years")
-        return Request(id, at=milliseconds(deadline.timestamp()), task_id=uuid())
+        return Request(id, at=milliseconds(deadline.timestamp()), task_id=random_id())
     if not isinstance(deadline, (int, float, timedelta)):
         raise TypeError(f"deadline is {deadline!r}; give an aware datetime, a timedelta or seconds from now")
-    return Request(id, delay=milliseconds(delay_seconds(deadline, "deadline")), task_id=uuid())
+    return Request(id, delay=milliseconds(delay_seconds(deadline, "deadline")), task_id=random_id())
 
 
 def _spread(request: Request, id: str, more: int) -> Request:
     if request.at is not None:
-        return Request(id, at=request.at + more, task_id=uuid())
-    return Request(id, delay=(request.delay or 0) + more, task_id=uuid())
+        return Request(id, at=request.at + more, task_id=random_id())
+    return Request(id, delay=(request.delay or 0) + more, task_id=random_id())
 
 
 def _policy(*, replace: bool, max_wait: float | timedelta | None) -> tuple[Policy, int | None]:

@@ -17,13 +17,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
-from kombu.utils.uuid import uuid
-
 from celery_goalstate.engine import BATCH, RESYNC_ID, Engine, resync_kind
 from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable, UnknownKind
 from celery_goalstate.index import open_index
 from celery_goalstate.index.base import Index, Record, Request, Status
-from celery_goalstate.kind import Kind
+from celery_goalstate.kind import Kind, random_id
 from celery_goalstate.settings import Settings, safe_url
 from celery_goalstate.sweeper import Sweeper
 from celery_goalstate.wakeup import Publisher
@@ -120,7 +118,7 @@ def _move(engine: Engine, kind: str, source: Index, old_kind: str, status: Statu
 
 def _enqueue(engine: Engine, kind: str, records: Sequence[Record]) -> None:
     requests = [
-        Request(record.id, at=record.deadline, task_id=uuid())
+        Request(record.id, at=record.deadline, task_id=random_id())
         for record in records
         if record.deadline is not None
     ]

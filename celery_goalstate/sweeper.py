@@ -17,12 +17,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kombu.utils.uuid import uuid
-
 from celery_goalstate.evaluation import failed
 from celery_goalstate.exceptions import IndexUnavailable, WorkerLost
 from celery_goalstate.index.base import Finish, Index, Policy, Request, Run, Survey, Wakeup
-from celery_goalstate.kind import Kind, milliseconds
+from celery_goalstate.kind import Kind, milliseconds, random_id
 from celery_goalstate.settings import Settings
 from celery_goalstate.task import report
 from celery_goalstate.text import printable
@@ -150,7 +148,7 @@ class Sweeper:
         if self._clock() < self._rests_until:
             return False
         if survey.due:
-            wakeups = self._index.promote(kind.name, {id: uuid() for id in survey.due})
+            wakeups = self._index.promote(kind.name, {id: random_id() for id in survey.due})
             if not self._dispatch(kind, wakeups):
                 return False
             more |= bool(wakeups) and len(survey.due) == LIMIT
@@ -185,7 +183,7 @@ class Sweeper:
         if now > probes.next_at + LAST_PROBE * patience:
             probes.interval = FIRST_PROBE * patience  # the last one was sent long ago, for something else
         probe = survey.suspect[0] if now >= probes.next_at else None
-        wakeups = self._index.resend(kind.name, {id: uuid() for id in survey.suspect}, probe=probe)
+        wakeups = self._index.resend(kind.name, {id: random_id() for id in survey.suspect}, probe=probe)
         if any(wakeup.id != probe for wakeup in wakeups):
             # A message came through: the next one will tell soon.
             probes.interval, probes.next_at = FIRST_PROBE * patience, now
@@ -206,7 +204,7 @@ class Sweeper:
                     self._noted_at = now
         for kind in kinds.values():
             if kind.standing and now >= self._standing_at.get(kind.name, 0.0):
-                request = Request(kind.standing, delay=0, task_id=uuid())
+                request = Request(kind.standing, delay=0, task_id=random_id())
                 try:
                     [scheduled] = self._index.enqueue(kind.name, [request], policy=Policy.REVIVE)
                     if scheduled.wakeup:

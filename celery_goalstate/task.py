@@ -26,7 +26,6 @@ from celery import Celery, Task
 from celery.exceptions import Reject, Retry, TaskPredicate
 from celery.signals import task_postrun
 from celery.utils.serialization import get_pickleable_exception
-from kombu.utils.uuid import uuid
 
 from celery_goalstate.batch import SLICE, Batch, Tally
 from celery_goalstate.entity import EntityRef, Scheduler
@@ -44,7 +43,7 @@ from celery_goalstate.index.base import (
     Verdict,
     Wakeup,
 )
-from celery_goalstate.kind import Kind, milliseconds
+from celery_goalstate.kind import Kind, milliseconds, random_id
 from celery_goalstate.lease import Lease, LeaseKeeper
 from celery_goalstate.text import printable
 from celery_goalstate.wakeup import Publisher, read_message
@@ -196,7 +195,7 @@ class Evaluator:
 
     @staticmethod
     def _give_back(claim: Claim) -> Report:
-        return Report(claim.id, claim.lease, Verdict.UNSTARTED, delay=None, fresh_task_id=uuid())
+        return Report(claim.id, claim.lease, Verdict.UNSTARTED, delay=None, fresh_task_id=random_id())
 
     def _take_more(self, task: Task[Any, Any], line: str) -> str:
         """Under load, evaluate what is due and parked instead of waiting for its messages."""
@@ -206,7 +205,10 @@ class Evaluator:
             claimed_at = clock()
             try:
                 claims = self._index.take(
-                    self._kind.name, self._kind.options.batch_size, nonce=uuid(), task_id=str(task.request.id)
+                    self._kind.name,
+                    self._kind.options.batch_size,
+                    nonce=random_id(),
+                    task_id=str(task.request.id),
                 )
             except IndexUnavailable:
                 break  # what this message was about is done
@@ -221,7 +223,7 @@ class Evaluator:
         self, pairs: list[tuple[str, str]], task_id: str, resent_at: int | None
     ) -> tuple[list[Claim | Refusal], float]:
         """The index's replies, and a time by this process's clock from which their leases last at least."""
-        nonce = uuid()  # tells this claim, said again, from a second message of the same task id
+        nonce = random_id()  # tells this claim, said again, from a second message of the same task id
         for attempt in range(1, CLAIM_ATTEMPTS + 1):
             claimed_at = self._keeper.clock()
             try:
@@ -275,11 +277,11 @@ class Evaluator:
 
     def _log(self, id: str, outcome: Outcome) -> None:
         """Celery's own lines name the task only, and a retry's shows no traceback."""
-        entity = f"{self._kind.name}/{printable(id)}"
-        if outcome.error is None:
-            logger.info("%s: %s", entity, outcome)
-        else:
+        level = logging.INFO
+        if outcome.error is not None:
             level = logging.ERROR if outcome.quarantined else logging.WARNING
+        if logger.isEnabledFor(level):
+            entity = f"{self._kind.name}/{printable(id)}"
             logger.log(level, "%s: %s", entity, outcome, exc_info=outcome.error)
 
     def _dispatch(self, wakeups: list[Wakeup]) -> None:
@@ -333,7 +335,7 @@ def report(
         converged=outcome.converged,
         task_id=task_id,
         retries=retries,
-        fresh_task_id=uuid(),
+        fresh_task_id=random_id(),
         respect_backoff=kind.options.respect_backoff,
         idle_ttl=None if ttl is None else milliseconds(ttl),
         expired_only=expired_only,
