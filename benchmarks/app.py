@@ -22,7 +22,7 @@ class Order(Entity):
     def get_goal_state(self) -> str:
         return "done"
 
-    def get_action_list(self, state: str, goal_state: str) -> Any:  # noqa: ARG002
+    def get_action_list(self, state: str, goal_state: str) -> Any:  # noqa: ARG002 - the signature is given
         return None
 
 
@@ -40,5 +40,5 @@ class Crowd(Order):
 class Punctual(Order):
     """Notes how late it is looked at."""
 
-    def get_action_list(self, state: str, goal_state: str) -> Any:  # noqa: ARG002
+    def get_action_list(self, state: str, goal_state: str) -> Any:  # noqa: ARG002 - the signature is given
         note_lateness(self.id)  # here: the states are read once more at the end

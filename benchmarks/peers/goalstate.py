@@ -20,7 +20,7 @@ class Job(Entity):
     def get_goal_state(self) -> str:
         return "done"
 
-    def get_action_list(self, state: str, goal_state: str) -> None:  # noqa: ARG002
+    def get_action_list(self, state: str, goal_state: str) -> None:  # noqa: ARG002 - the signature is given
         ran()  # here: the states are read once more at the end
 
 
