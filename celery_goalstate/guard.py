@@ -3,17 +3,23 @@
 Celery trusts the envelope of a task's message: a header of a wrong type, or a body that is no list, raises
 in the worker's main loop and ends the worker; the message returns to the queue and ends the next one. So the
 consumer looks at it first, and rejects what is malformed with one line in the log.
+
+Celery trusts the time in a message, too, and on a quorum queue gets nothing else while it holds as many
+messages as its prefetch count. A wrong clock that wrote it must not keep all others waiting.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from celery.signals import task_rejected
 from celery.utils.time import maybe_iso8601
 from celery.worker.strategy import default
+
+from celery_goalstate.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -23,12 +29,16 @@ LONGEST_ID = 255
 #: What Celery would run, with the worker's rights, after the task. A wake-up has none of it.
 FOLLOWING = ("callbacks", "errbacks", "chain", "chord")
 
+#: What clocks may differ by, and a message be held for longer than it was published ahead.
+SKEW = timedelta(seconds=5)
+
 TEXTS = ("shadow", "group", "root_id", "parent_id", "argsrepr", "kwargsrepr", "origin")
 
 
 def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[..., Any]:
     """How the consumer handles messages (`Task.Strategy`): as Celery does, if they are well-formed."""
     handle = default(task, app, consumer, **options)
+    horizon = timedelta(seconds=Settings.from_conf(app.conf).eta_horizon)
 
     def guarded(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **more: Any) -> Any:
         try:
@@ -39,6 +49,7 @@ def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[...
             reject(logger, consumer.connection_errors)
             task_rejected.send(sender=consumer, message=message, exc=error)
             return None
+        _hasten(message, horizon)
         return handle(message, body, ack, reject, callbacks, **more)
 
     return guarded
@@ -60,6 +71,19 @@ def check(message: Any) -> None:
             _check_task(kwargs, body)
             return
     raise ValueError(f"a body is {{'id': ..., 'args': ..., 'kwargs': ...}}, not {body!r:.100}")
+
+
+def _hasten(message: Any, horizon: timedelta) -> None:
+    """Hold a message for as long as anybody publishes one ahead, and no longer.
+
+    One that comes too early is sent again then, with a time by this clock.
+    """
+    said = message.headers if "task" in message.headers else message.payload
+    eta = maybe_iso8601(said.get("eta"))
+    if eta is not None:
+        now = datetime.now(UTC)
+        if (eta if eta.tzinfo else eta.replace(tzinfo=UTC)) - now > horizon + SKEW:
+            said["eta"] = (now + horizon).isoformat()
 
 
 def _check_envelope(said: dict[str, Any]) -> None:

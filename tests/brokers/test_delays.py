@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from kombu.utils.uuid import uuid
 
+from celery_goalstate.kind import task_name
 from tests.brokers.conftest import Shop
 
 Open = Callable[..., Shop]
@@ -51,3 +54,21 @@ def test_what_is_due_does_not_wait_behind_what_is_not(
     if not warned:
         assert waited < PUNCTUAL
     assert late < PUNCTUAL
+
+
+@pytest.mark.parametrize("broker", ["quorum-direct", pytest.param("valkey", marks=pytest.mark.long)])
+def test_a_clock_that_was_fast_keeps_nobody_waiting(open_shop: Open, broker: str) -> None:
+    """More messages than the workers may hold, all due in an hour by the clock of who wrote them."""
+    shop = open_shop(broker, goalstate_eta_horizon=1.0, goalstate_resend_after=60.0)
+    app, name, in_an_hour = shop.things.app, task_name(shop.things.Thing.kind, "default"), timedelta(hours=1)
+    with app.producer_or_acquire() as producer:
+        for n in range(AHEAD):
+            message = app.amqp.create_task_message(
+                uuid(), name, args=([[f"old-{n}", "1"]],), eta=datetime.now(UTC) + in_an_hour
+            )
+            app.amqp.send_task_message(producer, name, message)
+    for id in (now := [f"now-{n}" for n in range(5)]):
+        shop.things.enqueue(id)
+    shop.settle(now)
+
+    assert shop.looks() == dict.fromkeys(now, 1)
