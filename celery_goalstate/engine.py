@@ -27,6 +27,7 @@ from celery_goalstate.entity import (
     EntityRef,
     Requeue,
     can_resync,
+    checked_id,
 )
 from celery_goalstate.exceptions import ImproperlyConfigured, UnknownKind
 from celery_goalstate.index.base import Index, Policy, Record, Report, Request, Run, Scheduled, Verdict
@@ -516,8 +517,7 @@ class Engine:
                 f"{_path(type(entity))} is not registered with this engine;"
                 f" decorate it with @engine.register, or enqueue engine.ref({entity.kind!r}, ...)"
             )
-        ref = entity.ref  # what get_id() returns is checked too
-        return ref.kind, ref.id
+        return entity.kind, checked_id(entity.get_id())  # an override may return anything
 
     def _kind_name(self, kind: KindLike) -> str:
         if isinstance(kind, type) and issubclass(kind, Entity):

@@ -43,7 +43,8 @@ MAX_ID_BYTES = 512
 _NOT_IN_AN_ID = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, lone surrogates
 
 
-def _checked_id(value: object) -> str:
+def checked_id(value: object) -> str:
+    """An entity's id, of an int its digits. Raises `TypeError` or `ValueError` for what cannot be one."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(int(value))
     if not isinstance(value, str):
@@ -68,7 +69,7 @@ class EntityRef:
 
     def __post_init__(self) -> None:
         NAME("kind", self.kind)
-        object.__setattr__(self, "id", _checked_id(self.id))
+        object.__setattr__(self, "id", checked_id(self.id))
 
     def __str__(self) -> str:
         return f"{self.kind}/{printable(self.id)}"
@@ -98,7 +99,7 @@ class Entity:
     rules: ClassVar[ActionTable | None] = None
 
     def __init__(self, id: str | int) -> None:
-        self.id = _checked_id(id)
+        self.id = checked_id(id)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -23,6 +23,7 @@ from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery, Task
+from celery.app.task import Context as TaskRequest
 from celery.exceptions import Reject, Retry, TaskPredicate
 from celery.signals import task_postrun
 from celery.utils.serialization import get_pickleable_exception
@@ -108,27 +109,28 @@ class Evaluator:
             logger.error("%s rejected a malformed message: %s", task.name, error)  # noqa: TRY400 - no traceback
             raise Reject(str(error), requeue=False) from error
 
-        claims, claimed_at = self._claim(pairs, str(task.request.id), resent_at)
+        request = task.request  # looked up with every use
+        claims, claimed_at = self._claim(pairs, str(request.id), resent_at)
         self._dispatch([claim.wakeup for claim in claims if isinstance(claim, Refusal) and claim.wakeup])
         if len(claims) == 1:
-            line = self._evaluate_one(task, claims[0], claimed_at)
+            line = self._evaluate_one(request, claims[0], claimed_at)
         else:
             held = [claim for claim in claims if isinstance(claim, Claim)]
-            tally = self._evaluate_batch(task, held, claimed_at)
+            tally = self._evaluate_batch(request, held, claimed_at)
             if refused := len(claims) - len(held):
                 tally["nothing to do"] += refused
             line = str(tally)
-        return self._take_more(task, line) if self._kind.options.batch_size > 1 else line
+        return self._take_more(request, line) if self._kind.options.batch_size > 1 else line
 
     # -- one entity
 
-    def _evaluate_one(self, task: Task[Any, Any], claim: Claim | Refusal, claimed_at: float) -> str:
+    def _evaluate_one(self, request: TaskRequest, claim: Claim | Refusal, claimed_at: float) -> str:
         if isinstance(claim, Refusal):
             return REFUSALS[claim.reason]
         run = Run(claim.id, claim.lease)
         with self._keep(run, claimed_at) as lease:
-            outcome = self._evaluate(task, claim, lease)
-            task_id, retries = str(task.request.id), task.request.retries or 0
+            outcome = self._evaluate(request, claim, lease)
+            task_id, retries = str(request.id), request.retries or 0
             told = report(run, outcome, self._kind, task_id=task_id, retries=retries)
             [finished] = self._finish([told], held=lambda: self._keeper.held(lease))
 
@@ -140,7 +142,7 @@ class Evaluator:
 
     # -- several
 
-    def _evaluate_batch(self, task: Task[Any, Any], claims: list[Claim], claimed_at: float) -> Tally:
+    def _evaluate_batch(self, request: TaskRequest, claims: list[Claim], claimed_at: float) -> Tally:
         """Evaluate entities one after the other, and report them together."""
         clock = self._keeper.clock
         ends = claimed_at + min(SLICE, self._keeper.length / 3)
@@ -169,7 +171,7 @@ class Evaluator:
                 while (claim := batch.next()) is not None:
                     run = Run(claim.id, claim.lease)
                     with self._keep(run, claimed_at) as lease:
-                        outcome = self._evaluate(task, claim, lease)
+                        outcome = self._evaluate(request, claim, lease)
                     expires = max(expires, lease.expires)  # a slow one's was renewed
                     self._log(claim.id, outcome)
                     batch.end(report(run, outcome, self._kind, task_id="", retries=0))
@@ -197,24 +199,24 @@ class Evaluator:
     def _give_back(claim: Claim) -> Report:
         return Report(claim.id, claim.lease, Verdict.UNSTARTED, delay=None, fresh_task_id=random_id())
 
-    def _take_more(self, task: Task[Any, Any], line: str) -> str:
+    def _take_more(self, request: TaskRequest, line: str) -> str:
         """Under load, evaluate what is due and parked instead of waiting for its messages."""
         clock, taken = self._keeper.clock, Tally()
         ends = clock() + TAKE_FOR
-        while clock() < ends and not task.request.is_eager:
+        while clock() < ends and not request.is_eager:
             claimed_at = clock()
             try:
                 claims = self._index.take(
                     self._kind.name,
                     self._kind.options.batch_size,
                     nonce=random_id(),
-                    task_id=str(task.request.id),
+                    task_id=str(request.id),
                 )
             except IndexUnavailable:
                 break  # what this message was about is done
             if not claims:
                 break
-            taken.update(self._evaluate_batch(task, claims, claimed_at))
+            taken.update(self._evaluate_batch(request, claims, claimed_at))
         return f"{line}; taken as well, {taken}" if taken else line
 
     # -- what both do
@@ -241,7 +243,7 @@ class Evaluator:
         max_run = self._kind.options.max_run
         return self._keeper.keep(self._kind.name, run, claimed_at=claimed_at, max_run=max_run)
 
-    def _evaluate(self, task: Task[Any, Any], claim: Claim, lease: Lease) -> Outcome:
+    def _evaluate(self, request: TaskRequest, claim: Claim, lease: Lease) -> Outcome:
         evaluation = Evaluation(
             ref=EntityRef(self._kind.name, claim.id),
             load=self._kind.entity_class.from_id,
@@ -252,7 +254,7 @@ class Evaluator:
             fencing_token=int(claim.lease),
             held=lambda: self._keeper.held(lease),
             engine=self._engine,
-            task=task.request,
+            task=request,
         )
         who = Speaker(self._index, self._kind.name, lease.run)
         before = speaker.set(who)

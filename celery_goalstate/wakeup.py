@@ -26,7 +26,7 @@ from celery.result import EagerResult
 from celery.utils.quorum_queues import detect_quorum_queues
 
 from celery_goalstate.broker import Producers
-from celery_goalstate.entity import EntityRef
+from celery_goalstate.entity import checked_id
 from celery_goalstate.index.base import Index, Wakeup
 from celery_goalstate.kind import task_name
 from celery_goalstate.settings import KindOptions
@@ -67,7 +67,7 @@ def read_message(args: Any, kwargs: Any) -> tuple[list[tuple[str, str]], int | N
 def _read_pair(pair: Any) -> tuple[str, str]:
     match pair:
         case [str(id), str(token)] if _TOKEN.fullmatch(token):
-            return EntityRef("any", id).id, token
+            return checked_id(id), token
     raise ValueError(f"a wake-up's pairs are [id, token], not {pair!r:.100}")
 
 

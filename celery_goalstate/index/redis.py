@@ -90,6 +90,7 @@ EVEN_WHEN_FULL = frozenset(
 Row = Sequence[str | int | bool | Mapping[str, str]]
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_decode = json.JSONDecoder().raw_decode
 
 
 class _Script(NamedTuple):
@@ -470,7 +471,7 @@ class RedisIndex:
             if isinstance(reply, errors.NoScriptError):
                 _, _, *rest = commands[n]
                 [replies[n]] = self._replies([("EVAL", script.source, *rest)], attempts)
-        return [reply if isinstance(reply, Exception) else json.loads(reply) for reply in replies]
+        return [reply if isinstance(reply, Exception) else _decode(reply)[0] for reply in replies]
 
     def _commands(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands in one round trip per node. Raises the first error."""
@@ -483,7 +484,11 @@ class RedisIndex:
         fresh = FRESH if attempts > 1 else 0.0
         replies = self._servers.exchange(commands, fresh=fresh) if commands else []
         for _ in range(1, attempts):
-            again = [n for n, reply in enumerate(replies) if _may_pass_at_once(reply)]
+            again = [
+                n
+                for n, reply in enumerate(replies)
+                if isinstance(reply, Exception) and _may_pass_at_once(reply)
+            ]
             if not again:
                 break
             for n, reply in zip(again, self._servers.exchange([commands[n] for n in again]), strict=True):
@@ -497,15 +502,15 @@ def _raise_first(replies: Iterable[Any]) -> None:
             raise reply
 
 
-def _is_absence(error: Any) -> bool:
+def _is_absence(error: Exception) -> bool:
     return isinstance(error, UNAVAILABLE) or (
         isinstance(error, errors.RedisError) and str(error).startswith(UNAVAILABLE_CODES)
     )
 
 
-def _may_pass_at_once(reply: Any) -> bool:
+def _may_pass_at_once(error: Exception) -> bool:
     """A time-out does not: it has taken long enough."""
-    return _is_absence(reply) and not isinstance(reply, errors.TimeoutError)
+    return _is_absence(error) and not isinstance(error, errors.TimeoutError)
 
 
 def in_our_words(error: Exception) -> Exception:

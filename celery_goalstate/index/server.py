@@ -36,7 +36,7 @@ class Server:
 
     def __init__(self, client: Any) -> None:
         self._pool = client.connection_pool
-        self._idle: deque[tuple[Any, float]] = deque()  # connections, and since when
+        self._idle: deque[tuple[Any, float | None]] = deque()  # connections, and since when; None: broken
 
     def __del__(self) -> None:
         while self._idle:
@@ -51,10 +51,14 @@ class Server:
         try:
             connection, since = self._connection()
             try:
-                replaced = not self._pool.owns_connection(connection)  # the master, by what sentinels say
-                if replaced or (time.monotonic() - since >= fresh and _is_closed(connection)):
+                if since is not None and (
+                    not self._pool.owns_connection(connection)  # sentinels say that the master is another one
+                    or (time.monotonic() - since >= fresh and _is_closed(connection))
+                ):
                     connection.disconnect()
-                connection.connect()  # unless it is
+                    since = None
+                if since is None:
+                    connection.connect()
                 connection.send_packed_command((_packed(commands),))
                 while len(replies) < len(commands):
                     try:
@@ -63,15 +67,15 @@ class Server:
                         replies.append(error)
             except BaseException:
                 connection.disconnect()  # replies of this call must not be taken for those of the next
-                self._idle.append((connection, time.monotonic()))
+                self._idle.append((connection, None))
                 raise
             self._idle.append((connection, time.monotonic()))
         except errors.RedisError as error:
             replies += [error] * (len(commands) - len(replies))
         return replies
 
-    def _connection(self) -> tuple[Any, float]:
-        """A connection that nobody uses, and since when."""
+    def _connection(self) -> tuple[Any, float | None]:
+        """A connection that nobody uses, and since when; None: it is to be connected again."""
         while self._idle:
             try:
                 connection, since = self._idle.pop()

@@ -147,8 +147,11 @@ def test_all_connections_go_on_with_the_successor_of_a_master(
         server = server_of(client)
         first, second = server._connection(), server._connection()
         server._idle += [first, second]
+        with valkey.client() as other:
+            other.client_kill_filter(_id=own_id(server))
         master[0] = (HOST, successor.port)
-        second[0].disconnect()
+        [lost] = server.exchange([("PING",)])
+        assert isinstance(lost, Unreachable)
 
         def port() -> int:
             [said] = server.exchange([("CONFIG", "GET", "port")])
