@@ -214,7 +214,14 @@ class Engine:
                     " set `kind` or the engine's namespace to another one"
                 )
         of_task = KindOptions().override(**options).of_task
-        create_task(self.app, name, kind, of_task, lambda: self._evaluator(kind))
+        create_task(
+            self.app,
+            name,
+            kind,
+            of_task,
+            evaluator=lambda: self._evaluator(kind),
+            eta_horizon=lambda: self.settings.eta_horizon,
+        )
 
     def _task_name(self, kind: str) -> str:
         return task_name(kind, self._namespace or DEFAULT_NAMESPACE)

@@ -11,15 +11,14 @@ messages as its prefetch count. A wrong clock that wrote it must not keep all ot
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from celery.signals import task_rejected
 from celery.utils.time import maybe_iso8601
 from celery.worker.strategy import default
-
-from celery_goalstate.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -29,18 +28,25 @@ LONGEST_ID = 255
 #: What Celery would run, with the worker's rights, after the task. A wake-up has none of it.
 FOLLOWING = ("callbacks", "errbacks", "chain", "chord")
 
-#: What clocks may differ by, and a message be held for longer than it was published ahead.
-SKEW = timedelta(seconds=5)
-
 TEXTS = ("shadow", "group", "root_id", "parent_id", "argsrepr", "kwargsrepr", "origin")
 
+#: Clocks may differ by so much. What was written by one that differs by more is held for no longer than that.
+SKEW = timedelta(seconds=5)
 
-def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[..., Any]:
-    """How the consumer handles messages (`Task.Strategy`): as Celery does, if they are well-formed."""
+
+def strategy(
+    task: Any, app: Any, consumer: Any, *, eta_horizon: Callable[[], float], **options: Any
+) -> Callable[..., Any]:
+    """How the consumer handles messages (`Task.Strategy`): as Celery does, if they are well-formed.
+
+    Nobody publishes further ahead than `eta_horizon` (seconds).
+    """
     handle = default(task, app, consumer, **options)
-    horizon = timedelta(seconds=Settings.from_conf(app.conf).eta_horizon)
+    horizon = timedelta(seconds=eta_horizon())
+    warned = False
 
     def guarded(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **more: Any) -> Any:
+        nonlocal warned
         try:
             check(message)
         except Exception as error:  # noqa: BLE001 - decoders raise whatever they like
@@ -49,7 +55,14 @@ def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[...
             reject(logger, consumer.connection_errors)
             task_rejected.send(sender=consumer, message=message, exc=error)
             return None
-        _hasten(message, horizon)
+        ahead = limit_hold(message, horizon)
+        if ahead and not warned:
+            warned = True
+            logger.warning(
+                "%s: a message is due in %d s by this worker's clock, and nobody publishes more than %g s"
+                " ahead: do all clocks agree? Whatever is early is sent again",
+                task.name, ahead.total_seconds(), horizon.total_seconds(),
+            )  # fmt: skip
         return handle(message, body, ack, reject, callbacks, **more)
 
     return guarded
@@ -57,36 +70,44 @@ def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[...
 
 def check(message: Any) -> None:
     """Raise for a message that Celery could not handle, in either version of its protocol."""
-    headers, body = message.headers, message.payload
-    if "task" in headers:
-        match body:
+    _check_envelope(_envelope(message))
+    if "task" in message.headers:
+        match message.payload:
             case [list(), dict(kwargs), dict(following)]:
-                _check_envelope(headers)
                 _check_task(kwargs, following)
                 return
-        raise ValueError(f"a body is [args, kwargs, embed], not {body!r:.100}")
-    match body:
-        case {"args": list(), "kwargs": dict(kwargs)}:
-            _check_envelope(body)
-            _check_task(kwargs, body)
-            return
-    raise ValueError(f"a body is {{'id': ..., 'args': ..., 'kwargs': ...}}, not {body!r:.100}")
+        raise ValueError(f"a body is [args, kwargs, embed], not {message.payload!r:.100}")
+    _check_task(message.payload["kwargs"], message.payload)
 
 
-def _hasten(message: Any, horizon: timedelta) -> None:
-    """Hold a message for as long as anybody publishes one ahead, and no longer.
+def limit_hold(message: Any, horizon: timedelta) -> timedelta | None:
+    """Hold a message only shortly if nobody publishes that far ahead; how far it is then, else None.
 
-    One that comes too early is sent again then, with a time by this clock.
+    Some clock is wrong. The claim tells, by the index's clock, whether the message is early.
     """
-    said = message.headers if "task" in message.headers else message.payload
-    eta = maybe_iso8601(said.get("eta"))
-    if eta is not None:
-        now = datetime.now(UTC)
-        if (eta if eta.tzinfo else eta.replace(tzinfo=UTC)) - now > horizon + SKEW:
-            said["eta"] = (now + horizon).isoformat()
+    said = _envelope(message)
+    eta, now = maybe_iso8601(said.get("eta")), datetime.now(UTC)
+    if eta is None:
+        return None
+    ahead = (eta if eta.tzinfo else eta.replace(tzinfo=UTC)) - now
+    if ahead <= horizon + SKEW:
+        return None
+    said["eta"] = (now + SKEW).isoformat()
+    return ahead
 
 
-def _check_envelope(said: dict[str, Any]) -> None:
+def _envelope(message: Any) -> MutableMapping[str, Any]:
+    """What Celery reads of a message besides its body: the headers. In version 1 the body has them, too."""
+    if "task" in message.headers:
+        headers: dict[str, Any] = message.headers
+        return headers
+    match message.payload:
+        case {"args": list(), "kwargs": dict()}:
+            return ChainMap(message.headers, message.payload)
+    raise ValueError(f"a body is {{'id': ..., 'args': ..., 'kwargs': ...}}, not {message.payload!r:.100}")
+
+
+def _check_envelope(said: MutableMapping[str, Any]) -> None:
     id = said.get("id")
     _need("id", id, isinstance(id, str) and 0 < len(id) <= LONGEST_ID and id.isprintable())
     retries = said.get("retries")
@@ -101,7 +122,8 @@ def _check_envelope(said: dict[str, Any]) -> None:
     for name in ("eta", "expires"):
         when = said.get(name)
         _need(name, when, when is None or (isinstance(when, str) and when != ""))
-        maybe_iso8601(when)
+        time = maybe_iso8601(when)
+        _need(name, when, time is None or 1 < time.year < 9999)  # or no time zone could be put to it
     for name in TEXTS:
         text = said.get(name)
         _need(name, text, text is None or isinstance(text, str))

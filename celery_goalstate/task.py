@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -32,6 +33,7 @@ from celery_goalstate.batch import SLICE, Batch, Tally
 from celery_goalstate.entity import EntityRef, Scheduler
 from celery_goalstate.evaluation import Evaluation, Outcome, error_text, evaluate
 from celery_goalstate.exceptions import GoalStateError, IndexUnavailable
+from celery_goalstate.guard import strategy
 from celery_goalstate.index.base import (
     Claim,
     Finish,
@@ -109,7 +111,7 @@ class Evaluator:
             logger.error("%s rejected a malformed message: %s", task.name, error)  # noqa: TRY400 - no traceback
             raise Reject(str(error), requeue=False) from error
 
-        request = task.request  # looked up with every use
+        request = task.request  # searches a stack
         claims, claimed_at = self._claim(pairs, str(request.id), resent_at)
         self._dispatch([claim.wakeup for claim in claims if isinstance(claim, Refusal) and claim.wakeup])
         if len(claims) == 1:
@@ -345,9 +347,18 @@ def report(
 
 
 def create_task(
-    app: Celery, name: str, kind: str, task_options: Mapping[str, Any], evaluator: Callable[[], Evaluator]
+    app: Celery,
+    name: str,
+    kind: str,
+    task_options: Mapping[str, Any],
+    *,
+    evaluator: Callable[[], Evaluator],
+    eta_horizon: Callable[[], float],
 ) -> Any:
-    """Create the Celery task of a kind; `evaluator` is asked for when the first message comes."""
+    """Create the Celery task of a kind.
+
+    `evaluator` is asked for when the first message comes, `eta_horizon` (seconds) when a worker starts.
+    """
 
     def evaluate_entity(self: Task[Any, Any], *args: Any, **kwargs: Any) -> str:
         return evaluator().handle(self, args, kwargs)
@@ -360,7 +371,7 @@ def create_task(
         bind=True,
         name=name,
         serializer="json",
-        Strategy="celery_goalstate.guard:strategy",
+        Strategy=staticmethod(partial(strategy, eta_horizon=eta_horizon)),
         typing=False,
         shared=False,  # or every other app of the process got it too, with this app's engine
         **options,

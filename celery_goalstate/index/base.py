@@ -117,7 +117,7 @@ class Refused(enum.StrEnum):
     MISSING = "missing"  #: deleted, or never known
     STALE = "stale"  #: superseded, a duplicate, or already claimed
     PAUSED = "paused"  #: the kind is paused; the entity is parked again
-    EARLY = "early"  #: the worker's clock is ahead; `Refusal.wakeup` is to be published
+    EARLY = "early"  #: a clock is wrong; `Refusal.wakeup` is to be published. None: too early, parked again
 
 
 class Refusal(NamedTuple):

@@ -281,6 +281,10 @@ class MemoryIndex:
         if kind.paused:
             self._park(entry)
             return Refusal(id, Refused.PAUSED)
+        if entry.deadline > now + self._limits.eta_horizon:
+            # Sent by who had a longer horizon, or before the clock was set back: no worker waits so long.
+            self._park(entry)
+            return Refusal(id, Refused.EARLY)
         if entry.deadline > now:
             return Refusal(id, Refused.EARLY, self._wakeup(id, entry, SHORTEST_DELAY))
         return self._lease(id, entry, nonce, task_id, batch)

@@ -37,10 +37,17 @@ class Clock:
     def advance(self, ms: int) -> int:
         """Let time pass; the new time."""
         assert ms >= 0
-        self.now += ms
+        return self._set(self.now + ms)
+
+    def set_back(self, ms: int) -> int:
+        """Another server's clock takes over, which is behind; the new time."""
+        return self._set(self.now - ms)
+
+    def _set(self, now: int) -> int:
+        self.now = now
         for tell in self.watchers:
-            tell(self.now)
-        return self.now
+            tell(now)
+        return now
 
 
 @dataclass

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from celery_goalstate.index.base import SHORTEST_DELAY, Claim, Refusal, Refused, Run, Status, Wakeup
+from celery_goalstate.index.base import SHORTEST_DELAY, Claim, Limits, Refusal, Refused, Run, Status, Wakeup
 from tests.contract.bench import KIND, Bench
 
 LEASE = 30_000
+HORIZON = Limits().eta_horizon
 
 
 def refused(reply: Claim | Refusal) -> Refused:
@@ -94,6 +95,17 @@ class TestClaim:
         assert bench.row() == before, "the same token is still expected"
         bench.advance(rest)
         assert bench.start(wakeup).lateness == 0
+
+    def test_one_that_is_due_beyond_the_horizon_is_parked(self, bench: Bench) -> None:
+        """Sent by who had a longer horizon, or before the clock was set back: it would be sent for ever."""
+        wakeup = bench.enqueue(delay=6_000, task_id="t1").wakeup
+        bench.lane.clock.set_back(HORIZON)
+        assert bench.claim(wakeup) == Refusal("a", Refused.EARLY)
+        assert bench.status() is Status.PARKED
+        assert refused(bench.claim(wakeup)) is Refused.STALE
+        assert bench.promote() is None
+        bench.advance(HORIZON + 6_000)
+        assert bench.start(bench.promote()).lateness == 0
 
     def test_reasons_are_looked_for_in_order(self, bench: Bench) -> None:
         """Missing, stale, paused, early."""

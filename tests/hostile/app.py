@@ -12,6 +12,7 @@ app = Celery("hostile", broker=os.environ["HOSTILE_BROKER"], set_as_current=Fals
 app.conf.update(
     broker_connection_retry_on_startup=True,
     task_ignore_result=True,
+    timezone=os.environ.get("HOSTILE_ZONE", "UTC"),
     goalstate_index_url=os.environ["HOSTILE_INDEX"],
     goalstate_sweep_interval=0.2,
 )

@@ -47,7 +47,9 @@ HEADERS: list[dict[str, Any]] = [
     {"retries": -1}, {"retries": True}, {"timelimit": "x"}, {"timelimit": ["x", "y"]}, {"timelimit": 5},
     {"timelimit": [-1, -1]}, {"eta": "x"}, {"eta": ""}, {"expires": ""}, {"eta": 5}, {"eta": [1]},
     {"eta": "9999-12-31T23:59:59.999999-23:59"},
-    {"eta": "0001-01-01T00:00:00+23:59"}, {"expires": "x"}, {"expires": 5}, {"expires": [1]},
+    {"eta": "0001-01-01T00:00:00+23:59"}, {"eta": "0001-01-01T00:00:00"}, {"eta": "9999-12-31T23:59:59"},
+    {"expires": "0001-01-01T00:00:00"}, {"expires": "9999-12-31T23:59:59"}, {"expires": "x"},
+    {"expires": 5}, {"expires": [1]},
     {"expires": "2020-01-01"}, {"group": [1]}, {"argsrepr": [1], "kwargsrepr": {"a": 1}}, {"shadow": [1]},
     {"ignore_result": "x"}, {"stamped_headers": 5, "stamps": 6}, {"stamped_headers": ["x"], "stamps": [6]},
     {"self": 1, "called_directly": True, "hostname": [1], "delivery_info": 5, "children": 4, "task_id": 3},
@@ -70,12 +72,14 @@ def hostile() -> Iterator[dict[str, Any]]:
     old = {"task": "goalstate.order", "id": "a", "args": [], "kwargs": {}}
     for other in ({}, {"id": [1], "args": 5}, {"id": None}, {"retries": "x"}):
         yield fuzz.message(json.dumps({**old, **other}).encode(), {})
+    for headers in HEADERS:
+        yield fuzz.message(json.dumps(old).encode(), headers)
 
 
-@pytest.mark.parametrize("pool", ["solo", "prefork"])
-def test_a_worker_survives_every_hostile_message(tmp_path: Path, pool: str) -> None:
+@pytest.mark.parametrize(("pool", "zone"), [("solo", "America/New_York"), ("prefork", "Asia/Tokyo")])
+def test_a_worker_survives_every_hostile_message(tmp_path: Path, pool: str, zone: str) -> None:
     with Valkey(tmp_path / "broker") as broker, Valkey(tmp_path / "index") as index:
-        env = {"HOSTILE_BROKER": broker.url, "HOSTILE_INDEX": index.url}
+        env = {"HOSTILE_BROKER": broker.url, "HOSTILE_INDEX": index.url, "HOSTILE_ZONE": zone}
         command = [
             sys.executable,
             "-m",

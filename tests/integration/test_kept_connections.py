@@ -150,7 +150,7 @@ def test_all_connections_go_on_with_the_successor_of_a_master(
         with valkey.client() as other:
             other.client_kill_filter(_id=own_id(server))
         master[0] = (HOST, successor.port)
-        [lost] = server.exchange([("PING",)])
+        [lost] = server.exchange([("PING",)], fresh=60)  # or it would ask, and find out, after a second
         assert isinstance(lost, Unreachable)
 
         def port() -> int:

@@ -28,6 +28,10 @@ local function claim(entity, token)
     park(entity)
     return { 'paused', false }
   end
+  if fields.deadline > now + HORIZON then
+    park(entity) -- sent by who had a longer horizon, or before the clock was set back: no worker waits so long
+    return { 'early', false }
+  end
   if fields.deadline > now then
     return { 'early', wakeup(entity, 50) }
   end
