@@ -19,8 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from celery_goalstate.batch import SLICE
+
 ROUNDING = 0.005  # seconds: the index counts milliseconds of another clock than the ledger
 BUSY = 1.0  # seconds that may pass between a claim and the first line of its evaluation, on a busy machine
+NOTED = 1.0  # seconds that may pass between the line that says that a process is killed, and its death
+UNTOLD = SLICE + BUSY  # seconds that may pass between the end of a run, and the report of its batch
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ class Run:
     start: float
     end: float  #: until when it held its lease and was alive; infinite: until now
     killed: bool
+    untold: bool = False  #: it ended, but its process was killed, perhaps before the index was told
 
 
 @dataclass(frozen=True)
@@ -136,12 +141,16 @@ def _runs(history: list[Line], signals: list[Line], lease: float) -> list[Run]:
     runs = []
     for token, lines in by_token.items():
         start, last = lines[0], lines[-1]
-        signalled = [s for s in signals if last.pid in s.fields["pids"] and s.at >= start.at]
-        killed = min((s.at for s in signalled if s.event == "kill"), default=math.inf)
-        end = last.at if last.event == "end" else killed
+        signalled = [s for s in signals if last.pid in s.fields["pids"]]
+        kills = [s.at for s in signalled if s.event == "kill" and s.at >= start.at - NOTED]
+        killed = max(min(kills, default=math.inf), last.at)
+        ended = last.event == "end"
+        end = last.at if ended else killed
         # A process that stands still renews nothing, so its lease is over after its length.
-        frozen = min((s.at + lease for s in signalled if s.event == "freeze"), default=math.inf)
-        runs.append(Run(token, start.at, min(end, frozen), last.event != "end" and killed < math.inf))
+        freezes = [s.at for s in signalled if s.event == "freeze" and s.at >= start.at]
+        frozen = min(freezes, default=math.inf) + lease
+        untold = ended and killed - last.at < UNTOLD
+        runs.append(Run(token, start.at, min(end, frozen), not ended and killed < math.inf, untold))
     return sorted(runs, key=lambda run: run.start)
 
 
@@ -188,8 +197,10 @@ def _early(history: list[Line], runs: list[Run]) -> Iterable[tuple[str, str]]:
 
     An enqueue that took effect between a claim and the first line of its evaluation is the cause of the next
     look; so those count that had not returned at the look before the last. An evaluation that failed, asked
-    for another look or was killed is a cause too, of a look at any time: other tests watch the back-off.
+    for another look or was killed is a cause too, of a look at any time: other tests watch the back-off. So
+    is one that ended well, but of whose end the index may not know.
     """
+    untold = {run.token for run in runs if run.untold}
     due: dict[str, float] = {}  # per call of enqueue
     returned: dict[str, int] = {}  # how many looks there had been when the call returned
     looks = 0
@@ -200,7 +211,7 @@ def _early(history: list[Line], runs: list[Run]) -> Iterable[tuple[str, str]]:
                 due[line.fields["call"]] = line.at + line.fields["delay"]
             case "enqueued":
                 returned[line.fields["call"]] = looks
-            case "end" if line.fields["outcome"] != "ok":
+            case "end" if line.fields["outcome"] != "ok" or line.fields["token"] in untold:
                 again = True
             case "look":
                 killed = any(run.killed and run.end <= line.at for run in runs)

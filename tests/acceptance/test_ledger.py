@@ -70,6 +70,27 @@ ALLOWED = {
         3 look pid=8
         3 start token=2 action=x pid=8
         4 end token=2 action=x outcome=ok pid=8""",
+    "a kill is noted, and a run begins before it strikes": ENQUEUED
+    + """
+        0.9 kill pids=7
+        1.0 look pid=7
+        1.1 start token=1 action=x pid=7
+        3.0 look pid=8
+        3.1 start token=2 action=x pid=8
+        4.0 end token=2 action=x outcome=ok pid=8""",
+    "a run that ended well, but the index was not told": ENQUEUED
+    + """
+        1.0 look pid=7
+        1.1 start token=1 action=x pid=7
+        1.2 end token=1 action=x outcome=ok pid=7
+        1.3 kill pids=7
+        3.0 look pid=8
+        3.1 start token=2 action=x pid=8
+        3.2 end token=2 action=x outcome=ok pid=8
+        3.3 kill pids=8
+        5.0 look pid=9
+        5.1 start token=3 action=x pid=9
+        5.2 end token=3 action=x outcome=ok pid=9""",
     "a frozen run loses its lease but may finish its action": ENQUEUED
     + """
         1.0 look pid=7
@@ -130,6 +151,16 @@ BROKEN = {
         2 end token=1 action=x outcome=ok""",
     "early": "0 enqueue call=a delay=5 \n 0.1 enqueued call=a \n 4.9 look",
     "unasked": ENQUEUED + "1 look \n 2 look \n 3 look",
+    "unasked: the index was told long before the kill": ENQUEUED
+    + """
+        1.0 look pid=7
+        1.1 start token=1 action=x pid=7
+        1.2 end token=1 action=x outcome=ok pid=7
+        2.0 look pid=7
+        2.1 start token=2 action=x pid=7
+        2.2 end token=2 action=x outcome=ok pid=7
+        9.0 kill pids=7
+        9.5 look pid=8""",
     "posthumous": ENQUEUED + "0.2 delete call=d \n 0.3 deleted call=d \n 9 look",
 }
 
