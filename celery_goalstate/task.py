@@ -238,7 +238,7 @@ class Evaluator:
             except IndexUnavailable:
                 if attempt == CLAIM_ATTEMPTS:
                     raise
-                time.sleep(TRY_AGAIN_AFTER)
+                time.sleep(TRY_AGAIN_AFTER)  # this evaluation has nothing else to do
         raise AssertionError("unreachable")
 
     def _keep(self, run: Run, claimed_at: float) -> AbstractContextManager[Lease]:
@@ -275,7 +275,7 @@ class Evaluator:
                 except IndexUnavailable:
                     if not held():
                         raise
-                    time.sleep(TRY_AGAIN_AFTER)
+                    time.sleep(TRY_AGAIN_AFTER)  # this evaluation has nothing else to do
             except SoftTimeLimitExceeded:
                 pass  # it struck after the actions; a report is safe to repeat
 

@@ -37,7 +37,7 @@ def poll(description: str, condition: Callable[[], T], *, timeout: float = 10.0,
     while not (result := condition()):
         if time.monotonic() > deadline:
             pytest.fail(f"waited {timeout:g} s in vain: {description}")
-        time.sleep(interval)
+        time.sleep(interval)  # polls: the deadline is above
     return result
 
 

@@ -134,7 +134,7 @@ class Step:
             case "stop":
                 return Stop()
             case "work":
-                time.sleep(float(self.object))
+                time.sleep(float(self.object))  # the work
             case "die":
                 if self.world.attempts(id, self.number) <= int(self.object):
                     self.ledger.write("kill", pids=[os.getpid()])

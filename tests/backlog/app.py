@@ -36,7 +36,7 @@ class Things:
         def do_nothing(ctx: Context, entity: Entity) -> None:
             due = ctx.deadline.timestamp() if ctx.deadline else 0.0
             ledger.write("look", entity.get_id(), due=due, lateness=ctx.lateness)
-            time.sleep(work)
+            time.sleep(work)  # what an evaluation costs
 
         @self.engine.register(converge=False)
         class Item(Entity):
@@ -53,7 +53,7 @@ class Things:
         @app.task(name="backlog.other", shared=False)
         def other() -> None:
             """Another task of the app, followed by the next one until there is a file that says stop."""
-            time.sleep(other_work)
+            time.sleep(other_work)  # what the task costs
             if not (directory / "stop").exists():
                 other.apply_async()
 

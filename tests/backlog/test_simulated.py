@@ -41,7 +41,7 @@ class Workplace:
         self.sweeper = Sweeper(
             "sweeper",
             index=self.index,
-            publisher=self,  # type: ignore[arg-type]
+            publisher=self,
             settings=Settings(index_url="memory://"),
             kinds=lambda: {KIND: kind},
             clock=lambda: self.now,

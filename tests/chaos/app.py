@@ -310,7 +310,7 @@ class Things:
         verb, _, argument = step.partition(":")
         match verb:
             case "work":  # some seconds, more or less
-                time.sleep(float(argument) * random.uniform(0.8, 1.2))
+                time.sleep(float(argument) * random.uniform(0.8, 1.2))  # the work
             case "write":
                 self.world.reach(ref, ctx.goal_state, ctx.fencing_token)
             case "fail":  # the first times, for each goal

@@ -257,7 +257,7 @@ def settle(things: Things, seconds: float) -> int:
 
     until = time.monotonic() + seconds
     while (left := busy()) and time.monotonic() < until:
-        time.sleep(0.1)
+        time.sleep(0.1)  # asked again and again, and what is busy in the end is told
     return left
 
 

@@ -48,7 +48,7 @@ class Post:
                 self._carry()
             except Exception:  # noqa: BLE001 - the broker is away: whatever its client says to that
                 self.faults["broker away"] += 1
-                time.sleep(0.1)
+                time.sleep(0.1)  # until the broker is back
 
     def _carry(self) -> None:
         with Connection(self._url, connect_timeout=2) as connection:

@@ -93,9 +93,9 @@ class Producer:
             if verb == "want":
                 things.world.want_more(ref)
         if verb == "delete":
-            act = lambda: things.delete(refs[0])  # noqa: E731
+            act = lambda: things.delete(refs[0])  # noqa: E731 - one of two, called below
         else:
-            act = lambda: things.enqueue(refs, **options)  # noqa: E731
+            act = lambda: things.enqueue(refs, **options)  # noqa: E731 - the other
             self.latest = refs[0]
         things.insist(act)
         self.intent.unlink()

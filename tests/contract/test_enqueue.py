@@ -191,7 +191,7 @@ class TestScheduled:
         first = bench.enqueue(delay=5_000).wakeup
         second = bench.enqueue(delay=4_000).wakeup
         bench.advance(5_000)
-        assert bench.claim(first).reason == "stale"  # type: ignore[union-attr]
+        assert bench.claim(first).reason == "stale"
         assert bench.start(second).lateness == 1_000
 
     def test_a_burst_is_one_message(self, bench: Bench) -> None:
@@ -201,10 +201,10 @@ class TestScheduled:
             assert bench.replace(delay=5_000).wakeup is None
         bench.advance(4_100)
         refused = bench.claim(first)
-        assert (refused.reason, refused.wakeup.delay) == ("early", 900)  # type: ignore[union-attr]
+        assert (refused.reason, refused.wakeup.delay) == ("early", 900)
         bench.advance(900)
-        assert bench.start(refused.wakeup).lateness == 0  # type: ignore[union-attr]
-        assert bench.claim(first).reason == "stale"  # type: ignore[union-attr]
+        assert bench.start(refused.wakeup).lateness == 0
+        assert bench.claim(first).reason == "stale"
 
     def test_a_burst_during_a_pause_is_parked(self, bench: Bench) -> None:
         bench.enqueue(delay=5_000)
@@ -216,7 +216,7 @@ class TestScheduled:
         first = bench.enqueue(delay=5_000).wakeup
         bench.replace(delay=FAR)
         bench.advance(5_000)
-        assert bench.claim(first).reason == "stale"  # type: ignore[union-attr]
+        assert bench.claim(first).reason == "stale"
         assert bench.status() is Status.PARKED
 
 
@@ -375,7 +375,7 @@ class TestInsideFenced:
     def fenced(self, bench: Bench, **report: object) -> Run:
         run = bench.run()
         bench.advance(bench.limits.lease)
-        bench.fail(run, **{"delay": 10_000, "expired_only": True, **report})  # type: ignore[arg-type]
+        bench.fail(run, **{"delay": 10_000, "expired_only": True, **report})
         return Run(run.id, run.lease)
 
     def test_changes_nothing_when_a_look_is_pending(self, bench: Bench) -> None:
@@ -461,7 +461,7 @@ class TestFloor:
     ) -> None:
         retry = self.backing_off(bench, delay)
         before = bench.record()
-        assert bench.enqueue(**asked) == Scheduled(False, retry, None)  # type: ignore[arg-type]
+        assert bench.enqueue(**asked) == Scheduled(False, retry, None)
         assert bench.record() == before
 
     def test_replace_may_go_beyond_it_and_back_to_it(self, bench: Bench) -> None:

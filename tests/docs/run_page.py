@@ -114,7 +114,7 @@ class Stage:
         ends = time.monotonic() + PATIENCE
         while alike(got := get()) != alike(wanted):
             assert time.monotonic() < ends, f"{where}\nwanted: {wanted}\ngot:    {got}"
-            time.sleep(0.05)
+            time.sleep(0.05)  # polls: `assert` above has the deadline
 
     def start_worker(self, command: str) -> None:
         worker = Process(shlex.split(command), log=Path(f"worker{len(self.workers)}.log"))

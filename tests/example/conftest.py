@@ -30,16 +30,16 @@ with pytest.MonkeyPatch.context() as environment:
     from example_project.fleet.entities import HostEntity
 
 from django.core.management import call_command  # noqa: E402 - needs the settings
-from django.test import Client  # noqa: E402
-from django.test.utils import (  # noqa: E402
+from django.test import Client  # noqa: E402 - as above
+from django.test.utils import (  # noqa: E402 - as above
     setup_databases,
     setup_test_environment,
     teardown_databases,
     teardown_test_environment,
 )
 
-from example_project.celery import engine  # noqa: E402
-from example_project.fleet.models import Host  # noqa: E402
+from example_project.celery import engine  # noqa: E402 - as above
+from example_project.fleet.models import Host  # noqa: E402 - as above
 
 
 @pytest.fixture(scope="session")

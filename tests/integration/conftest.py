@@ -62,7 +62,7 @@ class Truth:
         """An entity class whose evaluations are noted in `log`."""
         truth = self
 
-        class Tested(base):  # type: ignore[misc, valid-type]
+        class Tested(base):
             def get_state(self) -> Any:
                 return truth.states.get(self.id, "new")
 

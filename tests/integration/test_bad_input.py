@@ -175,7 +175,7 @@ def test_a_kind_with_odd_characters(world: World, kind: Any) -> None:
 
 def test_a_class_that_is_no_entity_is_no_kind(world: World) -> None:
     with pytest.raises((TypeError, ValueError), match=r"int"):
-        world.engine.pause(int)  # type: ignore[arg-type]
+        world.engine.pause(int)
 
 
 @pytest.mark.parametrize(
@@ -267,5 +267,5 @@ def test_an_enqueued_has_no_truth_value(world: World) -> None:
 def test_enqueue_many_writes_nothing_if_the_last_of_many_is_bad(world: World) -> None:
     entities = [*(world.engine.ref("order", number) for number in range(2_500)), object()]
     with pytest.raises(TypeError, match="is no entity"):
-        world.engine.enqueue_many(entities)  # type: ignore[arg-type]
+        world.engine.enqueue_many(entities)
     assert sum(world.engine.counts("order")["order"].values()) == 0

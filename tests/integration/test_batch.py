@@ -186,7 +186,7 @@ def test_what_has_waited_long_enough_is_given_back(world: World, truth: Truth, h
     assert [id for id, _ in given_back.args[0]] == ["3", "4", "5"]
     world.run(given_back)
     assert [id for _, id in truth.log] == ["1", "2", "3", "4", "5"]
-    assert world.engine.counts("host")["host"]["idle"] == 5  # type: ignore[index]
+    assert world.engine.counts("host")["host"]["idle"] == 5
 
 
 def test_an_alarm_gives_them_back_while_the_slow_one_still_runs(
@@ -288,7 +288,7 @@ def test_outcomes_are_told_again_while_the_lease_of_the_slow_one_lasts(
             world.keeper._renew([lease for lease in world.keeper._leases if not lease.lost])
         truth.reach(ctx, entity)
 
-    world.index.finish = does_not_answer_twice  # type: ignore[method-assign]
+    world.index.finish = does_not_answer_twice
     truth.set("1", slow)
     world.run(enqueue_all(world, host, "12"))
     assert status(world, "1") == "idle"
@@ -316,14 +316,14 @@ def test_outcomes_that_cannot_be_told_are_given_up_with_their_leases(
         world.clock.advance(LEASE + 1)
         truth.reach(ctx, entity)
 
-    world.index.finish = never  # type: ignore[method-assign]
+    world.index.finish = never
     truth.set("2", slow)
     [result] = world.run(enqueue_all(world, host, "123"))
     assert isinstance(result.result, IndexUnavailable)
     assert ["2"] in asked
     lost = "outcomes of kind host are lost, its entities are looked at again"
     assert lost in caplog.text  # it is waited for
-    world.index.finish = finish  # type: ignore[method-assign]
+    world.index.finish = finish
     truth.set("2", truth.reach)
     take_over(world)
     assert [status(world, id) for id in "123"] == ["idle"] * 3
@@ -354,7 +354,7 @@ def test_a_soft_time_limit_while_the_alarm_still_tells_loses_no_outcome(
 
     before = signal.signal(signal.SIGUSR1, limit)
     try:
-        world.index.finish = slow_for_the_alarm  # type: ignore[method-assign]
+        world.index.finish = slow_for_the_alarm
         truth.set("2", slow)
         world.run(enqueue_all(world, host, "12"))
         poll("both are told", lambda: {status(world, id) for id in "12"} == {"idle"})
@@ -421,7 +421,7 @@ def test_an_index_that_does_not_answer_is_no_harm_to_what_was_done(
     def unavailable(*args: Any, **kwargs: Any) -> Any:
         raise IndexUnavailable
 
-    busy.index.take = unavailable  # type: ignore[method-assign]
+    busy.index.take = unavailable
     busy.engine.enqueue(host("1"))
     assert "taken" not in handle()
     assert status(busy, "1") == "idle"

@@ -31,7 +31,7 @@ def describe_at_once(make_app: Callable[..., Any], truth: Truth) -> Callable[[st
     def describe_at_once(url: str) -> Any:
         engine = Engine(make_app(goalstate_index_url=url))
         entity = engine.register(truth.entity())
-        primaries = engine._parts.index._client  # type: ignore[attr-defined]
+        primaries = engine._parts.index._client
         options = {"target_nodes": "primaries"} if "cluster" in url else {}
         primaries.execute_command("CLIENT", "PAUSE", 500, "ALL", **options)
         with ThreadPoolExecutor(THREADS) as pool:
@@ -52,7 +52,7 @@ def test_a_bound_of_ones_own(valkey: Valkey, describe_at_once: Callable[[str], A
 @pytest.mark.parametrize("url", ["redis://nobody?{}", "sentinel://nobody?master_name=m&{}"])
 def test_what_the_url_says_goes_before(url: str) -> None:
     index = open_index(Settings(index_url=url.format("max_connections=7&socket_timeout=2")))
-    pool = index._client.connection_pool  # type: ignore[attr-defined]
+    pool = index._client.connection_pool
     assert pool.max_connections == 7
     assert pool.connection_kwargs["socket_timeout"] == 2
 

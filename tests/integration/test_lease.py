@@ -100,7 +100,7 @@ def test_an_index_that_does_not_answer_for_a_while(
             raise IndexUnavailable
         return renew(kind, runs)
 
-    index.renew = unavailable  # type: ignore[method-assign]
+    index.renew = unavailable
     run = claim(index)
     first = expires(index)
     with keep(keeper, run) as lease:
@@ -113,7 +113,7 @@ def test_an_index_that_does_not_answer_for_too_long(index: MemoryIndex, keeper: 
     def unavailable(kind: str, runs: Any) -> list[bool]:
         raise IndexUnavailable
 
-    index.renew = unavailable  # type: ignore[method-assign]
+    index.renew = unavailable
     run = claim(index)
     with keep(keeper, run) as lease:
         poll("by this process's own clock it may be another's now", lambda: not keeper.held(lease))
@@ -131,7 +131,7 @@ def test_any_error_leaves_the_thread_alive(
             raise RuntimeError("a bug")
         return renew(kind, runs)
 
-    index.renew = broken  # type: ignore[method-assign]
+    index.renew = broken
     run = claim(index)
     first = expires(index)
     with keep(keeper, run):
@@ -223,7 +223,7 @@ def test_the_outcome_is_told_again_while_the_lease_lasts(
             raise errors.pop()
         return finish(kind, reports)
 
-    world.index.finish = fails_thrice  # type: ignore[method-assign]
+    world.index.finish = fails_thrice
     truth.set("1", truth.reach)
     world.engine.enqueue(world.entity("1"))
     [result] = world.run()
@@ -240,7 +240,7 @@ def test_an_outcome_that_cannot_be_told_is_given_up_with_the_lease(
         world.clock.advance(10)
         raise IndexUnavailable
 
-    world.index.finish = never  # type: ignore[method-assign]
+    world.index.finish = never
     world.engine.enqueue(world.entity("1"))
     [result] = world.run()
     assert isinstance(result.result, IndexUnavailable)
@@ -261,18 +261,18 @@ def test_a_claim_is_made_again_and_then_left_to_the_sweeper(
 
         return claim_or_not
 
-    world.index.claim = unavailable(3)  # type: ignore[method-assign]
+    world.index.claim = unavailable(3)
     world.engine.enqueue(world.entity("1"))
     world.run()
     assert truth.looks("1") == 1
     assert len(set(asked)) == 1, "the same nonce, or it would be superseded by itself"
 
     asked.clear()
-    world.index.claim = unavailable(1000)  # type: ignore[method-assign]
+    world.index.claim = unavailable(1000)
     world.engine.enqueue(world.entity("2"))
     [result] = world.run()
     assert isinstance(result.result, IndexUnavailable)
-    world.index.claim = claim  # type: ignore[method-assign]
+    world.index.claim = claim
     world.clock.advance(61)
     world.sweeper().sweep()
     world.run()
@@ -297,7 +297,7 @@ def is_renewed(id):
         while time.monotonic() < deadline:
             if index.describe("order", [id])[0].lease_expires > first + 300:
                 return True
-            time.sleep(0.01)
+            time.sleep(0.01)  # polls, for ten seconds
 
 assert is_renewed("before")
 children = []

@@ -96,7 +96,7 @@ def test_replace_debounces_up_to_max_wait(world: World) -> None:
     entity, options = world.entity("1"), {"replace": True, "max_wait": timedelta(seconds=60)}
     for waited, deadline in [(0, 40), (30, 60), (10, 60), (10, 60)]:
         world.clock.advance(waited)
-        enqueued = world.engine.enqueue(entity, 40, **options)  # type: ignore[arg-type]
+        enqueued = world.engine.enqueue(entity, 40, **options)
         assert enqueued.deadline == datetime.fromtimestamp(NOW + deadline, UTC)
 
 
@@ -180,7 +180,7 @@ def test_max_failures_is_quarantine_with_the_last_error(world: World, truth: Tru
     [result] = world.run(*_delivered(world))
     assert result.state == states.FAILURE
     assert isinstance(result.result, ConnectionError)
-    assert world.engine.counts("host")["host"]["failed"] == 1  # type: ignore[index]
+    assert world.engine.counts("host")["host"]["failed"] == 1
 
 
 def _delivered(world: World) -> list[Any]:
@@ -228,7 +228,7 @@ def test_a_time_budget_is_an_ordinary_failure(world: World, truth: Truth) -> Non
             pass
 
     Timed = world.register("timed")  # noqa: N806 - a class
-    Timed.get_action_list = lambda *args: ActionList([hang, says("never", None)], timeout=0.001)  # type: ignore[method-assign]
+    Timed.get_action_list = lambda *args: ActionList([hang, says("never", None)], timeout=0.001)
     truth.set("1")
     world.engine.enqueue(Timed("1"))
     [result] = world.run()
@@ -717,7 +717,7 @@ def test_malformed_messages_are_rejected_and_the_worker_lives(
         assert record.getMessage().startswith("goalstate.order rejected a malformed message: ")
         assert len(record.getMessage()) < 500
         assert record.getMessage().isprintable()
-    assert engine.counts("order")["order"]["idle"] == 0  # type: ignore[index]
+    assert engine.counts("order")["order"]["idle"] == 0
     assert not truth.log
 
     engine.enqueue(entity("1"))
@@ -750,7 +750,7 @@ def test_the_log_names_the_entity_and_shows_the_error(
     action, failure = [record for record in caplog.records if record.name.startswith("celery_goalstate")]
     assert action.getMessage() == "order/50%d ship: 50 % done"
     assert action.filename == "test_outcomes.py"
-    assert (action.kind, action.id, action.action) == ("order", "50%d", "ship")  # type: ignore[attr-defined]
+    assert (action.kind, action.id, action.action) == ("order", "50%d", "ship")
     assert untimed(failure.getMessage()).startswith(
         "order/50%d: old: ship 0 ms failed (KeyError: 'address'); look"
     )

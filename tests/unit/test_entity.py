@@ -53,7 +53,7 @@ def reserve(ctx: Context, order: Order) -> None: ...
     ],
 )
 def test_a_kind_is_the_class_name_in_snake_case(class_name: str, kind: str) -> None:
-    assert type(class_name, (Entity,), {}).kind == kind  # type: ignore[attr-defined]
+    assert type(class_name, (Entity,), {}).kind == kind
 
 
 def test_a_kind_can_be_given_and_is_not_inherited() -> None:
@@ -251,7 +251,7 @@ def test_an_action_list_keeps_its_timeout() -> None:
 def test_a_name_is_a_method_of_the_entity() -> None:
     order = Order("42")
     (action,) = as_action_list(["ship"], order).actions
-    action.execute(None, order)  # type: ignore[arg-type]
+    action.execute(None, order)
     assert order.shipped
 
 
@@ -355,7 +355,7 @@ def test_an_action_may_schedule_and_delete_any_entity() -> None:
     ctx = context()
     assert ctx.enqueue(Order("43"), 30, replace=True) == "enqueued"
     assert ctx.delete(EntityRef("host", "1")) is True
-    assert ctx.engine.calls == [  # type: ignore[attr-defined]
+    assert ctx.engine.calls == [
         ("enqueue", Order("43"), 30, {"replace": True}),
         ("delete", EntityRef("host", "1")),
     ]
@@ -384,4 +384,4 @@ def test_log_records_carry_kind_id_and_action(caplog: pytest.LogCaptureFixture) 
         context().log.info("picked %d%%", 50, extra={"shelf": "B7"})
     (record,) = caplog.records
     assert record.getMessage() == "order/42 ship: picked 50%"
-    assert (record.kind, record.id, record.action, record.shelf) == ("order", "42", "ship", "B7")  # type: ignore[attr-defined]
+    assert (record.kind, record.id, record.action, record.shelf) == ("order", "42", "ship", "B7")

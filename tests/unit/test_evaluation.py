@@ -83,7 +83,7 @@ class World:
         host = self.read("from_id", Host(id_))
         if isinstance(host, Host):
             host.world = self
-        return host  # type: ignore[no-any-return]
+        return host
 
     def evaluate(
         self, options: KindOptions = OPTIONS, *, failures: int = 0, looks: int = 0, **more: Any
@@ -97,7 +97,7 @@ class World:
             lateness=0.25,
             fencing_token=17,
             held=lambda: self.held,
-            engine=self.engine,  # type: ignore[arg-type]
+            engine=self.engine,
             task="the request",
         )
         return evaluate(evaluation, options, clock=lambda: self.now, random=lambda: 0.0, **more)
@@ -193,7 +193,7 @@ def test_the_outcome_is_that_of_an_entity_loaded_afresh() -> None:
             return [Action("power_off", lambda ctx, entity: truth.update(state="DOWN"))]
 
     world = World()
-    world.load = Cached  # type: ignore[method-assign, assignment]
+    world.load = Cached
     assert world.evaluate().converged
 
 
@@ -404,14 +404,14 @@ def test_states_that_cannot_be_compared_are_a_failure() -> None:
         def __eq__(self, other: object) -> bool:
             raise ArithmeticError
 
-        __hash__ = None  # type: ignore[assignment]
+        __hash__ = None
 
     outcome = World(state=Odd()).evaluate()
     assert isinstance(outcome.error, ArithmeticError)
 
 
 def test_from_id_must_return_an_entity(world: World) -> None:
-    world.load = lambda id_: None  # type: ignore[method-assign, assignment, return-value]
+    world.load = lambda id_: None
     outcome = world.evaluate()
     assert "from_id returned None for host/web-1; it returns an entity" in str(outcome.error)
 

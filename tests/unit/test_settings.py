@@ -246,7 +246,7 @@ def test_settings_of_a_module_with_a_prefix_as_django_projects_have_it() -> None
     app.config_from_object(module, namespace="CELERY")
     assert Settings.from_conf(app.conf).lease == 12.0
 
-    module.CELERY_GOALSTATE_LEESE = 30  # type: ignore[attr-defined]
+    module.CELERY_GOALSTATE_LEESE = 30
     app = Celery("shop", set_as_current=False)
     app.config_from_object(module, namespace="CELERY")
     with pytest.raises(
