@@ -16,6 +16,11 @@ from celery_goalstate.index.base import Claim, Report, Verdict
 #: Seconds that the entities of a batch wait for their turn.
 SLICE = 1.0
 
+LOOK_AGAIN, NOTHING_TO_DO = "look again", "nothing to do"
+
+#: The ways in which an entity ends, in the order in which a line names them.
+ENDINGS = (Verdict.DONE, Verdict.FAILED, Verdict.QUARANTINED, LOOK_AGAIN, Verdict.UNSTARTED, NOTHING_TO_DO)
+
 
 class Batch:
     """Claims on their way to reports. `give_back` says how an entity that did not start is reported."""
@@ -57,11 +62,12 @@ class Batch:
 class Tally(Counter[str]):
     """How many entities ended in which way; `str()` is a line for people."""
 
-    def count(self, report: Report) -> None:
-        """Add one entity."""
-        again = report.verdict is Verdict.DONE and report.delay is not None
-        self["look again" if again else report.verdict.value] += 1
-
     def __str__(self) -> str:
-        parts = ", ".join(f"{count} {name}" for name, count in self.items())
+        parts = ", ".join(f"{self[ending]} {ending}" for ending in ENDINGS if self[ending])
         return f"{self.total()} entities: {parts}"
+
+
+def ending(report: Report) -> str:
+    """The way in which this entity ended."""
+    again = report.verdict is Verdict.DONE and report.delay is not None
+    return LOOK_AGAIN if again else report.verdict.value

@@ -29,7 +29,7 @@ from celery.exceptions import Reject, Retry, TaskPredicate
 from celery.signals import task_postrun
 from celery.utils.serialization import get_pickleable_exception
 
-from celery_goalstate.batch import SLICE, Batch, Tally
+from celery_goalstate.batch import NOTHING_TO_DO, SLICE, Batch, Tally, ending
 from celery_goalstate.entity import EntityRef, Scheduler
 from celery_goalstate.evaluation import Evaluation, Outcome, error_text, evaluate
 from celery_goalstate.exceptions import GoalStateError, IndexUnavailable
@@ -120,7 +120,7 @@ class Evaluator:
             held = [claim for claim in claims if isinstance(claim, Claim)]
             tally = self._evaluate_batch(request, held, claimed_at)
             if refused := len(claims) - len(held):
-                tally["nothing to do"] += refused
+                tally[NOTHING_TO_DO] += refused
             line = str(tally)
         return self._take_more(request, line) if self._kind.options.batch_size > 1 else line
 
@@ -149,13 +149,15 @@ class Evaluator:
         clock = self._keeper.clock
         ends = claimed_at + min(SLICE, self._keeper.length / 3)
         batch = Batch(claims, ends=ends, clock=clock, give_back=self._give_back)
-        tally = Tally()
+        settled: list[Report] = []
         expires = claimed_at + self._keeper.length
 
         telling = threading.Lock()
 
         def settle() -> None:
-            self._settle(batch.settle(), tally, held=lambda: clock() < expires)
+            reports = batch.settle()
+            self._settle(reports, held=lambda: clock() < expires)
+            settled.extend(reports)  # not counted yet: the alarm's thread may be here at the same time
 
         def settle_early() -> None:
             with telling:
@@ -183,9 +185,9 @@ class Evaluator:
             finally:
                 with telling:  # the alarm's thread may be in the midst of its reports
                     pass
-        return tally
+        return Tally(map(ending, settled))
 
-    def _settle(self, reports: list[Report], tally: Tally, held: Callable[[], bool]) -> None:
+    def _settle(self, reports: list[Report], held: Callable[[], bool]) -> None:
         wakeups = []
         for told, finished in zip(reports, self._finish(reports, held), strict=True):
             if finished.result is Finish.FENCED:
@@ -194,7 +196,6 @@ class Evaluator:
                 )
             elif finished.wakeup:
                 wakeups.append(finished.wakeup)
-            tally.count(told)
         self._dispatch(wakeups)
 
     @staticmethod

@@ -217,6 +217,16 @@ def test_a_third_of_a_short_lease(make_world: Callable[..., World], truth: Truth
     assert result.result == "2 entities: 1 done, 1 unstarted"
 
 
+def test_a_line_is_the_same_whoever_reports_first(world: World, truth: Truth, host: type[Entity]) -> None:
+    def slow(ctx: Any, entity: Any) -> None:
+        world.keeper_wakes_in(SLICE)
+        poll("the other waits for another worker", lambda: world.engine.is_scheduled(host("2")))
+
+    truth.set("1", does(slow))
+    [result] = world.run(enqueue_all(world, host, "12"))
+    assert result.result == "2 entities: 1 done, 1 unstarted"
+
+
 def test_a_process_that_stood_still_starts_none(
     world: World,
     truth: Truth,
