@@ -46,7 +46,7 @@ from celery_goalstate.index.base import (
     Wakeup,
 )
 from celery_goalstate.index.cluster import REDIS_ERRORS, Cluster
-from celery_goalstate.index.server import FRESH, Command, server_of
+from celery_goalstate.index.server import FRESH, Command, raise_first, server_of
 
 #: Which keys, fields and statuses there are. One more with every change that older processes cannot bear.
 LAYOUT = 1
@@ -192,7 +192,7 @@ class RedisIndex:
             ]
             with suppress(IndexUnavailable):
                 self.put_back(kind, [wakeup for wakeup in sent if wakeup])
-            _raise_first(replies)
+            raise_first(replies)
         return [
             Scheduled(changed, int(deadline) if deadline else None, _wakeup(request.id, wakeup))
             for request, (changed, deadline, wakeup) in zip(requests, replies, strict=True)
@@ -314,7 +314,7 @@ class RedisIndex:
                     due, suspect, lost, expired = map(tuple, reply)
                     surveys.append(Survey(*shard, due, suspect, lost, expired))
         if not answered:
-            _raise_first(survey.error for survey in surveys)
+            raise_first(survey.error for survey in surveys)
         return surveys
 
     def _node(self, kind: str, shard: int) -> str:
@@ -422,7 +422,7 @@ class RedisIndex:
     ) -> list[Any]:
         """What a script replies to each row, in that order. Raises the first error."""
         replies = self._transition_each(name, kind, rows, header, attempts)
-        _raise_first(replies)
+        raise_first(replies)
         return replies
 
     def _transition_each(
@@ -457,7 +457,7 @@ class RedisIndex:
     def _run(self, name: str, calls: Sequence[_Call]) -> list[Any]:
         """What a script replies to each call. Raises the first error."""
         replies = self._run_each(name, calls)
-        _raise_first(replies)
+        raise_first(replies)
         return replies
 
     def _run_each(self, name: str, calls: Sequence[_Call], attempts: int = ATTEMPTS) -> list[Any]:
@@ -476,7 +476,7 @@ class RedisIndex:
     def _commands(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands in one round trip per node. Raises the first error."""
         replies = self._replies(commands)
-        _raise_first(replies)
+        raise_first(replies)
         return replies
 
     def _replies(self, commands: Sequence[Command], attempts: int = ATTEMPTS) -> list[Any]:
@@ -494,12 +494,6 @@ class RedisIndex:
             for n, reply in zip(again, self._servers.exchange([commands[n] for n in again]), strict=True):
                 replies[n] = reply
         return [in_our_words(reply) if isinstance(reply, Exception) else reply for reply in replies]
-
-
-def _raise_first(replies: Iterable[Any]) -> None:
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
 
 
 def _is_absence(error: Exception) -> bool:

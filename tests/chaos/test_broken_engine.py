@@ -136,7 +136,7 @@ BREAKAGES = [
     Breakage(
         "an index that does not answer is passed over",
         "index/redis.py",
-        "            _raise_first(replies)\n        return [\n            Scheduled(",
+        "            raise_first(replies)\n        return [\n            Scheduled(",
         "            replies = [(False, False, False)] * len(rows)\n        return [\n            Scheduled(",
         {"untold"},
         faults="the index cannot be reached",

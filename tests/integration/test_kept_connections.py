@@ -20,6 +20,7 @@ from kombu.utils.uuid import uuid
 from redis import Redis, Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as Unreachable
+from redis.exceptions import ResponseError
 from redis.retry import Retry
 
 from celery_goalstate import Engine, Entity, broker
@@ -78,7 +79,7 @@ def test_what_breaks_between_two_calls_costs_one_error(server: Server, valkey: V
 
 def test_whoever_is_interrupted_leaves_no_reply_to_the_next(server: Server, client: Any) -> None:
     before = own_id(server)
-    (connection, _) = server._idle[-1]
+    connection = server._idle[-1].connection
     read = connection.read_response
 
     def interrupted() -> Any:
@@ -91,6 +92,38 @@ def test_whoever_is_interrupted_leaves_no_reply_to_the_next(server: Server, clie
     assert connection.read_response == read
     assert server.exchange([("ECHO", "mine")]) == ["mine"]
     assert own_id(server) != before
+
+
+def test_what_is_told_is_done_and_nobody_else_gets_its_replies(server: Server) -> None:
+    before = own_id(server)
+    server.tell([("RPUSH", "told", "1"), ("RPUSH", "told", "2")])
+    assert server.exchange([("LRANGE", "told", "0", "-1")]) == [["1", "2"]]
+    server.tell([("RPUSH", "told", "3")])
+    server.tell([("RPUSH", "told", "4")])
+    assert own_id(server) == before
+    assert server.exchange([("LLEN", "told")]) == [4]
+
+
+def test_what_is_told_and_refused_is_logged(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    server.exchange([("SET", "text", "1")])
+    server.tell([("RPUSH", "text", "2"), ("SET", "other", "3")])
+    assert server.exchange([("MGET", "text", "other")]) == [["1", "3"]]
+    assert "may not have done" in caplog.text
+    assert "WRONGTYPE" in caplog.text
+
+
+def test_whoever_breaks_off_after_being_told_is_not_talked_to_again(
+    server: Server, valkey: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = own_id(server)
+    server.tell([("CLIENT", "KILL", "ID", str(before), "SKIPME", "no"), ("SET", "never", "1")])
+    assert server.exchange([("EXISTS", "never")], fresh=60) == [0]
+    assert "may not have done" in caplog.text
+    before = own_id(server)
+    with valkey.client() as other:
+        other.client_kill_filter(_id=before)
+    server.tell([("SET", "once", "1")])
+    assert server.exchange([("EXISTS", "once")]) == [1], "told to another connection"
 
 
 def in_a_fork(what: Callable[[], Any]) -> str:
@@ -145,7 +178,7 @@ def test_all_connections_go_on_with_the_successor_of_a_master(
         open_sentinel: Any = Sentinel  # untyped in redis-py
         client = open_sentinel([(HOST, 1)]).master_for("m", decode_responses=True)
         server = server_of(client)
-        first, second = server._connection(), server._connection()
+        first, second = server._take(), server._take()
         server._idle += [first, second]
         with valkey.client() as other:
             other.client_kill_filter(_id=own_id(server))
@@ -356,11 +389,68 @@ def test_a_batch_is_sent_over_the_only_connection_that_is_allowed(app: Celery, v
         assert client.llen("wake-ups") == 9
 
 
-def test_a_worker_acknowledges_by_one_client(app: Celery, logging_as_it_was: None) -> None:
+def test_a_worker_acknowledges_by_one_client_and_one_connection(
+    app: Celery, valkey: Valkey, logging_as_it_was: None
+) -> None:
     Engine(app)
+    ran: list[int] = []
+
+    @app.task(name="run", ignore_result=True, shared=False)
+    def run(n: int) -> None:
+        ran.append(n)
+
     with start_worker(app, perform_ping_check=False, shutdown_timeout=30) as worker:
         channel = worker.consumer.task_consumer.channel
-        assert channel._create_client() is channel._create_client()
+        kept = channel._create_client()
+        for n in range(20):
+            app.send_task("run", (n,))
+        poll("all have run", lambda: len(ran) == 20)
+        with valkey.client() as client:
+            poll("all are acknowledged", lambda: not client.exists("unacked", "unacked_index"))
+        assert channel._create_client() is kept
+        assert len(kept._server._idle) == 1
+
+
+@pytest.fixture
+def queue(app: Celery) -> Iterator[Any]:
+    """What a consumer has that keeps its client."""
+    with app.connection_for_read() as connection, connection.SimpleQueue("held") as queue:
+        broker.keep_client(queue.consumer.channel)
+        yield queue
+
+
+def test_a_message_is_held_until_it_is_acknowledged_or_put_back(queue: Any, valkey: Valkey) -> None:
+    with valkey.client() as client:
+
+        def found() -> tuple[int, int, int]:
+            return client.llen("held"), client.hlen("unacked"), client.zcard("unacked_index")
+
+        queue.put({"n": 1})
+        message = queue.get(timeout=5)
+        assert found() == (0, 1, 1)
+        message.requeue()
+        assert found() == (1, 0, 0)
+        queue.get(timeout=5).ack()
+        poll("it is acknowledged", lambda: found() == (0, 0, 0))
+        queue.put({"n": 2})
+        queue.get(timeout=5).reject()
+        poll("it is rejected", lambda: found() == (0, 0, 0))
+
+
+def test_a_message_that_cannot_be_held_is_an_error_as_ever(queue: Any, valkey: Valkey) -> None:
+    queue.put({})
+    with valkey.client() as client:
+        client.set("unacked", "no hash")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        queue.get(timeout=5)
+
+
+def test_what_redis_py_is_to_repeat_is_left_to_it(app: Celery, queue: Any) -> None:
+    assert type(queue.consumer.channel._create_client()) is not Redis
+    with app.connection_for_read(transport_options={"retry_on_timeout": True}) as connection:
+        channel = connection.channel()
+        broker.keep_client(channel)
+        assert type(channel._create_client()) is Redis
 
 
 def test_what_is_not_needed_any_more_is_closed(app: Celery, valkey: Valkey) -> None:
