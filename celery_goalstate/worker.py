@@ -29,7 +29,7 @@ LOOP_SHARE = 4
 
 
 class ChannelStep(bootsteps.StartStopStep):
-    """Lets the consumer hold and acknowledge messages on Redis at less cost: those of all tasks of the worker."""
+    """Lets the consumer hold and acknowledge messages on Redis at less cost, whichever the task."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
