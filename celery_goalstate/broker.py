@@ -7,10 +7,11 @@ pays for two transactions around every message besides, a third of what a task c
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, cached_property
 from queue import Empty, LifoQueue
 from selectors import EVENT_READ, DefaultSelector
@@ -20,8 +21,9 @@ from celery import Celery
 from kombu import Producer
 from redis import Redis
 from redis.client import Pipeline
+from redis.exceptions import RedisError
 
-from celery_goalstate.index.server import Command, Server, raise_first, server_of
+from celery_goalstate.index.server import Command, Server, raise_first
 
 #: Seconds to wait for one that others use.
 PATIENCE = 1.0
@@ -110,15 +112,15 @@ class _Client(Redis):
     """
 
     @cached_property
-    def _server(self) -> Server:
-        return server_of(self)
+    def server(self) -> Server:
+        return Server(self, keep=1)
 
     def lpush(self, name: Any, *values: Any) -> Any:
-        [reply] = _say_once(self._server, [("LPUSH", name, *values)])
+        [reply] = _say_once(self.server, [("LPUSH", name, *values)])
         return reply
 
     def pipeline(self, transaction: Any = True, shard_hint: Any = None) -> Pipeline:
-        return _Pipeline(self._server, self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        return _Pipeline(self.server, self.connection_pool, self.response_callbacks, transaction, shard_hint)
 
 
 class _Pipeline(Pipeline):
@@ -154,12 +156,29 @@ def _say_once(server: Server, commands: list[Command]) -> list[Any]:
 def keep_client(channel: Any) -> None:
     """Let a channel of kombu's transport for Redis have one client, not one for every message.
 
-    It is one of ours, unless its keys have a prefix, it may have but one connection, or redis-py is to repeat
-    what times out.
+    It is one of ours, unless redis-py's is to do more than ours would.
     """
     make = getattr(channel, "Client", None)
     if make is None or hasattr(make, "cache_info"):
         return
-    plain = make is Redis and channel.max_connections > 1
-    repeats = plain and channel.pool.connection_kwargs.get("retry_on_timeout")
-    channel.Client = cache(_Client if plain and not repeats else make)
+    options = channel.pool.connection_kwargs
+    if options.get("credential_provider"):
+        return  # such a connection logs in again when it returns to its pool
+    repeats = any(options.get(name) for name in ("retry_on_timeout", "retry_on_error", "retry"))
+    # kombu itself uses two at a time.
+    if make is Redis and not repeats and (channel.max_connections or math.inf) > 2:
+        _keep_ours(channel)
+    else:
+        channel.Client = cache(make)
+
+
+def _keep_ours(channel: Any) -> None:
+    channel.Client, close = cache(_Client), channel.close
+
+    def settle_and_close() -> None:
+        if not channel.closed:
+            with suppress(RedisError):  # of a broker that is away
+                channel.Client(connection_pool=channel.pool).server.settle()
+        close()
+
+    channel.close = settle_and_close

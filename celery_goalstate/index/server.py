@@ -10,6 +10,7 @@ is used again.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections import deque
@@ -39,15 +40,20 @@ class _Idle(NamedTuple):
     """A connection that nobody uses."""
 
     connection: Any
-    since: float | None  #: None: it is to be connected again
-    owed: int = 0  #: replies that were not waited for
+    since: float
+    told: Sequence[Command] = ()  #: what it has not answered yet
+    broken: bool = False  #: to be connected again
 
 
 class Server:
-    """Sends commands to one server. `client` is redis-py's, and repeats nothing by itself."""
+    """Sends commands to one server. `client` is redis-py's, and repeats nothing by itself.
 
-    def __init__(self, client: Any) -> None:
+    It keeps so many of the client's connections; what more are needed at once return to the client's pool.
+    """
+
+    def __init__(self, client: Any, keep: float = math.inf) -> None:
         self._pool = client.connection_pool
+        self._keep = keep
         self._idle: deque[_Idle] = deque()
 
     def __del__(self) -> None:
@@ -65,46 +71,51 @@ class Server:
             try:
                 connection.send_packed_command((_packed(commands),))
                 while len(replies) < len(commands):
-                    try:
-                        replies.append(connection.read_response())
-                    except errors.ResponseError as error:
-                        replies.append(error)
+                    replies.append(_reply(connection))
             except BaseException:
-                self._give_up(connection)
+                # Replies of this call must not be taken for those of the next.
+                self._put_aside(_Idle(connection, time.monotonic(), broken=True))
                 raise
-            self._idle.append(_Idle(connection, time.monotonic()))
+            self._put_aside(_Idle(connection, time.monotonic()))
         except errors.RedisError as error:
             replies += [error] * (len(commands) - len(replies))
         return replies
 
     def tell(self, commands: Sequence[Command]) -> None:
-        """Say commands to a server that was there just now, and wait for no reply. Raises `RedisError`.
+        """Say commands that may be said twice, and wait for no reply. Raises `RedisError` if nobody is there.
 
-        That it did not do them is noticed, and logged, when the connection is used again.
+        The replies are read before the connection is used again. If there are none, the commands are said
+        once more; if there are errors, they are logged.
         """
-        connection = self._ready(0.0)
+        connection = self._ready(FRESH)
         try:
             connection.send_packed_command((_packed(commands),))
         except BaseException:
-            self._give_up(connection)
+            self._put_aside(_Idle(connection, time.monotonic(), broken=True))
             raise
-        self._idle.append(_Idle(connection, time.monotonic(), owed=len(commands)))
+        self._put_aside(_Idle(connection, time.monotonic(), commands))
+
+    def settle(self) -> None:
+        """Wait until the server has done what it was told. Raises `RedisError`."""
+        for connection in [self._ready(FRESH) for _ in range(len(self._idle))]:
+            self._put_aside(_Idle(connection, time.monotonic()))
 
     def _ready(self, fresh: float) -> Any:
-        """A connection for the caller alone."""
-        connection, since, owed = self._take()
+        """A connection for the caller alone, whose server has done what it was told."""
+        connection, since, told, broken = self._take()
+        idle_for = time.monotonic() - since
         try:
-            if since is not None and (
-                not self._pool.owns_connection(connection)  # sentinels say that the master is another one
-                or (owed and not _has_answered(connection, owed))
-                or (time.monotonic() - since >= fresh and _is_closed(connection))
-            ):
+            # Sentinels may have found another master.
+            broken = broken or not self._pool.owns_connection(connection)
+            if told and not broken and _has_answered(connection, told):
+                told = ()
+            if broken or told or (idle_for >= fresh and _is_closed(connection)):
                 connection.disconnect()
-                since = None
-            if since is None:
                 connection.connect()
+            if told:
+                _say_again(connection, told, idle_for)
         except BaseException:
-            self._give_up(connection)
+            self._put_aside(_Idle(connection, since, told, broken=True))
             raise
         return connection
 
@@ -118,9 +129,54 @@ class Server:
                 return idle
         return _Idle(self._pool.get_connection(), time.monotonic())
 
-    def _give_up(self, connection: Any) -> None:
-        connection.disconnect()  # replies of this call must not be taken for those of the next
-        self._idle.append(_Idle(connection, None))
+    def _put_aside(self, idle: _Idle) -> None:
+        connection, _, told, broken = idle
+        if broken:
+            connection.disconnect()
+        if len(self._idle) < self._keep:
+            self._idle.append(idle)
+            return
+        if told and (broken or not _has_answered(connection, told)):
+            connection.disconnect()
+            _log_undone(told, "no answer")
+        self._pool.release(connection)
+
+
+def _reply(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except errors.ResponseError as error:
+        return error
+
+
+def _has_answered(connection: Any, told: Sequence[Command]) -> bool:
+    """Whether there are replies to what was told; what the server did not do is logged."""
+    looked_at = connection.next_health_check
+    try:
+        replies = [_reply(connection) for _ in told]
+    except errors.RedisError:
+        return False
+    connection.next_health_check = looked_at  # what was said long ago tells nothing of now
+    in_transactions = [each for reply in replies if isinstance(reply, list) for each in reply]
+    for reply in (*replies, *in_transactions):
+        if isinstance(reply, Exception):
+            _log_undone(told, reply)
+            break
+    return True
+
+
+def _say_again(connection: Any, told: Sequence[Command], ago: float) -> None:
+    """If it was told just now: after a while somebody else may have said something that this would undo."""
+    if ago < FRESH:
+        connection.send_packed_command((_packed(told),))
+        if _has_answered(connection, told):
+            return
+    _log_undone(told, "no answer")
+
+
+def _log_undone(told: Sequence[Command], why: object) -> None:
+    shown = "; ".join(" ".join(map(str, command)) for command in told)
+    logger.warning("Redis may not have done what it was told, %s: %s", shown, why)
 
 
 def raise_first(replies: Iterable[Any]) -> None:
@@ -128,17 +184,6 @@ def raise_first(replies: Iterable[Any]) -> None:
     for reply in replies:
         if isinstance(reply, Exception):
             raise reply
-
-
-def _has_answered(connection: Any, owed: int) -> bool:
-    """Whether the server has done all that it was told."""
-    try:
-        for _ in range(owed):
-            connection.read_response()
-    except errors.RedisError as error:
-        logger.warning("Redis may not have done what it was told: %s", error)
-        return False
-    return True
 
 
 def _is_closed(connection: Any) -> bool:

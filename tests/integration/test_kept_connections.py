@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,10 +17,11 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
-from kombu import Exchange, Queue
+from kombu import Connection, Exchange, Queue
 from kombu.utils.uuid import uuid
 from redis import Redis, Sentinel
 from redis.backoff import NoBackoff
+from redis.credentials import UsernamePasswordCredentialProvider
 from redis.exceptions import ConnectionError as Unreachable
 from redis.exceptions import ResponseError
 from redis.retry import Retry
@@ -106,24 +109,69 @@ def test_what_is_told_is_done_and_nobody_else_gets_its_replies(server: Server) -
 
 def test_what_is_told_and_refused_is_logged(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     server.exchange([("SET", "text", "1")])
-    server.tell([("RPUSH", "text", "2"), ("SET", "other", "3")])
-    assert server.exchange([("MGET", "text", "other")]) == [["1", "3"]]
-    assert "may not have done" in caplog.text
-    assert "WRONGTYPE" in caplog.text
+    for told in [
+        [("RPUSH", "text", "2"), ("SET", "other", "3")],
+        [("MULTI",), ("RPUSH", "text", "2"), ("SET", "other", "3"), ("EXEC",)],
+    ]:
+        server.tell(told)
+        assert server.exchange([("MGET", "text", "other")]) == [["1", "3"]]
+        assert "may not have done what it was told" in caplog.text
+        assert "RPUSH text 2" in caplog.text
+        assert "WRONGTYPE" in caplog.text
+        caplog.clear()
 
 
-def test_whoever_breaks_off_after_being_told_is_not_talked_to_again(
-    server: Server, valkey: Valkey, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_whoever_hangs_up_is_told_over_another_connection(server: Server, valkey: Valkey) -> None:
     before = own_id(server)
-    server.tell([("CLIENT", "KILL", "ID", str(before), "SKIPME", "no"), ("SET", "never", "1")])
-    assert server.exchange([("EXISTS", "never")], fresh=60) == [0]
-    assert "may not have done" in caplog.text
+    server.tell([("CLIENT", "KILL", "ID", str(before), "SKIPME", "no"), ("SET", "told", "1")])
+    assert server.exchange([("EXISTS", "told")], fresh=60) == [1]
     before = own_id(server)
     with valkey.client() as other:
         other.client_kill_filter(_id=before)
-    server.tell([("SET", "once", "1")])
-    assert server.exchange([("EXISTS", "once")]) == [1], "told to another connection"
+    server.tell([("SET", "once more", "1")])
+    assert server.exchange([("EXISTS", "once more")]) == [1]
+
+
+def lose_what_is_sent_next(server: Server) -> None:
+    """As if the connection broke just then."""
+    connection = server._idle[-1].connection
+
+    def shut_down(*_: Any) -> None:
+        del connection.send_packed_command
+        connection._sock.shutdown(socket.SHUT_RDWR)
+
+    connection.send_packed_command = shut_down
+
+
+def test_what_is_told_and_lost_is_said_again(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    own_id(server)
+    lose_what_is_sent_next(server)
+    server.tell([("SET", "told", "1")])
+    server.settle()
+    assert server.exchange([("GET", "told")]) == ["1"]
+    assert not caplog.text
+
+
+def test_what_is_told_and_lost_is_not_said_again_after_a_while(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody else may have said something since."""
+    own_id(server)
+    lose_what_is_sent_next(server)
+    server.tell([("SET", "told", "1")])
+    server._idle.append(server._idle.pop()._replace(since=time.monotonic() - 2))
+    assert server.exchange([("EXISTS", "told")]) == [0]
+    assert "SET told 1: no answer" in caplog.text
+
+
+def test_what_was_said_long_ago_is_no_sign_of_life(valkey: Valkey) -> None:
+    with Redis.from_url(valkey.url, health_check_interval=60) as client:
+        server = server_of(client)
+        server.tell([("SET", "told", "1")])
+        server._idle[-1].connection.next_health_check = 0.0  # long ago
+        before = client.info("commandstats").get("cmdstat_ping", {"calls": 0})["calls"]
+        server.exchange([("GET", "told")])
+        assert client.info("commandstats")["cmdstat_ping"]["calls"] == before + 1
 
 
 def in_a_fork(what: Callable[[], Any]) -> str:
@@ -408,7 +456,7 @@ def test_a_worker_acknowledges_by_one_client_and_one_connection(
         with valkey.client() as client:
             poll("all are acknowledged", lambda: not client.exists("unacked", "unacked_index"))
         assert channel._create_client() is kept
-        assert len(kept._server._idle) == 1
+        assert len(kept.server._idle) == 1
 
 
 @pytest.fixture
@@ -445,12 +493,63 @@ def test_a_message_that_cannot_be_held_is_an_error_as_ever(queue: Any, valkey: V
         queue.get(timeout=5)
 
 
-def test_what_redis_py_is_to_repeat_is_left_to_it(app: Celery, queue: Any) -> None:
-    assert type(queue.consumer.channel._create_client()) is not Redis
-    with app.connection_for_read(transport_options={"retry_on_timeout": True}) as connection:
-        channel = connection.channel()
+def test_many_that_acknowledge_at_once_leave_connections_to_others(queue: Any, valkey: Valkey) -> None:
+    channel, together = queue.consumer.channel, threading.Barrier(8)
+
+    def acknowledge(message: Any) -> None:
+        together.wait()
+        message.ack()
+
+    for n in range(80):
+        queue.put({"n": n})
+    with ThreadPoolExecutor(8) as pool, valkey.client() as client:
+        for _ in range(10):
+            list(pool.map(acknowledge, [queue.get(timeout=5) for _ in range(8)]))
+        channel._create_client().server.settle()
+        assert client.hlen("unacked") == 0
+    assert len(channel.pool._in_use_connections) == 1
+
+
+def test_an_acknowledgement_is_done_before_the_channel_is_closed(
+    app: Celery, queue: Any, valkey: Valkey
+) -> None:
+    queue.put({})
+    message = queue.get(timeout=5)
+    with valkey.client() as client:
+        client.client_pause(500, all=False)  # writes only: as when a master hands over
+        message.ack()
+        queue.consumer.channel.close()
+        assert client.hlen("unacked") == 0
+
+
+def transport(**options: Any) -> dict[str, Any]:
+    return {"transport_options": options}
+
+
+@pytest.mark.parametrize(
+    ("options", "ours"),
+    [
+        ({}, True),
+        (transport(max_connections=None), True),
+        (transport(max_connections=3), True),
+        (transport(max_connections=2), False),
+        (transport(retry_on_timeout=True), False),
+        (transport(global_keyprefix="shop-"), False),
+        ({"credential_provider": UsernamePasswordCredentialProvider()}, False),
+    ],
+    ids=["as usual", "no limit", "three", "two", "repeated", "prefixed", "logs in again"],
+)
+def test_what_ours_cannot_do_is_left_to_redis_py(valkey: Valkey, options: dict[str, Any], ours: bool) -> None:
+    with Connection(valkey.url, **options) as connection, connection.SimpleQueue("held") as queue:
+        channel = queue.consumer.channel
         broker.keep_client(channel)
-        assert type(channel._create_client()) is Redis
+        assert isinstance(channel._create_client(), broker._Client) is ours
+        queue.put({})
+        queue.get(timeout=5).requeue()
+        queue.get(timeout=5).ack()
+        channel.qos.restore_visible()
+    with valkey.client() as client:
+        assert not client.exists("unacked", "shop-unacked", "held", "shop-held")
 
 
 def test_what_is_not_needed_any_more_is_closed(app: Celery, valkey: Valkey) -> None:
