@@ -45,13 +45,17 @@ class Cluster:
 
     def exchange(self, commands: Sequence[Command], *, fresh: float = FRESH) -> list[Any]:
         """As `Server.exchange`, with all nodes one after the other."""
-        nodes: defaultdict[Any, list[int]] = defaultdict(list)
+        nodes: dict[str, Any] = {}  # by name: nodes themselves have no hash in redis-py 6
+        asked: defaultdict[str, list[int]] = defaultdict(list)
         for position, command in enumerate(commands):
-            nodes[self.node_of(_key(command))].append(position)
+            node = self.node_of(_key(command))
+            name = node.name if node else ""
+            nodes[name] = node
+            asked[name].append(position)
         replies: list[Any] = [None] * len(commands)
-        for node, positions in nodes.items():
-            asked = [commands[position] for position in positions]
-            for position, reply in zip(positions, self._exchange(node, asked, fresh), strict=True):
+        for name, positions in asked.items():
+            said = [commands[position] for position in positions]
+            for position, reply in zip(positions, self._exchange(nodes[name], said, fresh), strict=True):
                 replies[position] = reply
         return replies
 

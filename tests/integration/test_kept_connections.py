@@ -535,7 +535,7 @@ def transport(**options: Any) -> dict[str, Any]:
         (transport(max_connections=2), False),
         (transport(retry_on_timeout=True), False),
         (transport(global_keyprefix="shop-"), False),
-        ({"credential_provider": UsernamePasswordCredentialProvider()}, False),
+        ({"credential_provider": UsernamePasswordCredentialProvider("default", "any")}, False),
     ],
     ids=["as usual", "no limit", "three", "two", "repeated", "prefixed", "logs in again"],
 )
