@@ -6,7 +6,8 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 # By name: this package has a module `redis` of its own.
-from redis import Redis, RedisCluster, Sentinel
+from redis import VERSION, Redis, RedisCluster, Sentinel
+from redis import __version__ as redis_py
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
 from redis.connection import parse_url
@@ -22,6 +23,9 @@ from celery_goalstate.settings import Settings, safe_url
 #: Seconds until an index that does not answer counts as unavailable.
 CONNECT_TIMEOUT = 2.0
 REPLY_TIMEOUT = 5.0
+
+#: The release of redis-py that sentinels and clusters need. One server can do with any that kombu takes.
+REDIS_PY = 8
 
 #: A thread or greenlet that talks to the index has a connection meanwhile. redis-py's own bound (100) would
 #: tell the next one that the index is away. `?max_connections=` in the URL sets another.
@@ -66,11 +70,14 @@ def _client(url: str) -> Redis | RedisCluster:
         "max_connections": MAX_CONNECTIONS,
     }
     scheme = urlsplit(url).scheme
-    if scheme.endswith("+cluster"):
-        return _cluster(url, options)
-    if scheme in {"sentinel", "rediss+sentinel"}:
-        return _sentinel_master(url, options)
-    return Redis.from_url(url, **options)
+    if scheme in {"redis", "rediss", "unix"}:
+        return Redis.from_url(url, **options)
+    if VERSION[0] < REDIS_PY:
+        raise ImproperlyConfigured(
+            f"an index at {scheme}:// needs redis-py {REDIS_PY} or later, and this is {redis_py}: before,"
+            " sentinels' errors show passwords, and a cluster's silent nodes hold up all others"
+        )
+    return _cluster(url, options) if scheme.endswith("+cluster") else _sentinel_master(url, options)
 
 
 def _cluster(url: str, options: dict[str, Any]) -> RedisCluster:

@@ -103,3 +103,25 @@ def test_an_option_of_a_clusters_url_is_passed_on_or_refused(name: str) -> None:
     else:
         with pytest.raises(ImproperlyConfigured, match=f"has no option '{name}'"):
             Settings.from_conf(conf)
+
+
+@pytest.mark.parametrize(
+    ("url", "needed"),
+    [
+        ("redis://nobody", False),
+        ("rediss://nobody", False),
+        ("unix:///nowhere", False),
+        ("sentinel://nobody?master_name=m", True),
+        ("rediss+sentinel://nobody?master_name=m", True),
+        ("redis+cluster://nobody", True),
+    ],
+)
+def test_who_needs_a_new_redis_py(url: str, needed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("celery_goalstate.index.VERSION", (7, 4, 1))
+    monkeypatch.setattr("celery_goalstate.index.redis_py", "7.4.1")
+    settings = Settings(index_url=url)
+    if needed:
+        with pytest.raises(ImproperlyConfigured, match=r"needs redis-py 8 or later, and this is 7\.4\.1"):
+            open_index(settings)
+    else:
+        open_index(settings).close()
