@@ -1,7 +1,7 @@
 """`make bench`: what an enqueue, an evaluation, a million entities cost, as ratios to plain Celery's.
 
 Whatever is compared is measured in rounds that take turns, on one embedded server that nobody else uses, in
-one run. Absolute figures move with the machine, ratios hardly do.
+one run. Figures move with the machine, ratios do so less.
 
     make bench                                  everything, some ten minutes; writes docs/benchmarks
     make bench ARGS=--peers                     other queues too, some ten minutes more
