@@ -49,6 +49,7 @@ class Server:
     """Sends commands to one server. `client` is redis-py's, and repeats nothing by itself.
 
     It keeps so many of the client's connections; what more are needed at once return to the client's pool.
+    Who tells something keeps one: `settle` looks at no other.
     """
 
     def __init__(self, client: Any, keep: float = math.inf) -> None:
@@ -97,8 +98,8 @@ class Server:
 
     def settle(self) -> None:
         """Wait until the server has done what it was told. Raises `RedisError`."""
-        for connection in [self._ready(FRESH) for _ in range(len(self._idle))]:
-            self._put_aside(_Idle(connection, time.monotonic()))
+        if any(idle.told for idle in list(self._idle)):
+            self._put_aside(_Idle(self._ready(FRESH), time.monotonic()))
 
     def _ready(self, fresh: float) -> Any:
         """A connection for the caller alone, whose server has done what it was told."""

@@ -164,6 +164,16 @@ def test_what_is_told_and_lost_is_not_said_again_after_a_while(
     assert "SET told 1: no answer" in caplog.text
 
 
+def test_to_settle_opens_no_connection_if_there_is_nothing_to_settle(server: Server, valkey: Valkey) -> None:
+    mine = own_id(server)
+    with valkey.client() as other:
+        other.client_kill_filter(_id=mine)
+        server._idle.append(server._idle.pop()._replace(since=time.monotonic() - 2))
+        before = other.info("stats")["total_connections_received"]
+        server.settle()
+        assert other.info("stats")["total_connections_received"] == before
+
+
 def test_what_was_said_long_ago_is_no_sign_of_life(valkey: Valkey) -> None:
     with Redis.from_url(valkey.url, health_check_interval=60) as client:
         server = server_of(client)
