@@ -193,8 +193,8 @@ HEAD = """# What it costs
 
 Written by `make bench`, which measures everything on this page again. What is compared is measured in rounds
 that take turns, on one server, in one run. A ratio is the median of the rounds' ratios: figures move with the
-machine, ratios do so less ([where the time goes](../explanation/costs.md)). The server is an embedded Valkey on
-the same machine, broker and index in one; there is no result backend, and there are no events."""
+machine, ratios do so less ([where the time goes](../explanation/costs.md)). The server is an embedded Valkey
+on the same machine, broker and index in one; there is no result backend, and there are no events."""
 
 
 def _targets(results: dict[str, Any]) -> list[str]:
