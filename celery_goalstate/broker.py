@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache, cached_property
+from functools import cache
 from queue import Empty, LifoQueue
 from selectors import EVENT_READ, DefaultSelector
 from typing import Any
@@ -30,6 +31,9 @@ PATIENCE = 1.0
 
 #: Seconds. Of one that was idle for longer it is asked whether the broker, or a proxy, has hung up.
 FRESH = 1.0
+
+#: What a consumer says of every message: that it holds it, and that it acknowledges it.
+TOLD = (["ZADD", "HSET"], ["ZREM", "HDEL"])
 
 
 class Producers:
@@ -105,52 +109,72 @@ def _has_hung_up(channel: Any) -> bool:
         return bool(selector.select(0))
 
 
+class _Line:
+    """One connection to Redis, on which everything is done in the order in which it was said."""
+
+    def __init__(self, client: Redis) -> None:
+        self._server = Server(client)
+        # A signal's handler may speak in the midst of its thread's turn: on a cold shutdown it acknowledges.
+        self._turn = threading.RLock()
+        self._pid = os.getpid()
+
+    def ask(self, command: Command) -> Any:
+        """The reply. Raises what is wrong."""
+        with self._turn:
+            # A server that was there just now: not everybody sends again what fails.
+            replies = self._server.exchange([command], fresh=0.0)
+        raise_first(replies)
+        return replies[0]
+
+    def tell(self, commands: Sequence[Command]) -> None:
+        """Say what may be said twice, and do not wait for it. See `Server.tell`."""
+        with self._turn:
+            self._server.tell(commands)
+
+    def settle(self) -> None:
+        """Wait until all that was told is done."""
+        if self._pid != os.getpid():
+            return  # a fork's parent told it, and may have had its turn just then
+        with self._turn:
+            self._server.settle()
+
+
 class _Client(Redis):
     """redis-py's client, but what every message needs goes the index's way, over one connection.
 
     A producer puts it into its queue; a consumer notes that it holds it, and acknowledges it.
     """
 
-    @cached_property
-    def server(self) -> Server:
-        return Server(self, keep=1)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.line = _Line(self)
 
     def lpush(self, name: Any, *values: Any) -> Any:
-        [reply] = _say_once(self.server, [("LPUSH", name, *values)])
-        return reply
+        return self.line.ask(("LPUSH", name, *values))
 
     def pipeline(self, transaction: Any = True, shard_hint: Any = None) -> Pipeline:
-        return _Pipeline(self.server, self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        return _Pipeline(self.line, self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+    def transaction(self, *arguments: Any, **options: Any) -> Any:
+        """Kombu puts a message back that it finds held."""
+        self.line.settle()
+        return super().transaction(*arguments, **options)
 
 
 class _Pipeline(Pipeline):
     """redis-py's, but for a consumer's two transactions around every message."""
 
-    def __init__(self, server: Server, *pipeline: Any) -> None:
+    def __init__(self, line: _Line, *pipeline: Any) -> None:
         super().__init__(*pipeline)
-        self._server = server
+        self._line = line
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
         said = [command for command, _ in self.command_stack]
-        transaction: list[Command] = [("MULTI",), *said, ("EXEC",)]
-        match [command[0] for command in said]:
-            case ["ZADD", "HSET"] if not self.watching:
-                self.reset()
-                results: list[Any] = _say_once(self._server, transaction)[-1]
-                raise_first(results)
-                return results
-            case ["ZREM", "HDEL"] if not self.watching:
-                self.reset()
-                self._server.tell(transaction)
-                return []  # nobody waits for what it did
-        return super().execute(raise_on_error)
-
-
-def _say_once(server: Server, commands: list[Command]) -> list[Any]:
-    """To a server that was there just now: not everybody sends again what fails. Raises the first error."""
-    replies = server.exchange(commands, fresh=0.0)
-    raise_first(replies)
-    return replies
+        if self.watching or [command[0] for command in said] not in TOLD:
+            return super().execute(raise_on_error)
+        self.reset()
+        self._line.tell([("MULTI",), *said, ("EXEC",)])
+        return []  # nobody waits for what it did
 
 
 def keep_client(channel: Any) -> None:
@@ -178,7 +202,7 @@ def _keep_ours(channel: Any) -> None:
     def settle_and_close() -> None:
         if not channel.closed:
             with suppress(RedisError):  # of a broker that is away
-                channel.Client(connection_pool=channel.pool).server.settle()
+                channel.Client(connection_pool=channel.pool).line.settle()
         close()
 
     channel.close = settle_and_close

@@ -10,7 +10,6 @@ is used again.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections import deque
@@ -46,15 +45,10 @@ class _Idle(NamedTuple):
 
 
 class Server:
-    """Sends commands to one server. `client` is redis-py's, and repeats nothing by itself.
+    """Sends commands to one server. `client` is redis-py's, and repeats nothing by itself."""
 
-    It keeps so many of the client's connections; what more are needed at once return to the client's pool.
-    Who tells something keeps one: `settle` looks at no other.
-    """
-
-    def __init__(self, client: Any, keep: float = math.inf) -> None:
+    def __init__(self, client: Any) -> None:
         self._pool = client.connection_pool
-        self._keep = keep
         self._idle: deque[_Idle] = deque()
 
     def __del__(self) -> None:
@@ -86,7 +80,8 @@ class Server:
         """Say commands that may be said twice, and wait for no reply. Raises `RedisError` if nobody is there.
 
         The replies are read before the connection is used again. If there are none, the commands are said
-        once more; if there are errors, they are logged.
+        once more; if there are errors, they are logged. Whoever tells something calls nothing else meanwhile:
+        another call would go over another connection, and might come first.
         """
         connection = self._ready(FRESH)
         try:
@@ -131,16 +126,9 @@ class Server:
         return _Idle(self._pool.get_connection(), time.monotonic())
 
     def _put_aside(self, idle: _Idle) -> None:
-        connection, _, told, broken = idle
-        if broken:
-            connection.disconnect()
-        if len(self._idle) < self._keep:
-            self._idle.append(idle)
-            return
-        if told and (broken or not _has_answered(connection, told)):
-            connection.disconnect()
-            _log_undone(told, "no answer")
-        self._pool.release(connection)
+        if idle.broken:
+            idle.connection.disconnect()
+        self._idle.append(idle)
 
 
 def _reply(connection: Any) -> Any:
@@ -176,7 +164,7 @@ def _say_again(connection: Any, told: Sequence[Command], ago: float) -> None:
 
 
 def _log_undone(told: Sequence[Command], why: object) -> None:
-    shown = "; ".join(" ".join(map(str, command)) for command in told)
+    shown = "; ".join(" ".join(map(str, command[:3])) for command in told)  # the rest is a message's contents
     logger.warning("Redis may not have done what it was told, %s: %s", shown, why)
 
 

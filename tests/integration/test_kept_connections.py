@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -23,7 +24,6 @@ from redis import Redis, Sentinel
 from redis.backoff import NoBackoff
 from redis.credentials import UsernamePasswordCredentialProvider
 from redis.exceptions import ConnectionError as Unreachable
-from redis.exceptions import ResponseError
 from redis.retry import Retry
 
 from celery_goalstate import Engine, Entity, broker
@@ -466,7 +466,7 @@ def test_a_worker_acknowledges_by_one_client_and_one_connection(
         with valkey.client() as client:
             poll("all are acknowledged", lambda: not client.exists("unacked", "unacked_index"))
         assert channel._create_client() is kept
-        assert len(kept.server._idle) == 1
+        assert len(kept.line._server._idle) == 1
 
 
 @pytest.fixture
@@ -495,12 +495,94 @@ def test_a_message_is_held_until_it_is_acknowledged_or_put_back(queue: Any, valk
         poll("it is rejected", lambda: found() == (0, 0, 0))
 
 
-def test_a_message_that_cannot_be_held_is_an_error_as_ever(queue: Any, valkey: Valkey) -> None:
-    queue.put({})
+def test_a_message_that_cannot_be_held_is_delivered_and_a_word_in_the_log(
+    queue: Any, valkey: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    """kombu raises, and loses the message: it is in no queue any more."""
+    queue.put("a secret")
     with valkey.client() as client:
         client.set("unacked", "no hash")
-    with pytest.raises(ResponseError, match="WRONGTYPE"):
-        queue.get(timeout=5)
+        message = queue.get(timeout=5)
+        assert message.payload == "a secret"
+        queue.consumer.channel._create_client().line.settle()
+        assert f"HSET unacked {message.delivery_tag}" in caplog.text
+        assert "WRONGTYPE" in caplog.text
+        assert b64encode(message.body).decode() not in caplog.text
+        client.delete("unacked")
+
+
+@pytest.fixture
+def message(queue: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """One that its consumer says it holds, but the server is so far away that it hears it late."""
+    queue.put({})
+    queue.get(timeout=5).ack()
+    line = queue.consumer.channel._create_client().line
+    line.settle()
+    connection, under_way = line._server._idle[-1].connection, []
+    send, read = connection.send_packed_command, connection.read_response
+
+    def arrive_and_read() -> Any:
+        while under_way:
+            send(*under_way.pop(0))
+        return read()
+
+    monkeypatch.setattr(connection, "send_packed_command", lambda *what: under_way.append(what))
+    monkeypatch.setattr(connection, "read_response", arrive_and_read)
+    queue.put({})
+    message = queue.get(timeout=5)
+    assert under_way, "nobody waited"
+    return message
+
+
+def test_a_message_is_put_back_once_it_is_held(message: Any, valkey: Valkey) -> None:
+    message.requeue()
+    with valkey.client() as client:
+        assert (client.llen("held"), client.hlen("unacked"), client.zcard("unacked_index")) == (1, 0, 0)
+
+
+def test_a_message_is_acknowledged_once_it_is_held(queue: Any, message: Any, valkey: Valkey) -> None:
+    with ThreadPoolExecutor(1) as another, valkey.client() as client:
+        another.submit(message.ack).result()
+        queue.consumer.channel.close()
+        assert client.hlen("unacked") == 0
+
+
+def test_a_signals_handler_may_speak_while_its_thread_speaks(queue: Any, valkey: Valkey) -> None:
+    """On a cold shutdown Celery acknowledges in one."""
+    queue.put({})
+    queue.put({})
+    first, second = queue.get(timeout=5), queue.get(timeout=5)
+    line = queue.consumer.channel._create_client().line
+    line.settle()
+    connection = line._server._idle[-1].connection
+    send = connection.send_packed_command
+
+    def interrupted(*what: Any) -> None:
+        del connection.send_packed_command
+        second.ack()
+        send(*what)
+
+    connection.send_packed_command = interrupted
+    first.ack()
+    with valkey.client() as client:
+        poll("both are acknowledged", lambda: not client.exists("unacked", "unacked_index"))
+
+
+def test_a_fork_settles_nothing_for_its_parent(queue: Any) -> None:
+    """It was forked while another thread had its turn, who is not there to end it."""
+    line = queue.consumer.channel._create_client().line
+    began, ends = threading.Event(), threading.Event()
+
+    def take_long() -> None:
+        with line._turn:
+            began.set()
+            ends.wait(30)
+
+    with ThreadPoolExecutor(1) as another:
+        another.submit(take_long)
+        assert began.wait(5)
+        assert in_a_fork(line.settle) == "None"
+        ends.set()
 
 
 def test_many_that_acknowledge_at_once_leave_connections_to_others(queue: Any, valkey: Valkey) -> None:
@@ -515,7 +597,7 @@ def test_many_that_acknowledge_at_once_leave_connections_to_others(queue: Any, v
     with ThreadPoolExecutor(8) as pool, valkey.client() as client:
         for _ in range(10):
             list(pool.map(acknowledge, [queue.get(timeout=5) for _ in range(8)]))
-        channel._create_client().server.settle()
+        channel._create_client().line.settle()
         assert client.hlen("unacked") == 0
     assert len(channel.pool._in_use_connections) == 1
 
