@@ -65,6 +65,18 @@ def test_tokens_rise_over_the_loss_of_all_data(index: RedisIndex, valkey: Any) -
     assert int(second.wakeup.token) > int(first.wakeup.token)
 
 
+def test_no_token_is_given_twice_when_a_script_breaks_off(index: RedisIndex, valkey: Any) -> None:
+    ahead = milliseconds(valkey) * 1_000 + 10**9  # of the clock: the next ones are counted, not read off it
+    valkey.set("gs:{default:order:0}:token", ahead)
+    with pytest.raises(redis.ResponseError):
+        index._transition("enqueue", KIND, [("a", False, 0, "1"), ("b", False, "no time", "2")], ["earliest"])
+    (a,) = index.describe(KIND, ["a"])
+    (c,) = index.enqueue(KIND, [Request("c", 0)])
+    assert a is not None
+    assert c.wakeup
+    assert ahead < int(a.token) < int(c.wakeup.token)
+
+
 def test_scripts_are_loaded_when_it_does_not_know_them(index: RedisIndex, valkey: Any) -> None:
     valkey.script_flush()
     index.enqueue(KIND, [Request("a", 0)])

@@ -85,6 +85,12 @@ MUTANTS = [
         "save(entity, PARKED",
     ),
     Mutant(
+        "a batch takes the first of its tokens from the counter",
+        "index/lua/common.lua",
+        "digits(last_reserved)",
+        "digits(last_token + 1)",
+    ),
+    Mutant(
         "put-back is unconditional",
         "index/memory.py",
         "if entry and entry.status is Status.SENT and entry.token == wakeup.token:",

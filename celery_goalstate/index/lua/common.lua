@@ -44,11 +44,17 @@ local function number(text, most_digits)
   return text and #text <= most_digits and string.match(text, '^%d+$') and tonumber(text) or nil
 end
 
+-- Tokens only grow. Those of a batch are taken from the counter at once, so that none is given twice should the script
+-- break off; `each` puts back what is left.
+local last_token, last_reserved = 0, 0
 local function next_token()
-  local last = number(redis.call('GET', TOKEN), TOKEN_DIGITS) or 0
-  local token = digits(math.max(last + 1, now * 1000))
-  redis.call('SET', TOKEN, token)
-  return token
+  if last_token == last_reserved then
+    last_token = math.max(number(redis.call('GET', TOKEN), TOKEN_DIGITS) or 0, now * 1000 - 1)
+    last_reserved = last_token + #ROWS
+    redis.call('SET', TOKEN, digits(last_reserved))
+  end
+  last_token = last_token + 1
+  return digits(last_token)
 end
 
 -- When the newest message that has arrived at a worker was sent.
@@ -93,7 +99,7 @@ end
 local function open(n, id)
   local entity = { id = id, key = KEYS[SHARD_KEYS + n], stored = {}, fields = {} }
   local flat = read(entity.key, id)
-  local fields, damaged = entity.fields, {}
+  local fields, damaged = entity.fields, nil
   for i = 1, #flat, 2 do
     local name, value = flat[i], flat[i + 1]
     entity.stored[name] = value
@@ -104,14 +110,14 @@ local function open(n, id)
     end
     if fields[name] == nil then
       fields[name] = NUMBERS[name] and 0 or '0'
-      damaged[#damaged + 1] = name
+      damaged = (damaged and damaged .. ', ' or '') .. name
     end
   end
-  if #damaged > 0 then
+  if damaged then
     if fields.deadline == 0 then
       fields.deadline = number(redis.call('ZSCORE', PARKED, id), NUMBER_DIGITS) or 0 -- it is there, too
     end
-    fields.error = 'damaged in the index: ' .. table.concat(damaged, ', ')
+    fields.error = 'damaged in the index: ' .. damaged
   end
   if fields.lease then
     entity.status = RUNNING
@@ -130,30 +136,37 @@ local function each(transition)
   for n, row in ipairs(ROWS) do
     replies[n] = transition(open(n, row[1]), unpack(row, 2))
   end
+  if last_token < last_reserved then
+    redis.call('SET', TOKEN, digits(last_token))
+  end
   return cjson.encode(replies)
 end
+
+local changed, gone = {}, {} -- for `save`: tables that grow anew for every entity are a tenth of what a batch costs
 
 -- Writes the fields that changed, and moves the entity to the sorted set of its new status. Without a score the
 -- entity stays where it is.
 local function save(entity, status, score)
-  local changed, gone = {}, {}
-  for name, value in pairs(entity.fields) do
+  local fields, stored = entity.fields, entity.stored
+  local c, g = 0, 0
+  for name, value in pairs(fields) do
     local text = NUMBERS[name] and digits(value) or value
-    if text ~= entity.stored[name] then
-      changed[#changed + 1] = name
-      changed[#changed + 1] = text
+    if text ~= stored[name] then
+      changed[c + 1], changed[c + 2] = name, text
+      c = c + 2
     end
   end
-  for name in pairs(entity.stored) do
-    if entity.fields[name] == nil then
-      gone[#gone + 1] = name
+  for name in pairs(stored) do
+    if fields[name] == nil then
+      g = g + 1
+      gone[g] = name
     end
   end
-  if #changed > 0 then
-    redis.call('HSET', entity.key, unpack(changed))
+  if c > 0 then
+    redis.call('HSET', entity.key, unpack(changed, 1, c))
   end
-  if #gone > 0 then
-    redis.call('HDEL', entity.key, unpack(gone))
+  if g > 0 then
+    redis.call('HDEL', entity.key, unpack(gone, 1, g))
   end
   if entity.status and entity.status ~= status then
     redis.call('ZREM', entity.status, entity.id)

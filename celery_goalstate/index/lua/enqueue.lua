@@ -42,9 +42,10 @@ end
 -- The name of an entity whose sorted set was evicted would never be found again.
 local function restore(entity)
   local status = entity.status
-  local score = { [PARKED] = entity.fields.deadline, [SENT] = now, [RUNNING] = now + LEASE }
-  if score[status] and not redis.call('ZSCORE', status, entity.id) then
-    save(entity, status, score[status])
+  local score = status == PARKED and entity.fields.deadline or status == SENT and now
+    or status == RUNNING and now + LEASE
+  if score and not redis.call('ZSCORE', status, entity.id) then
+    save(entity, status, score)
   end
 end
 
