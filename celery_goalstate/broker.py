@@ -7,13 +7,13 @@ pays for two transactions around every message besides, a third of what a task c
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from queue import Empty, LifoQueue
 from selectors import EVENT_READ, DefaultSelector
 from typing import Any
@@ -25,15 +25,15 @@ from redis.client import Pipeline
 from redis.exceptions import RedisError
 
 from celery_goalstate.index.server import Command, Server, raise_first
+from celery_goalstate.line import Line
+
+logger = logging.getLogger(__name__)
 
 #: Seconds to wait for one that others use.
 PATIENCE = 1.0
 
 #: Seconds. Of one that was idle for longer it is asked whether the broker, or a proxy, has hung up.
 FRESH = 1.0
-
-#: What a consumer says of every message: that it holds it, and that it acknowledges it.
-TOLD = (["ZADD", "HSET"], ["ZREM", "HDEL"])
 
 
 class Producers:
@@ -109,71 +109,51 @@ def _has_hung_up(channel: Any) -> bool:
         return bool(selector.select(0))
 
 
-class _Line:
-    """One connection to Redis, on which everything is done in the order in which it was said."""
-
-    def __init__(self, client: Redis) -> None:
-        self._server = Server(client)
-        # A signal's handler may speak in the midst of its thread's turn: on a cold shutdown it acknowledges.
-        self._turn = threading.RLock()
-        self._pid = os.getpid()
-
-    def ask(self, command: Command) -> Any:
-        """The reply. Raises what is wrong."""
-        with self._turn:
-            # A server that was there just now: not everybody sends again what fails.
-            replies = self._server.exchange([command], fresh=0.0)
-        raise_first(replies)
-        return replies[0]
-
-    def tell(self, commands: Sequence[Command]) -> None:
-        """Say what may be said twice, and do not wait for it. See `Server.tell`."""
-        with self._turn:
-            self._server.tell(commands)
-
-    def settle(self) -> None:
-        """Wait until all that was told is done."""
-        if self._pid != os.getpid():
-            return  # a fork's parent told it, and may have had its turn just then
-        with self._turn:
-            self._server.settle()
-
-
 class _Client(Redis):
-    """redis-py's client, but what every message needs goes the index's way, over one connection.
+    """redis-py's client, but what every message needs goes the index's way.
 
     A producer puts it into its queue; a consumer notes that it holds it, and acknowledges it.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, line: Line, **options: Any) -> None:
         super().__init__(**options)
-        self.line = _Line(self)
+        self._line = line
+        self._server = Server(self)
 
     def lpush(self, name: Any, *values: Any) -> Any:
-        return self.line.ask(("LPUSH", name, *values))
+        # To a server that was there just now: not everybody sends again what fails.
+        replies = self._server.exchange([("LPUSH", name, *values)], fresh=0.0)
+        raise_first(replies)
+        return replies[0]
 
     def pipeline(self, transaction: Any = True, shard_hint: Any = None) -> Pipeline:
-        return _Pipeline(self.line, self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        return _Pipeline(self._line, self.connection_pool, self.response_callbacks, transaction, shard_hint)
 
     def transaction(self, *arguments: Any, **options: Any) -> Any:
-        """Kombu puts a message back that it finds held."""
-        self.line.settle()
+        """In which kombu puts back a message that it finds held."""
+        self._line.settle()
         return super().transaction(*arguments, **options)
 
 
 class _Pipeline(Pipeline):
     """redis-py's, but for a consumer's two transactions around every message."""
 
-    def __init__(self, line: _Line, *pipeline: Any) -> None:
+    def __init__(self, line: Line, *pipeline: Any) -> None:
         super().__init__(*pipeline)
         self._line = line
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
         said = [command for command, _ in self.command_stack]
-        if self.watching or [command[0] for command in said] not in TOLD:
-            return super().execute(raise_on_error)
-        self.reset()
-        self._line.tell([("MULTI",), *said, ("EXEC",)])
+        transaction: list[Command] = [("MULTI",), *said, ("EXEC",)]
+        match said:
+            case [("ZADD", *_), ("HSET", _, tag, _)] if not self.watching:
+                self.reset()
+                self._line.hold(tag, transaction)
+            case [("ZREM", *_), ("HDEL", _, tag)] if not self.watching:
+                self.reset()
+                self._line.acknowledge(tag, transaction)
+            case _:
+                return super().execute(raise_on_error)
         return []  # nobody waits for what it did
 
 
@@ -189,20 +169,24 @@ def keep_client(channel: Any) -> None:
     if options.get("credential_provider"):
         return  # such a connection logs in again when it returns to its pool
     repeats = any(options.get(name) for name in ("retry_on_timeout", "retry_on_error", "retry"))
-    # kombu itself uses two at a time.
-    if make is Redis and not repeats and (channel.max_connections or math.inf) > 2:
+    # kombu itself uses two at a time, ours keep two.
+    if make is Redis and not repeats and (channel.max_connections or math.inf) > 3:
         _keep_ours(channel)
     else:
         channel.Client = cache(make)
 
 
 def _keep_ours(channel: Any) -> None:
-    channel.Client, close = cache(_Client), channel.close
+    line, close = Line(channel), channel.close
+    channel.Client = cache(partial(_Client, line))
 
     def settle_and_close() -> None:
         if not channel.closed:
-            with suppress(RedisError):  # of a broker that is away
-                channel.Client(connection_pool=channel.pool).line.settle()
+            try:
+                line.settle()
+            except RedisError as error:  # whose text may show a message's contents
+                problem = type(error).__name__
+                logger.warning("a channel is closed before Redis knows of all its messages: %s", problem)
         close()
 
     channel.close = settle_and_close

@@ -41,6 +41,22 @@ def poll(description: str, condition: Callable[[], T], *, timeout: float = 10.0,
     return result
 
 
+def in_a_fork(what: Callable[[], Any]) -> str:
+    """What a forked process has to say, as text."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.write(writing, str(what()).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    return said
+
+
 def free_port() -> int:
     """A port that nobody listens on, never the same twice. Random, since tests run in parallel.
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import gc
-import os
-import socket
 import sys
 import threading
-import time
-from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +13,6 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from celery.contrib.testing.worker import start_worker
 from kombu import Connection, Exchange, Queue
 from kombu.utils.uuid import uuid
 from redis import Redis, Sentinel
@@ -32,7 +27,7 @@ from celery_goalstate.index import open_index
 from celery_goalstate.index.base import Request, Wakeup
 from celery_goalstate.index.server import Server, server_of
 from celery_goalstate.settings import Settings
-from tests.servers import HOST, Valkey, poll
+from tests.servers import HOST, Valkey, in_a_fork, poll
 
 
 @pytest.fixture
@@ -95,109 +90,6 @@ def test_whoever_is_interrupted_leaves_no_reply_to_the_next(server: Server, clie
     assert connection.read_response == read
     assert server.exchange([("ECHO", "mine")]) == ["mine"]
     assert own_id(server) != before
-
-
-def test_what_is_told_is_done_and_nobody_else_gets_its_replies(server: Server) -> None:
-    before = own_id(server)
-    server.tell([("RPUSH", "told", "1"), ("RPUSH", "told", "2")])
-    assert server.exchange([("LRANGE", "told", "0", "-1")]) == [["1", "2"]]
-    server.tell([("RPUSH", "told", "3")])
-    server.tell([("RPUSH", "told", "4")])
-    assert own_id(server) == before
-    assert server.exchange([("LLEN", "told")]) == [4]
-
-
-def test_what_is_told_and_refused_is_logged(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    server.exchange([("SET", "text", "1")])
-    for told in [
-        [("RPUSH", "text", "2"), ("SET", "other", "3")],
-        [("MULTI",), ("RPUSH", "text", "2"), ("SET", "other", "3"), ("EXEC",)],
-    ]:
-        server.tell(told)
-        assert server.exchange([("MGET", "text", "other")]) == [["1", "3"]]
-        assert "may not have done what it was told" in caplog.text
-        assert "RPUSH text 2" in caplog.text
-        assert "WRONGTYPE" in caplog.text
-        caplog.clear()
-
-
-def test_whoever_hangs_up_is_told_over_another_connection(server: Server, valkey: Valkey) -> None:
-    before = own_id(server)
-    server.tell([("CLIENT", "KILL", "ID", str(before), "SKIPME", "no"), ("SET", "told", "1")])
-    assert server.exchange([("EXISTS", "told")], fresh=60) == [1]
-    before = own_id(server)
-    with valkey.client() as other:
-        other.client_kill_filter(_id=before)
-    server.tell([("SET", "once more", "1")])
-    assert server.exchange([("EXISTS", "once more")]) == [1]
-
-
-def lose_what_is_sent_next(server: Server) -> None:
-    """As if the connection broke just then."""
-    connection = server._idle[-1].connection
-
-    def shut_down(*_: Any) -> None:
-        del connection.send_packed_command
-        connection._sock.shutdown(socket.SHUT_RDWR)
-
-    connection.send_packed_command = shut_down
-
-
-def test_what_is_told_and_lost_is_said_again(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    own_id(server)
-    lose_what_is_sent_next(server)
-    server.tell([("SET", "told", "1")])
-    server.settle()
-    assert server.exchange([("GET", "told")]) == ["1"]
-    assert not caplog.text
-
-
-def test_what_is_told_and_lost_is_not_said_again_after_a_while(
-    server: Server, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Somebody else may have said something since."""
-    own_id(server)
-    lose_what_is_sent_next(server)
-    server.tell([("SET", "told", "1")])
-    server._idle.append(server._idle.pop()._replace(since=time.monotonic() - 2))
-    assert server.exchange([("EXISTS", "told")]) == [0]
-    assert "SET told 1: no answer" in caplog.text
-
-
-def test_to_settle_opens_no_connection_if_there_is_nothing_to_settle(server: Server, valkey: Valkey) -> None:
-    mine = own_id(server)
-    with valkey.client() as other:
-        other.client_kill_filter(_id=mine)
-        server._idle.append(server._idle.pop()._replace(since=time.monotonic() - 2))
-        before = other.info("stats")["total_connections_received"]
-        server.settle()
-        assert other.info("stats")["total_connections_received"] == before
-
-
-def test_what_was_said_long_ago_is_no_sign_of_life(valkey: Valkey) -> None:
-    with Redis.from_url(valkey.url, health_check_interval=60) as client:
-        server = server_of(client)
-        server.tell([("SET", "told", "1")])
-        server._idle[-1].connection.next_health_check = 0.0  # long ago
-        before = client.info("commandstats").get("cmdstat_ping", {"calls": 0})["calls"]
-        server.exchange([("GET", "told")])
-        assert client.info("commandstats")["cmdstat_ping"]["calls"] == before + 1
-
-
-def in_a_fork(what: Callable[[], Any]) -> str:
-    """What a forked process has to say, as text."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            os.write(writing, str(what()).encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        said = pipe.read()
-    os.waitpid(child, 0)
-    return said
 
 
 def test_a_fork_gets_a_connection_of_its_own(server: Server) -> None:
@@ -447,173 +339,6 @@ def test_a_batch_is_sent_over_the_only_connection_that_is_allowed(app: Celery, v
         assert client.llen("wake-ups") == 9
 
 
-def test_a_worker_acknowledges_by_one_client_and_one_connection(
-    app: Celery, valkey: Valkey, logging_as_it_was: None
-) -> None:
-    Engine(app)
-    ran: list[int] = []
-
-    @app.task(name="run", ignore_result=True, shared=False)
-    def run(n: int) -> None:
-        ran.append(n)
-
-    with start_worker(app, perform_ping_check=False, shutdown_timeout=30) as worker:
-        channel = worker.consumer.task_consumer.channel
-        kept = channel._create_client()
-        for n in range(20):
-            app.send_task("run", (n,))
-        poll("all have run", lambda: len(ran) == 20)
-        with valkey.client() as client:
-            poll("all are acknowledged", lambda: not client.exists("unacked", "unacked_index"))
-        assert channel._create_client() is kept
-        assert len(kept.line._server._idle) == 1
-
-
-@pytest.fixture
-def queue(app: Celery) -> Iterator[Any]:
-    """What a consumer has that keeps its client."""
-    with app.connection_for_read() as connection, connection.SimpleQueue("held") as queue:
-        broker.keep_client(queue.consumer.channel)
-        yield queue
-
-
-def test_a_message_is_held_until_it_is_acknowledged_or_put_back(queue: Any, valkey: Valkey) -> None:
-    with valkey.client() as client:
-
-        def found() -> tuple[int, int, int]:
-            return client.llen("held"), client.hlen("unacked"), client.zcard("unacked_index")
-
-        queue.put({"n": 1})
-        message = queue.get(timeout=5)
-        assert found() == (0, 1, 1)
-        message.requeue()
-        assert found() == (1, 0, 0)
-        queue.get(timeout=5).ack()
-        poll("it is acknowledged", lambda: found() == (0, 0, 0))
-        queue.put({"n": 2})
-        queue.get(timeout=5).reject()
-        poll("it is rejected", lambda: found() == (0, 0, 0))
-
-
-def test_a_message_that_cannot_be_held_is_delivered_and_a_word_in_the_log(
-    queue: Any, valkey: Valkey, caplog: pytest.LogCaptureFixture
-) -> None:
-    """kombu raises, and loses the message: it is in no queue any more."""
-    queue.put("a secret")
-    with valkey.client() as client:
-        client.set("unacked", "no hash")
-        message = queue.get(timeout=5)
-        assert message.payload == "a secret"
-        queue.consumer.channel._create_client().line.settle()
-        assert f"HSET unacked {message.delivery_tag}" in caplog.text
-        assert "WRONGTYPE" in caplog.text
-        assert b64encode(message.body).decode() not in caplog.text
-        client.delete("unacked")
-
-
-@pytest.fixture
-def message(queue: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """One that its consumer says it holds, but the server is so far away that it hears it late."""
-    queue.put({})
-    queue.get(timeout=5).ack()
-    line = queue.consumer.channel._create_client().line
-    line.settle()
-    connection, under_way = line._server._idle[-1].connection, []
-    send, read = connection.send_packed_command, connection.read_response
-
-    def arrive_and_read() -> Any:
-        while under_way:
-            send(*under_way.pop(0))
-        return read()
-
-    monkeypatch.setattr(connection, "send_packed_command", lambda *what: under_way.append(what))
-    monkeypatch.setattr(connection, "read_response", arrive_and_read)
-    queue.put({})
-    message = queue.get(timeout=5)
-    assert under_way, "nobody waited"
-    return message
-
-
-def test_a_message_is_put_back_once_it_is_held(message: Any, valkey: Valkey) -> None:
-    message.requeue()
-    with valkey.client() as client:
-        assert (client.llen("held"), client.hlen("unacked"), client.zcard("unacked_index")) == (1, 0, 0)
-
-
-def test_a_message_is_acknowledged_once_it_is_held(queue: Any, message: Any, valkey: Valkey) -> None:
-    with ThreadPoolExecutor(1) as another, valkey.client() as client:
-        another.submit(message.ack).result()
-        queue.consumer.channel.close()
-        assert client.hlen("unacked") == 0
-
-
-def test_a_signals_handler_may_speak_while_its_thread_speaks(queue: Any, valkey: Valkey) -> None:
-    """On a cold shutdown Celery acknowledges in one."""
-    queue.put({})
-    queue.put({})
-    first, second = queue.get(timeout=5), queue.get(timeout=5)
-    line = queue.consumer.channel._create_client().line
-    line.settle()
-    connection = line._server._idle[-1].connection
-    send = connection.send_packed_command
-
-    def interrupted(*what: Any) -> None:
-        del connection.send_packed_command
-        second.ack()
-        send(*what)
-
-    connection.send_packed_command = interrupted
-    first.ack()
-    with valkey.client() as client:
-        poll("both are acknowledged", lambda: not client.exists("unacked", "unacked_index"))
-
-
-def test_a_fork_settles_nothing_for_its_parent(queue: Any) -> None:
-    """It was forked while another thread had its turn, who is not there to end it."""
-    line = queue.consumer.channel._create_client().line
-    began, ends = threading.Event(), threading.Event()
-
-    def take_long() -> None:
-        with line._turn:
-            began.set()
-            ends.wait(30)
-
-    with ThreadPoolExecutor(1) as another:
-        another.submit(take_long)
-        assert began.wait(5)
-        assert in_a_fork(line.settle) == "None"
-        ends.set()
-
-
-def test_many_that_acknowledge_at_once_leave_connections_to_others(queue: Any, valkey: Valkey) -> None:
-    channel, together = queue.consumer.channel, threading.Barrier(8)
-
-    def acknowledge(message: Any) -> None:
-        together.wait()
-        message.ack()
-
-    for n in range(80):
-        queue.put({"n": n})
-    with ThreadPoolExecutor(8) as pool, valkey.client() as client:
-        for _ in range(10):
-            list(pool.map(acknowledge, [queue.get(timeout=5) for _ in range(8)]))
-        channel._create_client().line.settle()
-        assert client.hlen("unacked") == 0
-    assert len(channel.pool._in_use_connections) == 1
-
-
-def test_an_acknowledgement_is_done_before_the_channel_is_closed(
-    app: Celery, queue: Any, valkey: Valkey
-) -> None:
-    queue.put({})
-    message = queue.get(timeout=5)
-    with valkey.client() as client:
-        client.client_pause(500, all=False)  # writes only: as when a master hands over
-        message.ack()
-        queue.consumer.channel.close()
-        assert client.hlen("unacked") == 0
-
-
 def transport(**options: Any) -> dict[str, Any]:
     return {"transport_options": options}
 
@@ -623,13 +348,13 @@ def transport(**options: Any) -> dict[str, Any]:
     [
         ({}, True),
         (transport(max_connections=None), True),
-        (transport(max_connections=3), True),
-        (transport(max_connections=2), False),
+        (transport(max_connections=4), True),
+        (transport(max_connections=3), False),
         (transport(retry_on_timeout=True), False),
         (transport(global_keyprefix="shop-"), False),
         ({"credential_provider": UsernamePasswordCredentialProvider("default", "any")}, False),
     ],
-    ids=["as usual", "no limit", "three", "two", "repeated", "prefixed", "logs in again"],
+    ids=["as usual", "no limit", "four", "three", "repeated", "prefixed", "logs in again"],
 )
 def test_what_ours_cannot_do_is_left_to_redis_py(valkey: Valkey, options: dict[str, Any], ours: bool) -> None:
     with Connection(valkey.url, **options) as connection, connection.SimpleQueue("held") as queue:
