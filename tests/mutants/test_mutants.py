@@ -183,8 +183,8 @@ MUTANTS = [
     Mutant(
         "a token is a float",
         "index/lua/common.lua",
-        "local token = digits(math.max(last + 1, now * 1000))",
-        "local token = tostring(math.max(last + 1, now * 1000))",
+        "  return digits(last_token)",
+        "  return tostring(last_token)",
     ),
     Mutant(
         "a first successful action resets the back-off",
