@@ -22,7 +22,6 @@ from celery import Celery
 from kombu import Producer
 from redis import Redis
 from redis.client import Pipeline
-from redis.exceptions import RedisError
 
 from celery_goalstate.index.server import Command, Server, raise_first
 from celery_goalstate.line import Line
@@ -184,9 +183,13 @@ def _keep_ours(channel: Any) -> None:
         if not channel.closed:
             try:
                 line.settle()
-            except RedisError as error:  # whose text may show a message's contents
-                problem = type(error).__name__
+            except Exception as error:  # noqa: BLE001 - the channel is to be closed whatever is wrong
+                problem = type(error).__name__  # its text may show a message's contents
                 logger.warning("a channel is closed before Redis knows of all its messages: %s", problem)
-        close()
+        try:
+            close()
+        finally:
+            if not channel.closed:
+                close()  # the first time it broke off, at the connection on which it waited for messages
 
     channel.close = settle_and_close

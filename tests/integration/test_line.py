@@ -122,6 +122,36 @@ def test_after_a_message_that_could_not_be_held_none_is_taken(
     client.delete("unacked")
 
 
+def test_when_there_is_room_again_all_are_held(queue: Any, line: Line, client: Any) -> None:
+    queue.put({"n": 1})
+    queue.put({"n": 2})
+    client.config_set("maxmemory", 1)
+    queue.get(timeout=5)
+    line._hear()
+    client.config_set("maxmemory", 0)
+    assert queue.get(timeout=5).payload == {"n": 2}
+    assert found(client) == (0, 2, 2)
+
+
+def test_an_acknowledgement_that_is_refused_is_not_said_with_each_other_one(
+    queue: Any, line: Line, client: Any
+) -> None:
+    for _ in range(5):
+        queue.put({})
+    messages = [queue.get(timeout=5) for _ in range(5)]
+    line.settle()
+    client.delete("unacked_index")
+    client.set("unacked_index", "no sorted set")
+    client.config_resetstat()
+    for message in messages:
+        message.ack()
+    line._hear()
+    assert client.info("commandstats")["cmdstat_zrem"]["calls"] == 5
+    client.delete("unacked_index")
+    line.settle()
+    assert not client.hlen("unacked")
+
+
 def test_a_message_that_a_full_server_could_not_note_is_put_back_when_there_is_room(
     queue: Any, line: Line, client: Any
 ) -> None:
@@ -159,6 +189,38 @@ def test_a_channel_closes_though_something_is_refused(
     assert f"{message.delivery_tag} is acknowledged: WRONGTYPE" in caplog.text
     assert "closed before Redis knows" in caplog.text
     client.delete("unacked_index")
+
+
+def test_a_channel_closes_though_the_connection_breaks_on_which_it_waits(queue: Any, client: Any) -> None:
+    """kombu's own way of closing breaks off there, and a worker could not connect again."""
+    with pytest.raises(Empty):
+        queue.get(timeout=0.1)
+    channel = queue.consumer.channel
+    assert channel._in_poll
+    client.client_kill_filter(skipme=True)
+    with pytest.raises(channel.connection_errors):
+        channel.close()
+    assert channel.closed
+
+
+def test_what_cannot_be_said_is_in_nobody_s_way(queue: Any, line: Line, client: Any) -> None:
+    with pytest.raises(UnicodeEncodeError):
+        line.acknowledge("\ud800", [("HDEL", "unacked", "\ud800")])
+    queue.put({})
+    queue.get(timeout=5).ack()
+    line.settle()
+    assert found(client) == (0, 0, 0)
+
+
+def test_a_channel_closes_whatever_is_wrong_with_its_line(
+    queue: Any, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise ValueError
+
+    monkeypatch.setattr(line, "settle", fail)
+    queue.consumer.channel.close()
+    assert queue.consumer.channel.closed
 
 
 def test_what_redis_shows_of_a_command_that_it_does_not_know_is_not_logged(
@@ -216,6 +278,26 @@ def test_an_acknowledgement_is_not_said_again_after_a_second(
     assert f"{message.delivery_tag} is acknowledged: no answer" in caplog.text
 
 
+def test_nor_is_it_when_it_took_more_than_a_second_to_connect(
+    queue: Any, line: Line, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.put({})
+    message = queue.get(timeout=5)
+    line.settle()
+    lose_what_is_said_next(line)
+    message.ack()
+    pool = queue.consumer.channel.pool
+    connect = pool.get_connection
+
+    def connect_slowly() -> Any:
+        line._undone[message.delivery_tag].since -= 2
+        return connect()
+
+    monkeypatch.setattr(pool, "get_connection", connect_slowly)
+    line.settle()
+    assert client.hlen("unacked") == 1
+
+
 def test_who_has_hung_up_is_told_over_another_connection(queue: Any, line: Line, client: Any) -> None:
     """At once: nobody may look at the reply for as long as the task runs."""
     in_use = queue.consumer.channel.pool._in_use_connections
@@ -224,7 +306,7 @@ def test_who_has_hung_up_is_told_over_another_connection(queue: Any, line: Line,
         if each["cmd"] == "exec":
             client.client_kill_filter(_id=each["id"])
     queue.put({})
-    message = queue.get(timeout=5)
+    queue.get(timeout=5)
     poll("it is held", lambda: client.hlen("unacked") == 1)
     assert len(in_use) == before
 
