@@ -188,8 +188,9 @@ def _keep_ours(channel: Any) -> None:
                 logger.warning("a channel is closed before Redis knows of all its messages: %s", problem)
         try:
             close()
-        finally:
+        except Exception:
             if not channel.closed:
                 close()  # the first time it broke off, at the connection on which it waited for messages
+            raise
 
     channel.close = settle_and_close

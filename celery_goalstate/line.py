@@ -38,7 +38,7 @@ class _Told:
         self.packed = packed(commands)
         self.replies = len(commands)
         self.held = held  #: or else acknowledged
-        self.since: float | None = None  #: when it was said first
+        self.since: float | None = None  #: when it was to be said first
         self.error: Exception | None = None  #: why it was refused
 
 
@@ -61,8 +61,8 @@ class Line:
     def hold(self, tag: str, commands: Sequence[Command]) -> None:
         """Say that the message of this tag is held.
 
-        Raises `RedisError` if nobody is there, or if a message before it could not be held and still cannot:
-        kombu ends a worker then, which must not go on to take messages that it could not put back.
+        Raises `RedisError` if nobody is there, or if another message is in hand that could not be held and
+        still cannot: kombu ends a worker then, which must not take more and more that it could not put back.
         """
         self._tell(tag, _Told(commands, held=True))
         if any(told.held and told.error for told in list(self._undone.values())):
@@ -112,11 +112,14 @@ class Line:
             tag, told = self._unsaid.popleft()
             self._undone.pop(tag, None)
             self._undone[tag] = told
-        self._connect()
-        self._forget_late_acknowledgements()
+        now = time.monotonic()
+        try:
+            self._connect()
+            self._forget_late_acknowledgements()  # to connect may take long
+        finally:
+            for told in self._undone.values():
+                told.since = told.since or now
         saying = [(tag, told) for tag, told in self._undone.items() if also_refused or told.error is None]
-        for _, told in saying:
-            told.since = told.since or time.monotonic()
         try:
             self._connection.send_packed_command((b"".join(told.packed for _, told in saying),))
             self._unanswered.extend(saying)
@@ -164,9 +167,11 @@ class Line:
 
     def _hang_up(self) -> None:
         connection, self._connection = self._connection, None
+        for _, told in self._unanswered:
+            told.error = None  # it was said again, and nobody knows
+        self._unanswered.clear()
         connection.disconnect()
         self._pool.release(connection)
-        self._unanswered.clear()
 
 
 def _first_error(replies: Sequence[Any]) -> Exception | None:

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from kombu import Connection
+from redis.exceptions import ConnectionError as Unreachable
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from celery_goalstate import Engine, broker
@@ -50,6 +51,15 @@ def line(queue: Any) -> Line:
 def found(client: Any) -> tuple[int, int, int]:
     """Messages that wait, and those that are held: both of kombu's keys."""
     return client.llen("held"), client.hlen("unacked"), client.zcard("unacked_index")
+
+
+def raising(error: type[BaseException]) -> Callable[..., None]:
+    """Something that goes wrong whenever it is called."""
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    return fail
 
 
 def lose_what_is_said_next(line: Line) -> None:
@@ -203,6 +213,25 @@ def test_a_channel_closes_though_the_connection_breaks_on_which_it_waits(queue: 
     assert channel.closed
 
 
+def test_an_interrupt_is_not_kept_waiting_by_closing_once_more(
+    queue: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel, reads = queue.consumer.channel, []
+
+    def interrupted() -> None:
+        reads.append("one")
+        raise KeyboardInterrupt
+
+    with pytest.raises(Empty):
+        queue.get(timeout=0.1)
+    assert channel._in_poll
+    with monkeypatch.context() as patched:
+        patched.setattr(channel, "_brpop_read", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            channel.close()
+    assert len(reads) == 1
+
+
 def test_what_cannot_be_said_is_in_nobody_s_way(queue: Any, line: Line, client: Any) -> None:
     with pytest.raises(UnicodeEncodeError):
         line.acknowledge("\ud800", [("HDEL", "unacked", "\ud800")])
@@ -215,10 +244,7 @@ def test_what_cannot_be_said_is_in_nobody_s_way(queue: Any, line: Line, client: 
 def test_a_channel_closes_whatever_is_wrong_with_its_line(
     queue: Any, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail() -> None:
-        raise ValueError
-
-    monkeypatch.setattr(line, "settle", fail)
+    monkeypatch.setattr(line, "settle", raising(ValueError))
     queue.consumer.channel.close()
     assert queue.consumer.channel.closed
 
@@ -296,6 +322,51 @@ def test_nor_is_it_when_it_took_more_than_a_second_to_connect(
     monkeypatch.setattr(pool, "get_connection", connect_slowly)
     line.settle()
     assert client.hlen("unacked") == 1
+
+
+def test_nor_is_it_when_nobody_was_there_for_more_than_a_second(
+    queue: Any, line: Line, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.put({})
+    queue.put({})
+    first, second = queue.get(timeout=5), queue.get(timeout=5)
+    line.settle()
+    with monkeypatch.context() as away:
+        away.setattr(line, "_connect", raising(Unreachable))
+        with pytest.raises(Unreachable):
+            first.ack()
+    line._undone[first.delivery_tag].since -= 2
+    second.ack()
+    line.settle()
+    assert client.hkeys("unacked") == [first.delivery_tag]
+
+
+def test_whoever_is_interrupted_while_it_hangs_up_leaves_a_line_that_works(
+    queue: Any, line: Line, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.put({})
+    message = queue.get(timeout=5)
+    line._connection.disconnect()
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(queue.consumer.channel.pool, "release", raising(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            message.ack()
+    line.settle()
+    assert found(client) == (0, 0, 0)
+
+
+def test_what_was_refused_and_then_lost_is_no_refusal(queue: Any, line: Line, client: Any) -> None:
+    """A worker ends when it is refused, and connects again when its connection breaks."""
+    queue.put({})
+    client.config_set("maxmemory", 1)
+    message = queue.get(timeout=5)
+    line._hear()
+    lose_what_is_said_next(line)
+    with pytest.raises(Unreachable):
+        line.settle()
+    client.config_set("maxmemory", 0)
+    message.requeue()
+    assert found(client) == (1, 0, 0)
 
 
 def test_who_has_hung_up_is_told_over_another_connection(queue: Any, line: Line, client: Any) -> None:

@@ -14,9 +14,7 @@ from tests.servers import poll
 from tests.topologies.sentinels import MASTER, Sentinels
 
 
-def test_messages_are_held_and_acknowledged_on_the_successor(
-    tmp_path: Path, logging_as_it_was: None
-) -> None:
+def test_messages_are_held_and_acknowledged_on_the_successor(tmp_path: Path, logging_as_it_was: None) -> None:
     with Sentinels(tmp_path) as sentinels:
         nodes = ";".join(f"sentinel://127.0.0.1:{port}/0" for port in sentinels.ports)
         app = Celery(uuid(), broker=nodes, set_as_current=False)
