@@ -72,7 +72,7 @@ def until(description: str, condition: Callable[[], bool], timeout: float = 600,
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout:g} s in vain: {description}")
-        time.sleep(every)
+        time.sleep(every)  # polls: the deadline is above
 
 
 class Worker(Process):

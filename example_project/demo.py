@@ -94,7 +94,7 @@ def run(processes, arguments):
     try:
         while True:
             processes.check()
-            time.sleep(POLL)
+            time.sleep(POLL)  # and look again
     except Interrupted:
         print("\nended; nothing is left running")
         return 0
@@ -177,7 +177,7 @@ def wait_for(what, answers, processes):
                 return
         except (OSError, redis.RedisError):
             pass  # not up yet
-        time.sleep(POLL)
+        time.sleep(POLL)  # and look again
     raise DemoError(f"waited {START_WITHIN:.0f} s for {what}")
 
 
@@ -241,7 +241,7 @@ def follow(processes, hosts):
             tail = processes.log("worker").read_text(errors="replace")[-3000:]
             raise DemoError(f"after {CONVERGE_WITHIN:.0f} s not at goal: {stuck}\n{tail}")
         processes.check()
-        time.sleep(POLL)
+        time.sleep(POLL)  # and look again
 
 
 class Display:

@@ -128,7 +128,7 @@ def _fork_guard(directory):
         for group in reversed(groups):
             _interrupt_leader(group)
             while _alive(group) and time.monotonic() < deadline:
-                time.sleep(POLL)
+                time.sleep(POLL)  # and look again
             _kill_group(group)
         _remove(directory)
     finally:
@@ -140,7 +140,7 @@ def _remove(directory):
     deadline = time.monotonic() + END_WITHIN
     while directory.exists() and time.monotonic() < deadline:
         shutil.rmtree(directory, ignore_errors=True)
-        time.sleep(POLL)
+        time.sleep(POLL)  # and look again
 
 
 def _interrupt_leader(pid):

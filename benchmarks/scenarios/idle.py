@@ -20,9 +20,9 @@ def run(bench: Bench) -> None:
         with ExitStack() as stack:
             fleet = [stack.enter_context(Worker(module, pool="solo")) for _ in range(workers)]
             await_ready(app, fleet)
-            time.sleep(bench.size(5, 0))
+            time.sleep(bench.size(5, 0))  # what starting causes is over
             before, reads_before = asked(bench)
-            time.sleep(seconds)
+            time.sleep(seconds)  # the time that is measured
             after, reads = asked(bench)
         commands[name] = after - before
         bench.note(f"commands a second, {name}", sum(commands[name].values()) / seconds)

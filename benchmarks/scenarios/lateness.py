@@ -72,5 +72,5 @@ def keep_busy(bench: Bench, load: int, ranges: dict[str, tuple[float, float]], n
         if load:
             engine.enqueue_many(Small(next(ids)) for _ in range(load // BURST))
         bursts += 1
-        time.sleep(max(0.0, began + bursts / BURST - time.monotonic()))
+        time.sleep(max(0.0, began + bursts / BURST - time.monotonic()))  # the pace of the load
     return (next(ids) - pending(Small)) / (time.monotonic() - began)

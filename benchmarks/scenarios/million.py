@@ -57,7 +57,7 @@ def fill(bench: Bench, many: int) -> None:
 
 def settle(bench: Bench) -> None:
     """Let the worker sweep a few times: there is nothing to see that one could wait for."""
-    time.sleep(bench.size(4, 0))
+    time.sleep(bench.size(4, 0))  # as the line above says
 
 
 def compare_costs(bench: Bench) -> None:

@@ -48,6 +48,15 @@ def line(queue: Any) -> Line:
     return line
 
 
+@pytest.fixture
+def held(queue: Any, line: Line) -> Any:
+    """A message that is known to be held."""
+    queue.put({})
+    message = queue.get(timeout=5)
+    line.settle()
+    return message
+
+
 def found(client: Any) -> tuple[int, int, int]:
     """Messages that wait, and those that are held: both of kombu's keys."""
     return client.llen("held"), client.hlen("unacked"), client.zcard("unacked_index")
@@ -187,16 +196,13 @@ def test_messages_that_a_full_server_could_not_note_are_put_back_when_the_channe
 
 
 def test_a_channel_closes_though_something_is_refused(
-    queue: Any, line: Line, client: Any, caplog: pytest.LogCaptureFixture
+    queue: Any, line: Line, held: Any, client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    queue.put({})
-    message = queue.get(timeout=5)
-    line.settle()
     client.delete("unacked_index")
     client.set("unacked_index", "no sorted set")
-    message.ack()
+    held.ack()
     queue.consumer.channel.close()
-    assert f"{message.delivery_tag} is acknowledged: WRONGTYPE" in caplog.text
+    assert f"{held.delivery_tag} is acknowledged: WRONGTYPE" in caplog.text
     assert "closed before Redis knows" in caplog.text
     client.delete("unacked_index")
 
@@ -276,13 +282,10 @@ def test_a_message_whose_hold_was_lost_is_held_again_however_late(
 
 
 def test_an_acknowledgement_that_was_lost_is_said_again(
-    queue: Any, line: Line, client: Any, caplog: pytest.LogCaptureFixture
+    line: Line, held: Any, client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    queue.put({})
-    message = queue.get(timeout=5)
-    line.settle()
     lose_what_is_said_next(line)
-    message.ack()
+    held.ack()
     assert client.hlen("unacked") == 1
     line.settle()
     assert found(client) == (0, 0, 0)
@@ -290,33 +293,27 @@ def test_an_acknowledgement_that_was_lost_is_said_again(
 
 
 def test_an_acknowledgement_is_not_said_again_after_a_second(
-    queue: Any, line: Line, client: Any, caplog: pytest.LogCaptureFixture
+    line: Line, held: Any, client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The message may be another worker's by then."""
-    queue.put({})
-    message = queue.get(timeout=5)
-    line.settle()
     lose_what_is_said_next(line)
-    message.ack()
-    line._undone[message.delivery_tag].since = time.monotonic() - 2
+    held.ack()
+    line._undone[held.delivery_tag].since = time.monotonic() - 2
     line.settle()
     assert client.hlen("unacked") == 1
-    assert f"{message.delivery_tag} is acknowledged: no answer" in caplog.text
+    assert f"{held.delivery_tag} is acknowledged: no answer" in caplog.text
 
 
 def test_nor_is_it_when_it_took_more_than_a_second_to_connect(
-    queue: Any, line: Line, client: Any, monkeypatch: pytest.MonkeyPatch
+    queue: Any, line: Line, held: Any, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    queue.put({})
-    message = queue.get(timeout=5)
-    line.settle()
     lose_what_is_said_next(line)
-    message.ack()
+    held.ack()
     pool = queue.consumer.channel.pool
     connect = pool.get_connection
 
     def connect_slowly() -> Any:
-        line._undone[message.delivery_tag].since -= 2
+        line._undone[held.delivery_tag].since -= 2
         return connect()
 
     monkeypatch.setattr(pool, "get_connection", connect_slowly)

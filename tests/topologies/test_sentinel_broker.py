@@ -23,6 +23,7 @@ def test_messages_are_held_and_acknowledged_on_the_successor(tmp_path: Path, log
             broker_connection_retry_on_startup=True,
             goalstate_index_url="memory://",
             task_acks_late=True,
+            worker_cancel_long_running_tasks_on_connection_loss=True,
         )
         Engine(app)
         ran: set[int] = set()

@@ -38,7 +38,9 @@ def test_slots_move(kind: type[Valkey | RedisServer], tmp_path: Path, record_pro
             targets = [node for node in cluster.nodes if node is not cluster.owner(form)]
             # A slot that stays half moved for a while, now and then for longer than a lease: it is no wait.
             pause = load.random.choice([0.0, 0.1, 0.5, 2.5])
-            cluster.move(form, load.random.choice(targets), midway=lambda pause=pause: time.sleep(pause))
+            cluster.move(
+                form, load.random.choice(targets), midway=lambda pause=pause: time.sleep(pause)
+            )  # the fault
             load.go_on(5)
         nothing_broken(load, f"{moves} slots moved between 4 nodes of {kind.__name__}", record_property)
 
@@ -61,7 +63,7 @@ def test_masters_die_and_come_back(
             node.kill()
             # How long it is dead, while the others go on; nothing is waited for. Not for longer: a producer
             # that has something for its entities insists, so in the end all wait.
-            time.sleep(load.random.uniform(0.2, 4))
+            time.sleep(load.random.uniform(0.2, 4))  # the fault
             node.start()
             load.go_on(20)
         nothing_broken(load, f"{deaths} masters of {kind.__name__} killed and restarted", record_property)

@@ -134,8 +134,8 @@ except IndexUnavailable as error:
 enqueue_on_commit(order, 60, using="default", engine=engine)
 
 # What must not pass the type checker; an ignore that is not needed is an error.
-engine.enqueue("order/42")  # type: ignore[arg-type]
-engine.enqueue(order, "in five minutes")  # type: ignore[arg-type]
-engine.register(int)  # type: ignore[type-var]
-Requeue("soon")  # type: ignore[arg-type]
-Action("ship", ship, timeout="5 s")  # type: ignore[arg-type]
+engine.enqueue("order/42")  # type: ignore[arg-type]  # must not pass
+engine.enqueue(order, "in five minutes")  # type: ignore[arg-type]  # must not pass
+engine.register(int)  # type: ignore[type-var]  # must not pass
+Requeue("soon")  # type: ignore[arg-type]  # must not pass
+Action("ship", ship, timeout="5 s")  # type: ignore[arg-type]  # must not pass
