@@ -1,30 +1,23 @@
-"""What publishing and handling a message do not need: producers and clients that are made each time.
+"""What publishing a message does not need: producers and clients that are made each time.
 
 Around every message Celery's pool takes a producer and its connection apart and puts them together again, and
-kombu's transport for Redis makes a new client of redis-py. That is half of what publishing costs. What a
-worker says of its messages is in `line`.
+kombu's transport for Redis makes a new client of redis-py. That is half of what publishing costs.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from queue import Empty, LifoQueue
 from selectors import EVENT_READ, DefaultSelector
 from typing import Any
 
 from celery import Celery
 from kombu import Producer
-from redis import Redis
-from redis.client import Pipeline
-
-from celery_goalstate.index.server import Command, Server, raise_first
-from celery_goalstate.line import Line
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +91,7 @@ def _places(number: int) -> LifoQueue[tuple[Any, float]]:
 def _has_hung_up(channel: Any) -> bool:
     """Whether RabbitMQ says something to a producer, which waits for nothing: the end, as a rule.
 
-    Or a heartbeat; it hangs up on who does not answer these. Of Redis, `_Client` asks.
+    Or a heartbeat; it hangs up on who does not answer these. Of Redis, redis-py's pool asks before each use.
     """
     socket = getattr(channel.connection, "sock", None)
     if socket is None:
@@ -108,89 +101,19 @@ def _has_hung_up(channel: Any) -> bool:
         return bool(selector.select(0))
 
 
-class _Client(Redis):
-    """redis-py's client, but what every message needs goes the index's way.
-
-    A producer puts it into its queue; a consumer notes that it holds it, and acknowledges it.
-    """
-
-    def __init__(self, line: Line, **options: Any) -> None:
-        super().__init__(**options)
-        self._line = line
-        self._server = Server(self)
-
-    def lpush(self, name: Any, *values: Any) -> Any:
-        # To a server that was there just now: not everybody sends again what fails.
-        replies = self._server.exchange([("LPUSH", name, *values)], fresh=0.0)
-        raise_first(replies)
-        return replies[0]
-
-    def pipeline(self, transaction: Any = True, shard_hint: Any = None) -> Pipeline:
-        return _Pipeline(self._line, self.connection_pool, self.response_callbacks, transaction, shard_hint)
-
-    def transaction(self, *arguments: Any, **options: Any) -> Any:
-        """In which kombu puts back a message that it finds held."""
-        self._line.settle()
-        return super().transaction(*arguments, **options)
-
-
-class _Pipeline(Pipeline):
-    """redis-py's, but for a consumer's two transactions around every message."""
-
-    def __init__(self, line: Line, *pipeline: Any) -> None:
-        super().__init__(*pipeline)
-        self._line = line
-
-    def execute(self, raise_on_error: bool = True) -> list[Any]:
-        said = [command for command, _ in self.command_stack]
-        transaction: list[Command] = [("MULTI",), *said, ("EXEC",)]
-        match said:
-            case [("ZADD", *_), ("HSET", _, tag, _)] if not self.watching:
-                self.reset()
-                self._line.hold(tag, transaction)
-            case [("ZREM", *_), ("HDEL", _, tag)] if not self.watching:
-                self.reset()
-                self._line.acknowledge(tag, transaction)
-            case _:
-                return super().execute(raise_on_error)
-        return []  # nobody waits for what it did
-
-
 def keep_client(channel: Any) -> None:
-    """Let a channel of kombu's transport for Redis have one client, not one for every message.
+    """Let a channel of kombu's transport for Redis make one client of its own class, not one per operation.
 
-    It is one of ours, unless redis-py's is to do more than ours would.
+    Nothing changes of how messages are held, acknowledged or restored. Other transports' channels, and those
+    of a kombu that makes its clients in another way, are left as they are.
     """
     make = getattr(channel, "Client", None)
     if make is None or hasattr(make, "cache_info"):
         return
-    options = channel.pool.connection_kwargs
-    if options.get("credential_provider"):
-        return  # such a connection logs in again when it returns to its pool
-    repeats = any(options.get(name) for name in ("retry_on_timeout", "retry_on_error", "retry"))
-    # kombu itself uses two at a time, ours keep two.
-    if make is Redis and not repeats and (channel.max_connections or math.inf) > 3:
-        _keep_ours(channel)
-    else:
-        channel.Client = cache(make)
-
-
-def _keep_ours(channel: Any) -> None:
-    line, close = Line(channel), channel.close
-    channel.Client = cache(partial(_Client, line))
-
-    def settle_and_close() -> None:
-        if not channel.closed:
-            try:
-                line.settle()
-            except Exception as error:  # noqa: BLE001 - the channel is to be closed whatever is wrong
-                problem = type(error).__name__  # its text may show a message's contents
-                logger.warning("a channel is closed before Redis knows of all its messages: %s", problem)
-        try:
-            close()
-        except Exception:
-            if not channel.closed:
-                close()  # the first time it broke off, at the connection on which it waited for messages
-            raise
-
-    channel.close = settle_and_close
+    if not callable(getattr(channel, "_create_client", None)):
+        logger.warning(
+            "this release of kombu makes its Redis clients in a way that celery-goalstate does not know, so each"
+            " operation of a channel makes a new one: that costs time and breaks nothing"
+        )
+        return
+    channel.Client = cache(make)

@@ -222,6 +222,7 @@ class Settings:
     sweep_interval: float = _option(1.0, _DURATION)
     resend_after: float = _option(60.0, _DURATION)  #: when an overdue message is looked for
     window: int = _option(10_000, _COUNT)  #: messages under way per shard
+    keep_client: bool = _option(True, _BOOL)  #: let the consumer's channel on Redis keep one client
     kind: KindOptions = dataclasses.field(default_factory=KindOptions)  #: the defaults of every kind
 
     @classmethod

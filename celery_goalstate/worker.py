@@ -28,14 +28,16 @@ logger = logging.getLogger(__name__)
 LOOP_SHARE = 4
 
 
-class ChannelStep(bootsteps.StartStopStep):
-    """Lets the consumer hold and acknowledge messages on Redis at less cost, whichever the task."""
+class KeepClientStep(bootsteps.StartStopStep):
+    """Lets the consumer's channel on Redis keep one client, unless `goalstate_keep_client` is False."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
+    settings: Callable[[], Settings]
 
     def start(self, parent: Any) -> None:
         """Whenever the consumer has connected."""
-        keep_client(parent.task_consumer.channel)
+        if type(self).settings().keep_client:
+            keep_client(parent.task_consumer.channel)
 
 
 class SweeperStep(bootsteps.StartStopStep):
@@ -164,7 +166,7 @@ def install(
     app: Celery, name: str, *, settings: Callable[[], Settings], open_sweeper: Callable[[str], Sweeper]
 ) -> None:
     """Add the sweeper of one engine to every worker of the app."""
-    step = type(
+    sweeper = type(
         f"GoalStateSweeper({name})",
         (SweeperStep,),
         {
@@ -173,5 +175,10 @@ def install(
             "open_sweeper": staticmethod(open_sweeper),
         },
     )
-    app.steps["worker"].add(step)
-    app.steps["consumer"].add(ChannelStep)
+    keep_client = type(
+        f"GoalStateKeepClient({name})",
+        (KeepClientStep,),
+        {"name": f"celery_goalstate.KeepClient.{name}", "settings": staticmethod(settings)},
+    )
+    app.steps["worker"].add(sweeper)
+    app.steps["consumer"].add(keep_client)

@@ -21,12 +21,13 @@ from redis.credentials import UsernamePasswordCredentialProvider
 from redis.exceptions import ConnectionError as Unreachable
 from redis.retry import Retry
 
-from celery_goalstate import Engine, Entity, broker
-from celery_goalstate.broker import Producers
+from celery_goalstate import Engine, Entity
+from celery_goalstate.broker import Producers, keep_client
 from celery_goalstate.index import open_index
 from celery_goalstate.index.base import Request, Wakeup
 from celery_goalstate.index.server import Server, server_of
 from celery_goalstate.settings import Settings
+from tests.integration.conftest import MakeApp, worker_of
 from tests.servers import HOST, Valkey, in_a_fork, poll
 
 
@@ -218,7 +219,7 @@ def test_after_an_error_another_one_is_opened(app: Celery) -> None:
 
 def test_as_many_as_the_limit_says(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     producers, came = Producers(app), threading.Event()
-    monkeypatch.setattr(broker, "PATIENCE", 30.0)
+    monkeypatch.setattr("celery_goalstate.broker.PATIENCE", 30.0)
 
     def other() -> None:
         with producers.borrowed():
@@ -235,7 +236,7 @@ def test_as_many_as_the_limit_says(app: Celery, monkeypatch: pytest.MonkeyPatch)
 def test_whoever_publishes_while_publishing_does_not_wait_for_ever(
     app: Celery, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(broker, "PATIENCE", 0.01)
+    monkeypatch.setattr("celery_goalstate.broker.PATIENCE", 0.01)
     producers = Producers(app)
     with producers.borrowed() as outer, producers.borrowed() as inner:
         publish(outer)
@@ -339,34 +340,51 @@ def test_a_batch_is_sent_over_the_only_connection_that_is_allowed(app: Celery, v
         assert client.llen("wake-ups") == 9
 
 
-def transport(**options: Any) -> dict[str, Any]:
-    return {"transport_options": options}
-
-
 @pytest.mark.parametrize(
-    ("options", "ours"),
+    "options",
     [
-        ({}, True),
-        (transport(max_connections=None), True),
-        (transport(max_connections=4), True),
-        (transport(max_connections=3), False),
-        (transport(retry_on_timeout=True), False),
-        (transport(global_keyprefix="shop-"), False),
-        ({"credential_provider": UsernamePasswordCredentialProvider("default", "any")}, False),
+        {},
+        {"transport_options": {"global_keyprefix": "shop-"}},
+        {"credential_provider": UsernamePasswordCredentialProvider("default", "any")},
     ],
-    ids=["as usual", "no limit", "four", "three", "repeated", "prefixed", "logs in again"],
+    ids=["as usual", "prefixed", "logs in again"],
 )
-def test_what_ours_cannot_do_is_left_to_redis_py(valkey: Valkey, options: dict[str, Any], ours: bool) -> None:
+def test_a_channel_keeps_one_client_of_its_own_class(valkey: Valkey, options: dict[str, Any]) -> None:
     with Connection(valkey.url, **options) as connection, connection.SimpleQueue("held") as queue:
         channel = queue.consumer.channel
-        broker.keep_client(channel)
-        assert isinstance(channel._create_client(), broker._Client) is ours
+        before = type(channel._create_client())
+        keep_client(channel)
+        assert channel._create_client() is channel._create_client()
+        assert type(channel._create_client()) is before
         queue.put({})
         queue.get(timeout=5).requeue()
         queue.get(timeout=5).ack()
         channel.qos.restore_visible()
     with valkey.client() as client:
         assert not client.exists("unacked", "shop-unacked", "held", "shop-held")
+
+
+def test_a_kombu_that_makes_its_clients_otherwise_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    class Channel:
+        def Client(self) -> object:  # noqa: N802 - kombu's own name
+            return object()
+
+    channel = Channel()
+    keep_client(channel)
+    assert channel.Client() is not channel.Client()
+    assert "makes its Redis clients in a way that celery-goalstate does not know" in caplog.text
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_worker_keeps_the_consumers_client_if_it_may(
+    make_app: MakeApp, valkey: Valkey, logging_as_it_was: None, kept: bool
+) -> None:
+    app = make_app(valkey.url, goalstate_keep_client=kept)
+    Engine(app)
+    with worker_of(app) as worker:
+        channel = worker.consumer.task_consumer.channel
+        assert (channel._create_client() is channel._create_client()) is kept
+        assert type(channel._create_client()) is Redis
 
 
 def test_what_is_not_needed_any_more_is_closed(app: Celery, valkey: Valkey) -> None:
