@@ -112,7 +112,7 @@ def keep_client(channel: Any) -> None:
         return
     if not callable(getattr(channel, "_create_client", None)):
         logger.warning(
-            "this release of kombu makes its Redis clients in a way that celery-goalstate does not know, so each"
+            "this kombu makes its Redis clients in a way that celery-goalstate does not know, so each"
             " operation of a channel makes a new one: that costs time and breaks nothing"
         )
         return
