@@ -34,10 +34,10 @@ from celery_goalstate.index.base import Index, Policy, Record, Report, Request, 
 from celery_goalstate.index.base import Status as IndexStatus
 from celery_goalstate.kind import DEFAULT_NAMESPACE, Kind, milliseconds, random_id, task_name
 from celery_goalstate.lease import LeaseKeeper
+from celery_goalstate.messages.publisher import Publisher
 from celery_goalstate.settings import NAME, ROUTING_OPTIONS, KindOptions, Settings
 from celery_goalstate.sweeper import Sweeper
 from celery_goalstate.task import Evaluator, create_task, speaker
-from celery_goalstate.wakeup import Publisher
 
 #: An entity, or a reference to one whose class this process need not know.
 EntityLike = Entity | EntityRef

@@ -22,9 +22,9 @@ from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable, 
 from celery_goalstate.index import open_index
 from celery_goalstate.index.base import Index, Record, Request, Status
 from celery_goalstate.kind import Kind, random_id
+from celery_goalstate.messages.publisher import Publisher
 from celery_goalstate.settings import Settings, safe_url
 from celery_goalstate.sweeper import Sweeper
-from celery_goalstate.wakeup import Publisher
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,10 @@ from celery_goalstate.evaluation import failed
 from celery_goalstate.exceptions import IndexUnavailable, WorkerLost
 from celery_goalstate.index.base import Finish, Index, Policy, Request, Run, Survey, Wakeup
 from celery_goalstate.kind import Kind, milliseconds, random_id
+from celery_goalstate.messages.publisher import Publisher
 from celery_goalstate.settings import Settings
 from celery_goalstate.task import report
 from celery_goalstate.text import printable
-from celery_goalstate.wakeup import Publisher
 
 logger = logging.getLogger(__name__)
 

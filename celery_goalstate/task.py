@@ -33,7 +33,6 @@ from celery_goalstate.batch import NOTHING_TO_DO, SLICE, Batch, Tally, ending
 from celery_goalstate.entity import EntityRef, Scheduler
 from celery_goalstate.evaluation import Evaluation, Outcome, error_text, evaluate
 from celery_goalstate.exceptions import GoalStateError, IndexUnavailable
-from celery_goalstate.guard import strategy
 from celery_goalstate.index.base import (
     Claim,
     Finish,
@@ -48,8 +47,9 @@ from celery_goalstate.index.base import (
 )
 from celery_goalstate.kind import Kind, milliseconds, random_id
 from celery_goalstate.lease import Lease, LeaseKeeper
+from celery_goalstate.messages.envelope import strategy
+from celery_goalstate.messages.publisher import Publisher, read_message
 from celery_goalstate.text import printable
-from celery_goalstate.wakeup import Publisher, read_message
 
 logger = logging.getLogger(__name__)
 

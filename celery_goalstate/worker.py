@@ -16,8 +16,8 @@ from celery import Celery, bootsteps
 from celery.utils.quorum_queues import detect_quorum_queues
 from kombu.utils.uuid import uuid
 
-from celery_goalstate.broker import keep_client
 from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
+from celery_goalstate.messages.producers import keep_client
 from celery_goalstate.settings import Settings, safe_url
 from celery_goalstate.sweeper import Sweeper
 

@@ -10,7 +10,8 @@ import pytest
 from celery import Celery
 from kombu.utils.uuid import uuid
 
-from celery_goalstate import Engine, broker
+from celery_goalstate import Engine
+from celery_goalstate.messages import producers
 from celery_goalstate.index.base import Wakeup
 from tests.servers import RabbitMQ, Valkey, poll
 
@@ -34,7 +35,7 @@ def let_it_miss_heartbeats(server: RabbitMQ) -> None:
 def test_who_was_hung_up_on_sends_at_once_all_the_same(
     tmp_path: Path, kind: Any, hang_up: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(broker, "FRESH", 0.0)
+    monkeypatch.setattr(producers, "FRESH", 0.0)
     with kind(tmp_path / "broker") as server:
         app = Celery(uuid(), broker=f"{server.url}?heartbeat=1", set_as_current=False)
         app.conf.goalstate_index_url = "memory://"

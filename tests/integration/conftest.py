@@ -20,8 +20,8 @@ from celery_goalstate.engine import _Parts
 from celery_goalstate.index.base import Index, Limits
 from celery_goalstate.index.memory import MemoryIndex
 from celery_goalstate.lease import LeaseKeeper
+from celery_goalstate.messages.publisher import Publisher
 from celery_goalstate.sweeper import Sweeper
-from celery_goalstate.wakeup import Publisher
 from tests.servers import Valkey, poll
 
 NOW = 1_800_000_000.0

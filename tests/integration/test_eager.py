@@ -13,7 +13,7 @@ import pytest
 from celery_goalstate import Engine, Requeue, Stop
 from celery_goalstate.exceptions import PermanentError
 from celery_goalstate.index.memory import MemoryIndex
-from celery_goalstate.wakeup import EAGER_LOOKS
+from celery_goalstate.messages.publisher import EAGER_LOOKS
 from tests.integration.conftest import MakeApp, Truth, World
 
 

@@ -22,10 +22,10 @@ from redis.exceptions import ConnectionError as Unreachable
 from redis.retry import Retry
 
 from celery_goalstate import Engine, Entity
-from celery_goalstate.broker import Producers, keep_client
 from celery_goalstate.index import open_index
 from celery_goalstate.index.base import Request, Wakeup
 from celery_goalstate.index.server import Server, server_of
+from celery_goalstate.messages.producers import Producers, keep_client
 from celery_goalstate.settings import Settings
 from tests.integration.conftest import MakeApp, worker_of
 from tests.servers import HOST, Valkey, in_a_fork, poll
@@ -219,7 +219,7 @@ def test_after_an_error_another_one_is_opened(app: Celery) -> None:
 
 def test_as_many_as_the_limit_says(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     producers, came = Producers(app), threading.Event()
-    monkeypatch.setattr("celery_goalstate.broker.PATIENCE", 30.0)
+    monkeypatch.setattr("celery_goalstate.messages.producers.PATIENCE", 30.0)
 
     def other() -> None:
         with producers.borrowed():
@@ -236,7 +236,7 @@ def test_as_many_as_the_limit_says(app: Celery, monkeypatch: pytest.MonkeyPatch)
 def test_whoever_publishes_while_publishing_does_not_wait_for_ever(
     app: Celery, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("celery_goalstate.broker.PATIENCE", 0.01)
+    monkeypatch.setattr("celery_goalstate.messages.producers.PATIENCE", 0.01)
     producers = Producers(app)
     with producers.borrowed() as outer, producers.borrowed() as inner:
         publish(outer)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from celery_goalstate.guard import SKEW, check, limit_hold
+from celery_goalstate.messages.envelope import SKEW, check, limit_hold
 
 HORIZON = timedelta(seconds=30)
 

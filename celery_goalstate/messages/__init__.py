@@ -1,0 +1,1 @@
+"""The only room that knows how Celery and kombu publish and read messages."""
