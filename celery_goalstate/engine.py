@@ -17,7 +17,6 @@ from typing import Any, TypeVar, overload
 from celery import Celery, current_app
 
 from celery_goalstate import index as indexes
-from celery_goalstate import worker
 from celery_goalstate.backoff import FURTHEST, delay_seconds
 from celery_goalstate.censor import hide_index_url
 from celery_goalstate.entity import (
@@ -33,11 +32,12 @@ from celery_goalstate.exceptions import ImproperlyConfigured, UnknownKind
 from celery_goalstate.index.base import Index, Policy, Record, Report, Request, Run, Scheduled, Verdict
 from celery_goalstate.index.base import Status as IndexStatus
 from celery_goalstate.kind import DEFAULT_NAMESPACE, Kind, milliseconds, random_id, task_name
-from celery_goalstate.lease import LeaseKeeper
 from celery_goalstate.messages.publisher import Publisher
 from celery_goalstate.settings import NAME, ROUTING_OPTIONS, KindOptions, Settings
-from celery_goalstate.sweeper import Sweeper
-from celery_goalstate.task import Evaluator, create_task, speaker
+from celery_goalstate.worker import bootsteps
+from celery_goalstate.worker.lease import LeaseKeeper
+from celery_goalstate.worker.sweeper import Sweeper
+from celery_goalstate.worker.task import Evaluator, create_task, speaker
 
 #: An entity, or a reference to one whose class this process need not know.
 EntityLike = Entity | EntityRef
@@ -145,7 +145,7 @@ class Engine:
             self.register(cls, **options)
         _all_engines.add(self)
         hide_index_url()
-        worker.install(
+        bootsteps.install(
             app,
             namespace,
             settings=lambda: self.settings,

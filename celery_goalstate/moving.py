@@ -24,7 +24,7 @@ from celery_goalstate.index.base import Index, Record, Request, Status
 from celery_goalstate.kind import Kind, random_id
 from celery_goalstate.messages.publisher import Publisher
 from celery_goalstate.settings import Settings, safe_url
-from celery_goalstate.sweeper import Sweeper
+from celery_goalstate.worker.sweeper import Sweeper
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from celery_goalstate.batch import SLICE
+from celery_goalstate.worker.batch import SLICE
 
 ROUNDING = 0.005  # seconds: the index counts milliseconds of another clock than the ledger
 BUSY = 1.0  # seconds that may pass between a claim and the first line of its evaluation, on a busy machine

@@ -17,7 +17,7 @@ from celery_goalstate.entity import Entity
 from celery_goalstate.index.base import Claim, Limits, Report, Request, Status, Verdict, Wakeup
 from celery_goalstate.kind import Kind
 from celery_goalstate.settings import KindOptions, Settings
-from celery_goalstate.sweeper import Sweeper
+from celery_goalstate.worker.sweeper import Sweeper
 from tests.contract.lanes import Clock, MemoryLane, RedisLane
 from tests.servers import Valkey
 

@@ -11,8 +11,8 @@ from celery import Celery
 from kombu.utils.uuid import uuid
 
 from celery_goalstate import Engine
-from celery_goalstate.messages import producers
 from celery_goalstate.index.base import Wakeup
+from celery_goalstate.messages import producers
 from tests.servers import RabbitMQ, Valkey, poll
 
 

@@ -19,9 +19,9 @@ from celery_goalstate import Engine, Entity
 from celery_goalstate.engine import _Parts
 from celery_goalstate.index.base import Index, Limits
 from celery_goalstate.index.memory import MemoryIndex
-from celery_goalstate.lease import LeaseKeeper
 from celery_goalstate.messages.publisher import Publisher
-from celery_goalstate.sweeper import Sweeper
+from celery_goalstate.worker.lease import LeaseKeeper
+from celery_goalstate.worker.sweeper import Sweeper
 from tests.servers import Valkey, poll
 
 NOW = 1_800_000_000.0

@@ -18,10 +18,10 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery import states
 
 from celery_goalstate import Entity, Requeue
-from celery_goalstate.batch import SLICE
 from celery_goalstate.exceptions import IndexUnavailable, PermanentError
 from celery_goalstate.index.base import Request, Wakeup
 from celery_goalstate.settings import KindOptions
+from celery_goalstate.worker.batch import SLICE
 from tests.integration.conftest import MakeApp, Message, Truth, World
 from tests.servers import HOST, free_port, poll
 
@@ -234,7 +234,7 @@ def test_a_process_that_stood_still_starts_none(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("celery_goalstate.task.SLICE", LEASE)  # the keeper is to sleep on meanwhile
+    monkeypatch.setattr("celery_goalstate.worker.task.SLICE", LEASE)  # the keeper is to sleep on meanwhile
 
     def stalled(ctx: Any, entity: Any) -> None:
         world.keeper_sleeps()
@@ -282,7 +282,7 @@ def test_the_end_of_the_worker_in_the_midst(world: World, truth: Truth, host: ty
 def test_outcomes_are_told_again_while_the_lease_of_the_slow_one_lasts(
     world: World, truth: Truth, host: type[Entity], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("celery_goalstate.task.TRY_AGAIN_AFTER", 0)
+    monkeypatch.setattr("celery_goalstate.worker.task.TRY_AGAIN_AFTER", 0)
     monkeypatch.setattr(world.keeper, "alarm", lambda at, call: nullcontext())  # all are told at the end
     finish, asked = world.index.finish, []
 
@@ -312,7 +312,7 @@ def test_outcomes_that_cannot_be_told_are_given_up_with_their_leases(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("celery_goalstate.task.TRY_AGAIN_AFTER", 0.001)
+    monkeypatch.setattr("celery_goalstate.worker.task.TRY_AGAIN_AFTER", 0.001)
     finish, asked = world.index.finish, []
 
     def never(kind: str, reports: Any) -> Any:

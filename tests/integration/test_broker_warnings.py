@@ -9,7 +9,7 @@ import pytest
 from kombu import Exchange, Queue
 
 from celery_goalstate import Engine
-from celery_goalstate.worker import broker_warnings
+from celery_goalstate.worker.bootsteps import broker_warnings
 from tests.integration.conftest import MakeApp, worker_of
 
 AMQP = "amqp://nobody-connects//"

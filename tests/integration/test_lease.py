@@ -13,7 +13,7 @@ import pytest
 from celery_goalstate.exceptions import IndexUnavailable, LeaseLost
 from celery_goalstate.index.base import Claim, Limits, Request, Run
 from celery_goalstate.index.memory import MemoryIndex
-from celery_goalstate.lease import THREAD_NAME, LeaseKeeper
+from celery_goalstate.worker.lease import THREAD_NAME, LeaseKeeper
 from tests.integration.conftest import Truth, World, untimed
 from tests.servers import Valkey, poll
 
@@ -214,7 +214,7 @@ def test_the_outcome_is_told_again_while_the_lease_lasts(
 ) -> None:
     from billiard.exceptions import SoftTimeLimitExceeded
 
-    monkeypatch.setattr("celery_goalstate.task.TRY_AGAIN_AFTER", 0)
+    monkeypatch.setattr("celery_goalstate.worker.task.TRY_AGAIN_AFTER", 0)
     errors: list[Exception] = [IndexUnavailable(), SoftTimeLimitExceeded(), IndexUnavailable()]
     finish = world.index.finish
 
@@ -234,7 +234,7 @@ def test_the_outcome_is_told_again_while_the_lease_lasts(
 def test_an_outcome_that_cannot_be_told_is_given_up_with_the_lease(
     world: World, truth: Truth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("celery_goalstate.task.TRY_AGAIN_AFTER", 0)
+    monkeypatch.setattr("celery_goalstate.worker.task.TRY_AGAIN_AFTER", 0)
 
     def never(kind: str, reports: Any) -> Any:
         world.clock.advance(10)
@@ -249,7 +249,7 @@ def test_an_outcome_that_cannot_be_told_is_given_up_with_the_lease(
 def test_a_claim_is_made_again_and_then_left_to_the_sweeper(
     world: World, truth: Truth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("celery_goalstate.task.TRY_AGAIN_AFTER", 0)
+    monkeypatch.setattr("celery_goalstate.worker.task.TRY_AGAIN_AFTER", 0)
     claim, asked = world.index.claim, []
 
     def unavailable(until: int) -> Callable[..., Any]:
@@ -283,7 +283,7 @@ FORKED = """
 import logging, os, sys, time
 from celery_goalstate.index import open_index
 from celery_goalstate.settings import Settings
-from celery_goalstate.lease import LeaseKeeper
+from celery_goalstate.worker.lease import LeaseKeeper
 from celery_goalstate.index.base import Request, Run
 
 index = open_index(Settings(index_url=sys.argv[1], lease=0.3))

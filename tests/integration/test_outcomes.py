@@ -442,7 +442,9 @@ def test_the_outcome_of_a_lost_lease_is_dropped(
     assert truth.log == [("order", "1"), ("order", "1"), ("order", "overtaken")]
     assert result.state == states.SUCCESS
     assert "dropped, since its lease was lost" in result.result
-    texts = [record.getMessage() for record in caplog.records if record.name == "celery_goalstate.task"]
+    texts = [
+        record.getMessage() for record in caplog.records if record.name == "celery_goalstate.worker.task"
+    ]
     assert any(text.startswith("order/1: old: stall") and "dropped" in text for text in texts)
     assert (look(world).status, look(world).converged) == ("idle", True), "the later evaluation's"
     assert world.messages() == []

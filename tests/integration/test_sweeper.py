@@ -18,7 +18,7 @@ from celery_goalstate.exceptions import IndexUnavailable, PermanentError
 from celery_goalstate.index.base import Status as IndexStatus
 from celery_goalstate.index.base import Survey
 from celery_goalstate.messages.producers import Producers
-from celery_goalstate.sweeper import LIMIT, LONGEST_REST, Sweeper
+from celery_goalstate.worker.sweeper import LIMIT, LONGEST_REST, Sweeper
 from tests.integration.conftest import NOW, Truth, World
 from tests.servers import HOST, free_port
 

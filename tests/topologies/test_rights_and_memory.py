@@ -22,7 +22,7 @@ from celery_goalstate.index import open_index
 from celery_goalstate.index.base import Claim, Limits, Record, Report, Request, Run, Status, Verdict
 from celery_goalstate.index.redis import RedisIndex
 from celery_goalstate.settings import Settings
-from celery_goalstate.sweeper import Sweeper
+from celery_goalstate.worker.sweeper import Sweeper
 from tests.servers import HOST, Cluster, RedisServer, Valkey, poll
 from tests.topologies.conftest import EngineOn
 

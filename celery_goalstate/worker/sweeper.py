@@ -23,8 +23,8 @@ from celery_goalstate.index.base import Finish, Index, Policy, Request, Run, Sur
 from celery_goalstate.kind import Kind, milliseconds, random_id
 from celery_goalstate.messages.publisher import Publisher
 from celery_goalstate.settings import Settings
-from celery_goalstate.task import report
 from celery_goalstate.text import printable
+from celery_goalstate.worker.task import report
 
 logger = logging.getLogger(__name__)
 

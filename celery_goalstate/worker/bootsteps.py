@@ -19,7 +19,7 @@ from kombu.utils.uuid import uuid
 from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
 from celery_goalstate.messages.producers import keep_client
 from celery_goalstate.settings import Settings, safe_url
-from celery_goalstate.sweeper import Sweeper
+from celery_goalstate.worker.sweeper import Sweeper
 
 logger = logging.getLogger(__name__)
 
