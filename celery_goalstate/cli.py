@@ -20,13 +20,13 @@ import click
 from celery.bin.base import CeleryCommand, CeleryOption
 from celery.exceptions import QueueNotFound
 
-from celery_goalstate import moving
+from celery_goalstate import move as moving
+from celery_goalstate.display import printable
 from celery_goalstate.engine import Description, Engine, Status, engine_of
 from celery_goalstate.entity import EntityRef
 from celery_goalstate.exceptions import GoalStateError, ImproperlyConfigured, IndexUnavailable
+from celery_goalstate.index.url import safe_url
 from celery_goalstate.kind import DEFAULT_NAMESPACE, task_name
-from celery_goalstate.settings import safe_url
-from celery_goalstate.text import printable
 
 NOT_FOUND, UNAVAILABLE = 1, 3
 

@@ -16,9 +16,9 @@ from datetime import datetime, timedelta
 from typing import Any, ClassVar, Protocol, Self, TypeAlias, final
 
 from celery_goalstate.backoff import delay_seconds
+from celery_goalstate.display import printable
 from celery_goalstate.exceptions import ActionTimeout, LeaseLost
 from celery_goalstate.settings import NAME
-from celery_goalstate.text import printable
 
 __all__ = [
     "Action",

@@ -22,6 +22,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from celery_goalstate.backoff import delay_seconds
+from celery_goalstate.display import printable
 from celery_goalstate.entity import (
     Action,
     ActionList,
@@ -37,7 +38,6 @@ from celery_goalstate.entity import (
 )
 from celery_goalstate.exceptions import Interrupted, PermanentError, RetryAfter
 from celery_goalstate.settings import KindOptions
-from celery_goalstate.text import printable
 
 #: After so many looks at once in a row that did not reach the goal, the back-off spaces the next ones.
 LOOKS_AT_ONCE = 10

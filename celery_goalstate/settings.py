@@ -7,15 +7,15 @@ be given as a number or a timedelta.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qs, urlencode, urlsplit
 
 from celery_goalstate.backoff import Backoff, delay_seconds
+from celery_goalstate.display import did_you_mean
 from celery_goalstate.exceptions import ImproperlyConfigured
+from celery_goalstate.index.url import EXAMPLE, checked_url, query_of, safe_url, scheme_of, with_query
 
 # What is accepted --------------------------------------------------------------------------------
 
@@ -89,11 +89,6 @@ def _checks(cls: type) -> dict[str, _Check]:
     return {
         field.name: field.metadata["check"] for field in dataclasses.fields(cls) if "check" in field.metadata
     }
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {close[0]}?" if close else ""
 
 
 # The options of a kind ---------------------------------------------------------------------------
@@ -197,7 +192,7 @@ class KindOptions:
                 raise ImproperlyConfigured(f"{name}={value!r} cannot be given: {REFUSED_TASK_OPTIONS[name]}")
             else:
                 raise ImproperlyConfigured(
-                    f"unknown option {name}={value!r}.{_did_you_mean(name, {*checks, *TASK_OPTIONS})}"
+                    f"unknown option {name}={value!r}.{did_you_mean(name, {*checks, *TASK_OPTIONS})}"
                     f" Accepted: {', '.join(checks)};"
                     f" of Celery's task options {', '.join(sorted(TASK_OPTIONS))}"
                 )
@@ -253,7 +248,7 @@ class Settings:
         """These settings for entities that are kept elsewhere. Raises `ImproperlyConfigured`."""
         return dataclasses.replace(
             self,
-            index_url=self.index_url if index_url is None else _checked_url("the old index", index_url),
+            index_url=self.index_url if index_url is None else checked_url("the old index", index_url),
             namespace=self.namespace if namespace is None else NAME("the old namespace", namespace),
             key_prefix=self.key_prefix if key_prefix is None else NAME("the old key prefix", key_prefix),
         )
@@ -268,51 +263,13 @@ def _refuse_unknown(conf: Mapping[str, Any], known: set[str]) -> None:
         name = found + rest
         if found and name not in accepted and conf.get(name, _MISSING) is not _MISSING:
             raise ImproperlyConfigured(
-                f"unknown setting {key}.{_did_you_mean(name, accepted)} Accepted: {', '.join(accepted)}"
+                f"unknown setting {key}.{did_you_mean(name, accepted)} Accepted: {', '.join(accepted)}"
             )
 
 
 # Where the index is ------------------------------------------------------------------------------
 
-_OF_SENTINELS = ("sentinel", "rediss+sentinel")
-_OF_SEVERAL = (*_OF_SENTINELS, "redis+cluster", "rediss+cluster")  # may be reached by several servers
-_SCHEMES = ("redis", "rediss", "unix", *_OF_SEVERAL, "memory")
 _CELERY_SCHEMES = {"redis", "rediss", "redis+socket", "unix", "sentinel"}  # of its Redis brokers and backends
-_EXAMPLE = 'e.g. goalstate_index_url="redis://localhost:6379/1", or "memory://" within one process'
-
-#: What an index's URL may say behind its "?": redis-py's options that can be said in a text.
-_URL_OPTIONS = frozenset(
-    {
-        *("username", "password", "db", "client_name", "protocol", "max_connections"),
-        *("health_check_interval", "socket_timeout", "socket_connect_timeout", "socket_read_size"),
-        "retry_on_timeout",  # which changes nothing here, but URLs of Celery's result backends have it
-    }
-)
-_TLS_OPTIONS = frozenset(
-    {
-        *("ssl_ca_certs", "ssl_ca_data", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_password"),
-        *("ssl_cert_reqs", "ssl_check_hostname", "ssl_ciphers", "ssl_min_version"),
-        *("ssl_include_verify_flags", "ssl_exclude_verify_flags"),
-    }
-)
-
-# Celery and kombu accept these spellings, redis-py does not.
-_CERT_REQS = {"cert_required": "required", "cert_optional": "optional", "cert_none": "none"}
-
-
-def safe_url(url: str) -> str:
-    """The URL (or several, separated by ";") without its passwords: for messages and logs."""
-    # Split only where another URL begins: a password that should have been quoted may hold a ";".
-    return ";".join(_without_password(part) for part in re.split(r";(?=[A-Za-z0-9+.-]+://)", url))
-
-
-def _without_password(url: str) -> str:
-    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
-    # The last "@": an unquoted password may hold others. Rather hide too much than too little.
-    user_info, at, host = rest.rpartition("@")
-    user, colon, _ = user_info.partition(":")
-    rest = f"{user}{colon}{'**' if colon else ''}{at}{host}"
-    return scheme + separator + re.sub(r"([?&][^=&;]*password=)[^&;]*", r"\1**", rest, flags=re.IGNORECASE)
 
 
 def _find_index_url(conf: Mapping[str, Any]) -> str:
@@ -320,12 +277,12 @@ def _find_index_url(conf: Mapping[str, Any]) -> str:
     if given:
         if not isinstance(given, str):
             raise ImproperlyConfigured(
-                f"goalstate_index_url is of type {type(given).__name__}; give a URL, {_EXAMPLE}"
+                f"goalstate_index_url is of type {type(given).__name__}; give a URL, {EXAMPLE}"
             )
-        return _checked_url("goalstate_index_url", given)
+        return checked_url("goalstate_index_url", given)
 
     broker = _urls(conf, "broker_url")
-    if conf.get("task_always_eager") or any(_scheme(url) == "memory" for url in broker):
+    if conf.get("task_always_eager") or any(scheme_of(url) == "memory" for url in broker):
         return "memory://"
 
     backend = _urls(conf, "result_backend")
@@ -345,7 +302,7 @@ def _no_index(broker: list[str], backend: list[str]) -> str:
     raise ImproperlyConfigured(
         "there is no place for the index: neither the broker"
         f" ({safe_url(';'.join(broker)) or 'not set'}) nor the result backend"
-        f" ({safe_url(';'.join(backend)) or 'not set'}) is Redis. Set {_EXAMPLE}"
+        f" ({safe_url(';'.join(backend)) or 'not set'}) is Redis. Set {EXAMPLE}"
     )
 
 
@@ -357,104 +314,29 @@ def _urls(conf: Mapping[str, Any], name: str) -> list[str]:
     return [part.strip() for url in urls if isinstance(url, str) for part in url.split(";") if part.strip()]
 
 
-def _scheme(url: str) -> str:
-    return url.partition("://")[0].lower()
-
-
 def _index_on(setting: str, urls: list[str], use_ssl: Any, transport_options: Any) -> str | None:
     """The index's URL on the first Redis among `urls`, or on all the Sentinels, which are one Redis."""
-    url = next((url for url in urls if _scheme(url) in _CELERY_SCHEMES), None)
+    url = next((url for url in urls if scheme_of(url) in _CELERY_SCHEMES), None)
     if url is None:
         return None
-    if _scheme(url) == "sentinel":
+    if scheme_of(url) == "sentinel":
         if use_ssl:
             raise ImproperlyConfigured(
                 f"the TLS options of {setting} ({safe_url(url)}) cannot be used for the index with Sentinel;"
                 " set goalstate_index_url, to rediss+sentinel://... if the sentinels speak TLS too"
             )
-        url = ";".join(each for each in urls if _scheme(each) == "sentinel")
+        url = ";".join(each for each in urls if scheme_of(each) == "sentinel")
         master_name = (transport_options or {}).get("master_name")
-        if master_name and "master_name" not in _query(url):
-            url = _with_query(url, {"master_name": master_name})
-    elif use_ssl and _scheme(url) in {"redis", "rediss"}:
+        if master_name and "master_name" not in query_of(url):
+            url = with_query(url, {"master_name": master_name})
+    elif use_ssl and scheme_of(url) in {"redis", "rediss"}:
         url = f"rediss://{url.partition('://')[2]}"
         if isinstance(use_ssl, Mapping):
             given = {name: value for name, value in use_ssl.items() if value is not None}
-            url = _with_query(url, {name: _tls_value(value) for name, value in given.items()})
-    return _checked_url(setting, url)
+            url = with_query(url, {name: _tls_value(value) for name, value in given.items()})
+    return checked_url(setting, url)
 
 
 def _tls_value(value: Any) -> str:
     """An option of `broker_use_ssl` for a URL; those given as constants of the `ssl` module go by name."""
     return str(getattr(value, "name", value))
-
-
-def _checked_url(setting: str, url: str) -> str:
-    scheme = _scheme(url)
-    if scheme == "redis+socket":
-        scheme, url = "unix", url.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=")
-    if "://" not in url or any(_scheme(part) != scheme for part in url.split(";")) or scheme not in _SCHEMES:
-        raise ImproperlyConfigured(
-            f"{setting} is {safe_url(url)!r}; accepted are the schemes {', '.join(_SCHEMES)}; {_EXAMPLE}"
-        )
-    if scheme == "memory":
-        return "memory://"
-    if scheme not in _OF_SEVERAL and ";" in url:
-        raise ImproperlyConfigured(
-            f"{setting} is {safe_url(url)!r}; several URLs, separated by ';', are taken only by"
-            f" {', '.join(_OF_SEVERAL)}"
-        )
-    for part in url.split(";"):
-        try:
-            _ = urlsplit(part).port
-        except ValueError:  # its text would show a part of an unquoted password
-            raise _no_valid_url(setting, url) from None
-    _refuse_unknown_options(setting, url, scheme)
-    if scheme in _OF_SENTINELS and "master_name" not in _query(url):
-        raise ImproperlyConfigured(
-            f"{setting} is {safe_url(url)!r}, which does not name its master;"
-            " append ?master_name=... or set the transport option master_name"
-        )
-    return re.sub(
-        r"(?<=[?&]ssl_cert_reqs=)\w+",
-        lambda found: _CERT_REQS.get(found[0].lower(), found[0]),
-        url,
-        flags=re.IGNORECASE,
-    )
-
-
-def _no_valid_url(setting: str, url: str) -> ImproperlyConfigured:
-    return ImproperlyConfigured(
-        f"{setting} is {safe_url(url)!r}, which is no valid URL; quote special characters in it"
-    )
-
-
-def _refuse_unknown_options(setting: str, url: str, scheme: str) -> None:
-    accepted = set(_URL_OPTIONS)
-    if scheme != "unix":
-        accepted.add("socket_keepalive")
-    if scheme.startswith("rediss"):
-        accepted |= _TLS_OPTIONS
-    if scheme in _OF_SENTINELS:
-        accepted |= {"master_name", "sentinel_password"}
-    if scheme.endswith("+cluster"):  # which has but one database; the others redis-py drops without a word
-        accepted -= {"db", "health_check_interval", "ssl_ciphers", "ssl_min_version"}
-    for name in _query(url):
-        if name not in accepted:
-            if any("@" in urlsplit(part).query for part in url.split(";")):  # an unquoted password?
-                raise _no_valid_url(setting, url)
-            raise ImproperlyConfigured(
-                f"{setting} is {safe_url(url)!r}; {scheme}:// has no option {name!r}."
-                f"{_did_you_mean(name, accepted)} Accepted: {', '.join(sorted(accepted))}"
-            )
-
-
-def _query(url: str) -> dict[str, list[str]]:
-    return parse_qs("&".join(urlsplit(part).query for part in url.split(";")))
-
-
-def _with_query(url: str, parameters: Mapping[str, str]) -> str:
-    if not parameters:
-        return url
-    last = url.rpartition(";")[2]
-    return f"{url}{'&' if urlsplit(last).query else '?'}{urlencode(parameters)}"

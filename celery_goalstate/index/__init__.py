@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 # By name: this package has a module `redis` of its own.
@@ -18,7 +18,7 @@ from celery_goalstate.index.base import Index, Limits
 from celery_goalstate.index.cluster import REDIS_ERRORS
 from celery_goalstate.index.memory import MemoryIndex
 from celery_goalstate.index.redis import RedisIndex, in_our_words
-from celery_goalstate.settings import Settings, safe_url
+from celery_goalstate.index.url import safe_url
 
 #: Seconds until an index that does not answer counts as unavailable.
 CONNECT_TIMEOUT = 2.0
@@ -32,7 +32,28 @@ REDIS_PY = 8
 MAX_CONNECTIONS = 10_000
 
 
-def open_index(settings: Settings) -> Index:
+class IndexSettings(Protocol):
+    """What an index has to know of the settings; times in seconds."""
+
+    @property
+    def index_url(self) -> str: ...
+    @property
+    def namespace(self) -> str: ...
+    @property
+    def key_prefix(self) -> str: ...
+    @property
+    def shards(self) -> int: ...
+    @property
+    def eta_horizon(self) -> float: ...
+    @property
+    def lease(self) -> float: ...
+    @property
+    def resend_after(self) -> float: ...
+    @property
+    def window(self) -> int: ...
+
+
+def open_index(settings: IndexSettings) -> Index:
     """The index that the settings name. Connects when it is first used.
 
     But for a cluster, which is asked for its nodes at once: that may raise `IndexUnavailable`.

@@ -15,7 +15,7 @@ from typing import Any
 from redis import RedisCluster
 from redis import exceptions as errors
 
-from celery_goalstate.index.server import FRESH, Argument, Command, server_of
+from celery_goalstate.index.connection import FRESH, Argument, Command, server_of
 
 #: After looking around comes a pause of so many times what it took: each silent node costs a time-out.
 PAUSE = 4

@@ -46,7 +46,7 @@ from celery_goalstate.index.base import (
     Wakeup,
 )
 from celery_goalstate.index.cluster import REDIS_ERRORS, Cluster
-from celery_goalstate.index.server import FRESH, Command, raise_first, server_of
+from celery_goalstate.index.connection import FRESH, Command, raise_first, server_of
 
 #: Which keys, fields and statuses there are. One more with every change that older processes cannot bear.
 LAYOUT = 1

@@ -17,8 +17,9 @@ from celery.utils.quorum_queues import detect_quorum_queues
 from kombu.utils.uuid import uuid
 
 from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
+from celery_goalstate.index.url import safe_url
 from celery_goalstate.messages.producers import keep_client
-from celery_goalstate.settings import Settings, safe_url
+from celery_goalstate.settings import Settings
 from celery_goalstate.worker.sweeper import Sweeper
 
 logger = logging.getLogger(__name__)

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from celery_goalstate.display import printable
 from celery_goalstate.exceptions import IndexUnavailable
 from celery_goalstate.index.base import Index, Run
-from celery_goalstate.text import printable
 
 logger = logging.getLogger(__name__)
 

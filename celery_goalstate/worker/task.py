@@ -29,6 +29,7 @@ from celery.exceptions import Reject, Retry, TaskPredicate
 from celery.signals import task_postrun
 from celery.utils.serialization import get_pickleable_exception
 
+from celery_goalstate.display import printable
 from celery_goalstate.entity import EntityRef, Scheduler
 from celery_goalstate.evaluation import Evaluation, Outcome, error_text, evaluate
 from celery_goalstate.exceptions import GoalStateError, IndexUnavailable
@@ -47,7 +48,6 @@ from celery_goalstate.index.base import (
 from celery_goalstate.kind import Kind, milliseconds, random_id
 from celery_goalstate.messages.envelope import strategy
 from celery_goalstate.messages.publisher import Publisher, read_message
-from celery_goalstate.text import printable
 from celery_goalstate.worker.batch import NOTHING_TO_DO, SLICE, Batch, Tally, ending
 from celery_goalstate.worker.lease import Lease, LeaseKeeper
 

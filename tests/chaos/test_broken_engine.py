@@ -74,7 +74,7 @@ BREAKAGES = [
     ),
     Breakage(
         "a process believes in its lease for ever",
-        "lease.py",
+        "worker/lease.py",
         "return not lease.lost and self.clock() < lease.expires",
         "return True",
         {"zombie"},
@@ -144,7 +144,7 @@ BREAKAGES = [
     ),
     Breakage(
         "an enqueue fails with the broker",
-        "wakeup.py",
+        "messages/publisher.py",
         "                    raise  # meant for the action that enqueues\n                return False\n",
         "                    raise  # meant for the action that enqueues\n                raise\n",
         {"untold"},

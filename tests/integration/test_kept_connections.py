@@ -1,4 +1,4 @@
-"""Connections that are kept: to the index (`index.server`) and to the broker (`broker`)."""
+"""Connections that are kept: to the index (`index.connection`) and to the broker (`messages.producers`)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from redis.retry import Retry
 from celery_goalstate import Engine, Entity
 from celery_goalstate.index import open_index
 from celery_goalstate.index.base import Request, Wakeup
-from celery_goalstate.index.server import Server, server_of
+from celery_goalstate.index.connection import Server, server_of
 from celery_goalstate.messages.producers import Producers, keep_client
 from celery_goalstate.settings import Settings
 from tests.integration.conftest import MakeApp, worker_of

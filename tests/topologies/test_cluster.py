@@ -19,8 +19,8 @@ from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
 from celery_goalstate.index import open_index
 from celery_goalstate.index import redis as redis_index
 from celery_goalstate.index.base import Claim, Finish, Report, Request, Run, Verdict
+from celery_goalstate.index.connection import Server
 from celery_goalstate.index.redis import RedisIndex
-from celery_goalstate.index.server import Server
 from celery_goalstate.settings import Settings
 from tests.servers import Cluster, RedisServer, Valkey, poll
 

@@ -11,6 +11,7 @@ from celery import Celery
 
 from celery_goalstate.backoff import Backoff
 from celery_goalstate.exceptions import ImproperlyConfigured
+from celery_goalstate.index.url import safe_url
 from celery_goalstate.settings import (
     NAME,
     REFUSED_TASK_OPTIONS,
@@ -18,7 +19,6 @@ from celery_goalstate.settings import (
     TASK_OPTIONS,
     KindOptions,
     Settings,
-    safe_url,
 )
 
 MEMORY = {"goalstate_index_url": "memory://"}

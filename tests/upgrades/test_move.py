@@ -16,7 +16,7 @@ from celery_goalstate import Description, Engine, Entity
 from celery_goalstate.exceptions import ImproperlyConfigured
 from celery_goalstate.index import open_index
 from celery_goalstate.index.base import Claim, Report, Request, Verdict
-from celery_goalstate.moving import Moved, move
+from celery_goalstate.move import Moved, move
 from celery_goalstate.settings import Settings
 from tests.servers import Cluster, Valkey, poll
 from tests.upgrades.conftest import Site
@@ -235,7 +235,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, new: Place, before: Hook, after: Hook
     """Both sides of the next moves."""
     parts = new.engine._parts
     monkeypatch.setattr(
-        "celery_goalstate.moving.open_index", lambda settings: Watched(open_index(settings), before, after)
+        "celery_goalstate.move.open_index", lambda settings: Watched(open_index(settings), before, after)
     )
     new.engine._opened = dataclasses.replace(parts, index=Watched(parts.index, before, after))
 

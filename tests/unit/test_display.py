@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from celery_goalstate.display import printable
 from celery_goalstate.entity import EntityRef
-from celery_goalstate.text import printable
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,10 @@ from celery_goalstate.engine import BATCH, RESYNC_ID, Engine, resync_kind
 from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable, UnknownKind
 from celery_goalstate.index import open_index
 from celery_goalstate.index.base import Index, Record, Request, Status
+from celery_goalstate.index.url import safe_url
 from celery_goalstate.kind import Kind, random_id
 from celery_goalstate.messages.publisher import Publisher
-from celery_goalstate.settings import Settings, safe_url
+from celery_goalstate.settings import Settings
 from celery_goalstate.worker.sweeper import Sweeper
 
 
