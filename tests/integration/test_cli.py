@@ -18,6 +18,7 @@ from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
 
 from celery_goalstate import Description, Engine, Entity, Status, cli
+from celery_goalstate.cli import output
 from celery_goalstate.exceptions import IndexUnavailable
 from celery_goalstate.index import open_index
 from celery_goalstate.index.base import Claim, Report, Verdict
@@ -321,8 +322,8 @@ def description(**fields: Any) -> Description:
     ],
 )
 def test_words(fields: dict[str, Any], when: str, follows: str) -> None:
-    assert cli._when(description(**fields)) == when
-    assert follows in cli._next(description(**fields), paused=False)
+    assert output.when(description(**fields)) == when
+    assert follows in output.what_follows(description(**fields), paused=False)
 
 
 class TestList:

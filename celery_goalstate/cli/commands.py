@@ -1,0 +1,365 @@
+"""The commands of `celery goalstate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import datetime, timedelta
+
+import click
+from celery.bin.base import CeleryCommand, CeleryOption
+
+from celery_goalstate import move as moving
+from celery_goalstate.cli.arguments import (
+    NAMESPACE,
+    NOT_FOUND,
+    check_kind,
+    engine_of_command,
+    entities_argument,
+    json_option,
+    not_found,
+    parse_duration,
+    parse_time,
+    queue_of,
+    ref_of,
+    refs_of,
+    unknown_kind,
+)
+from celery_goalstate.cli.output import (
+    details_of,
+    print_details,
+    print_json,
+    print_table,
+    relative,
+    row_of,
+    until_resumed,
+)
+from celery_goalstate.display import printable
+from celery_goalstate.engine import Engine, Status
+from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
+
+#: In which order `list` shows entities: first what a person may have to do something about.
+ORDER = (Status.FAILED, Status.RUNNING, Status.SCHEDULED, Status.IDLE)
+
+
+@click.group()
+@click.option("--namespace", metavar="NAME", help="Which engine, if the app has several.")
+@click.pass_context
+def goalstate(ctx: click.Context, namespace: str | None) -> None:
+    """See and operate entities on the way to their goal states."""
+    ctx.meta[NAMESPACE] = namespace
+
+
+@goalstate.command(cls=CeleryCommand)
+@entities_argument
+@click.option(
+    "--in",
+    "delay",
+    cls=CeleryOption,
+    metavar="DURATION",
+    callback=parse_duration,
+    help="Not before that: 30s, 5m, 2h, 1d.",
+)
+@click.option(
+    "--at",
+    cls=CeleryOption,
+    metavar="TIME",
+    callback=parse_time,
+    help="Not before that: ISO 8601 with a time zone.",
+)
+@json_option
+@click.pass_context
+def enqueue(
+    ctx: click.Context,
+    entities: Sequence[str],
+    delay: timedelta | None,
+    at: datetime | None,
+    as_json: bool,
+) -> None:
+    """Look at entities: now, or at a deadline. The earliest deadline wins.
+
+    Revives an entity that is quarantined.
+    """
+    if delay is not None and at is not None:
+        raise click.UsageError("give --in or --at, not both")
+    refs = refs_of(entities)
+    with engine_of_command(ctx) as engine:
+        for ref in refs:
+            check_kind(engine, ref.kind)
+        try:
+            done = {ref: engine.enqueue(ref, at if delay is None else delay) for ref in refs}
+        except ValueError as error:  # a deadline that is too far away
+            raise click.UsageError(str(error)) from error
+        paused = [kind for kind in dict.fromkeys(ref.kind for ref in refs) if engine.paused(kind)]
+    if as_json:
+        print_json([{"entity": f"{ref.kind}/{ref.id}", **asdict(each)} for ref, each in done.items()])
+    else:
+        for ref, each in done.items():
+            when = "unchanged" if each.deadline is None else f"scheduled {relative(each.deadline)}"
+            click.echo(f"{ref}: {when}{'' if each.changed else ', as it was before'}")
+    for kind in paused:
+        click.echo(until_resumed(kind), err=True)
+
+
+@goalstate.command(cls=CeleryCommand)
+@click.argument("entity", metavar="KIND ID", nargs=-1, required=True)
+@json_option
+@click.pass_context
+def show(ctx: click.Context, entity: Sequence[str], as_json: bool) -> None:
+    """Everything that is known of an entity, and what will happen next."""
+    ref, *more = refs_of(entity)
+    if more:
+        raise click.UsageError("give one entity")
+    with engine_of_command(ctx) as engine:
+        found = engine.describe(ref)
+        paused = engine.paused(ref.kind)
+        queue = queue_of(engine, ref.kind)
+        if as_json:
+            print_json(None if found is None else details_of(found, paused, queue))
+        if found is None:
+            not_found(ctx, engine, ref.kind, f"{ref} is not known: never enqueued, deleted, or idle for long")
+        elif not as_json:
+            print_details(found, paused, queue)
+            if ref.kind not in engine.kinds:
+                click.echo(
+                    f"{unknown_kind(engine, ref.kind)}. A worker that does not know it drops its messages."
+                )
+
+
+@goalstate.command("list", cls=CeleryCommand)
+@click.option("--kind", cls=CeleryOption, metavar="KIND", help="Entities of this kind.")
+@click.option(
+    "--status",
+    cls=CeleryOption,
+    type=click.Choice([str(status) for status in Status]),
+    help="Entities in this status.",
+)
+@click.option(
+    "--limit",
+    cls=CeleryOption,
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="So many entities at most.",
+)
+@json_option
+@click.pass_context
+def list_(ctx: click.Context, kind: str | None, status: str | None, limit: int, as_json: bool) -> None:
+    """Entities of a kind or in a status, or how many of each there are.
+
+    Failed ones come first, then running, scheduled, idle.
+    """
+    with engine_of_command(ctx) as engine:
+        if kind is None and status is None:
+            _list_counts(ctx, engine, as_json)
+            return
+        if kind is not None:
+            ref_of(kind, "checked")
+        kinds = engine.kinds if kind is None else (kind,)
+        statuses = ORDER if status is None else (status,)
+        found = [
+            each for wanted in statuses for name in kinds for each in engine.list(name, wanted, limit + 1)
+        ]
+        shown = found[:limit]
+        if as_json:
+            print_json([asdict(each) for each in shown])
+        if not found:
+            what = " ".join(filter(None, ["no", status, "entities", kind and f"of kind {kind}"]))
+            not_found(ctx, engine, kind or next(iter(engine.kinds), ""), what)
+        elif not as_json:
+            print_table(["entity", "status", "when", "goal", "failures", "error"], [row_of(d) for d in shown])
+            if len(found) > limit:
+                click.echo(f"There are more than these {limit}; see --limit.", err=True)
+
+
+@goalstate.command(cls=CeleryCommand)
+@entities_argument
+@click.option(
+    "--all",
+    "all_of_it",
+    cls=CeleryOption,
+    is_flag=True,
+    help="All entities of a kind that is not registered.",
+)
+@json_option
+@click.pass_context
+def delete(ctx: click.Context, entities: Sequence[str], all_of_it: bool, as_json: bool) -> None:
+    """Forget entities: their schedules, failures, all of it. What they stand for is not touched."""
+    if all_of_it:
+        _delete_kind(ctx, entities, as_json)
+        return
+    refs = refs_of(entities)
+    with engine_of_command(ctx) as engine:
+        done = {ref: engine.delete(ref) for ref in refs}
+        if as_json:
+            print_json(
+                [{"entity": f"{ref.kind}/{ref.id}", "deleted": deleted} for ref, deleted in done.items()]
+            )
+        else:
+            for ref in (ref for ref, deleted in done.items() if deleted):
+                click.echo(f"{ref}: deleted")
+        if unknown := [ref for ref, deleted in done.items() if not deleted]:
+            not_found(ctx, engine, unknown[0].kind, f"not known: {', '.join(map(str, unknown))}")
+
+
+def _delete_kind(ctx: click.Context, words: Sequence[str], as_json: bool) -> None:
+    if len(words) > 1:
+        raise click.UsageError("--all takes one KIND and no ids")
+    kind = ref_of(words[0], "checked").kind
+    with engine_of_command(ctx) as engine:
+        if kind in engine.kinds:
+            raise click.UsageError(f"kind {kind!r} is registered: --all is for kinds that are not any more")
+        count = engine.delete_kind(kind)
+        if as_json:
+            print_json({"kind": kind, "deleted": count})
+        elif count:
+            click.echo(f"{kind}: {count} deleted")
+        if not count:
+            not_found(ctx, engine, kind, f"no entities of kind {kind}")
+
+
+@goalstate.command(cls=CeleryCommand)
+@click.argument("kind")
+@click.argument("new_kind", required=False)
+@click.option("--from-index", cls=CeleryOption, metavar="URL", help="Where the index was.")
+@click.option("--from-namespace", cls=CeleryOption, metavar="NAME", help="In which namespace it was.")
+@click.option("--from-prefix", cls=CeleryOption, metavar="NAME", help="With which key prefix.")
+@json_option
+@click.pass_context
+def move(
+    ctx: click.Context,
+    kind: str,
+    new_kind: str | None,
+    from_index: str | None,
+    from_namespace: str | None,
+    from_prefix: str | None,
+    as_json: bool,
+) -> None:
+    """Take over the entities of a kind that had another name or place.
+
+    Pauses the old kind. Move again, until nothing is left there.
+    """
+    with engine_of_command(ctx) as engine:
+        to = new_kind or kind
+        check_kind(engine, to)
+        old = engine.settings.elsewhere(
+            index_url=from_index, namespace=from_namespace, key_prefix=from_prefix
+        )
+        moved = moving.move(engine, to, old_kind=ref_of(kind, "checked").kind, old=old)
+        paused = engine.paused(to)
+    if as_json:
+        print_json({"kind": kind, "to": to, **asdict(moved)})
+        return
+    click.echo(f"{kind} to {to}: {moved.entities} moved")
+    if moved.running:
+        click.echo(f"{moved.running} still being evaluated there: move again when that has ended", err=True)
+    if paused:  # as it is when one goes back to where an earlier move came from
+        click.echo(until_resumed(to), err=True)
+
+
+@goalstate.command(cls=CeleryCommand)
+@click.argument("kind", required=False)
+@json_option
+@click.pass_context
+def pause(ctx: click.Context, kind: str | None, as_json: bool) -> None:
+    """Let no evaluation start, of one kind or of all.
+
+    Those under way finish. What is enqueued meanwhile is noted.
+    """
+    _switch(ctx, kind, Engine.pause, "paused", as_json)
+
+
+@goalstate.command(cls=CeleryCommand)
+@click.argument("kind", required=False)
+@json_option
+@click.pass_context
+def resume(ctx: click.Context, kind: str | None, as_json: bool) -> None:
+    """Undo `pause`. What came due meanwhile is evaluated now."""
+    _switch(ctx, kind, Engine.resume, "resumed", as_json)
+
+
+def _switch(
+    ctx: click.Context, kind: str | None, switch: Callable[[Engine, str], None], done: str, as_json: bool
+) -> None:
+    with engine_of_command(ctx) as engine:
+        if kind is not None:
+            check_kind(engine, kind)
+        kinds = engine.kinds if kind is None else (kind,)
+        for name in kinds:
+            switch(engine, name)
+    if as_json:
+        print_json({done: kinds})
+    else:
+        click.echo(f"{done}: {', '.join(kinds) or 'nothing, for no entity classes are registered'}")
+
+
+@goalstate.command(cls=CeleryCommand)
+@click.argument("kind")
+@click.option(
+    "--spread",
+    cls=CeleryOption,
+    metavar="DURATION",
+    callback=parse_duration,
+    help="Spread the deadlines over that: 30s, 5m, 2h, 1d.",
+)
+@click.option("--revive", cls=CeleryOption, is_flag=True, help="Those that are quarantined too.")
+@json_option
+@click.pass_context
+def resync(ctx: click.Context, kind: str, spread: timedelta | None, revive: bool, as_json: bool) -> None:
+    """Enqueue what the kind's iter_unconverged() finds.
+
+    After a loss of the index, say. What is scheduled already keeps its deadline and its back-off.
+    """
+    with engine_of_command(ctx) as engine:
+        check_kind(engine, kind)
+        count = engine.resync(kind, spread=spread, revive=revive)
+    if as_json:
+        print_json({"kind": kind, "enqueued": count})
+    else:
+        click.echo(f"{kind}: {count} enqueued")
+
+
+def _list_counts(ctx: click.Context, engine: Engine, as_json: bool) -> None:
+    registered = engine.counts()
+    orphans, unreadable = _orphans(engine)
+    counts = {**registered, **orphans}
+    remarks = {
+        **{kind: "paused" * engine.paused(kind) for kind in registered},
+        **dict.fromkeys(orphans, "not registered"),
+    }
+    if as_json:
+        print_json(
+            {
+                kind: {**counts[kind], "paused": remarks[kind] == "paused", "registered": kind in registered}
+                for kind in counts
+            }
+            | {kind: {"registered": False, "error": error} for kind, error in unreadable.items()}
+        )
+    elif counts:
+        print_table(
+            ["kind", *Status, ""],
+            [[kind, *map(str, counts[kind].values()), remarks[kind]] for kind in counts],
+        )
+    for error in unreadable.values():
+        click.echo(f"not counted: {printable(error)}", err=True)
+    if not registered:
+        click.echo("no entity classes are registered", err=True)
+        ctx.exit(NOT_FOUND)
+    for kind in map(printable, orphans):
+        click.echo(
+            f"No entity class of kind {kind} is registered here. Unless another app has one, nobody evaluates"
+            f" these. Renamed? `goalstate move {kind} NEW_KIND`. Removed? `goalstate delete {kind} --all`.",
+            err=True,
+        )
+
+
+def _orphans(engine: Engine) -> tuple[dict[str, dict[Status, int]], dict[str, str]]:
+    """How many entities kinds have that are not registered, and why some of these kinds cannot be read."""
+    counted, unreadable = {}, {}
+    for kind in engine._foreign_kinds():
+        try:
+            counted[kind] = engine._counts_as_kept(kind)
+        except (ImproperlyConfigured, IndexUnavailable) as error:  # another release's; on a node that is away
+            unreadable[kind] = str(error)
+    return {kind: counts for kind, counts in counted.items() if any(counts.values())}, unreadable
