@@ -17,17 +17,10 @@ from typing import Any, TypeVar, overload
 from celery import Celery, current_app
 
 from celery_goalstate import index as indexes
+from celery_goalstate.actions import Action, Context, Requeue
 from celery_goalstate.backoff import FURTHEST, delay_seconds
 from celery_goalstate.censor import hide_index_url
-from celery_goalstate.entity import (
-    Action,
-    Context,
-    Entity,
-    EntityRef,
-    Requeue,
-    can_resync,
-    checked_id,
-)
+from celery_goalstate.entity import Entity, EntityRef, can_resync, checked_id
 from celery_goalstate.exceptions import ImproperlyConfigured, UnknownKind
 from celery_goalstate.index.base import Index, Policy, Record, Report, Request, Run, Scheduled, Verdict
 from celery_goalstate.index.base import Status as IndexStatus

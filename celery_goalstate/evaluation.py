@@ -21,21 +21,20 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from celery_goalstate.backoff import delay_seconds
-from celery_goalstate.display import printable
-from celery_goalstate.entity import (
+from celery_goalstate.actions import (
     Action,
     ActionList,
     Budget,
     Context,
-    Entity,
-    EntityRef,
     Requeue,
     Scheduler,
     Stop,
     action_logger,
     as_action_list,
 )
+from celery_goalstate.backoff import delay_seconds
+from celery_goalstate.display import printable
+from celery_goalstate.entity import Entity, EntityRef
 from celery_goalstate.exceptions import Interrupted, PermanentError, RetryAfter
 from celery_goalstate.settings import KindOptions
 

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from celery_goalstate.entity import ActionList, ActionsLike, as_action_list
+from celery_goalstate.actions import ActionList, ActionsLike, as_action_list
 
 logger = logging.getLogger(__name__)
 

@@ -29,8 +29,9 @@ from celery.exceptions import Reject, Retry, TaskPredicate
 from celery.signals import task_postrun
 from celery.utils.serialization import get_pickleable_exception
 
+from celery_goalstate.actions import Scheduler
 from celery_goalstate.display import printable
-from celery_goalstate.entity import EntityRef, Scheduler
+from celery_goalstate.entity import EntityRef
 from celery_goalstate.evaluation import Evaluation, Outcome, error_text, evaluate
 from celery_goalstate.exceptions import GoalStateError, IndexUnavailable
 from celery_goalstate.index.base import (

@@ -10,19 +10,17 @@ from typing import Any
 
 import pytest
 
-from celery_goalstate.entity import (
+from celery_goalstate.actions import (
     Action,
     ActionList,
     Budget,
     Context,
-    Entity,
-    EntityRef,
     Requeue,
     Stop,
     action_logger,
     as_action_list,
-    can_resync,
 )
+from celery_goalstate.entity import Entity, EntityRef, can_resync
 from celery_goalstate.exceptions import ActionTimeout, ImproperlyConfigured, LeaseLost
 
 

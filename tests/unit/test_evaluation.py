@@ -12,7 +12,8 @@ import greenlet
 import pytest
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
-from celery_goalstate.entity import Action, ActionList, Context, Entity, EntityRef, Requeue, Stop
+from celery_goalstate.actions import Action, ActionList, Context, Requeue, Stop
+from celery_goalstate.entity import Entity, EntityRef
 from celery_goalstate.evaluation import (
     ActionRun,
     Evaluation,

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from celery_goalstate.entity import Action, ActionList, Context, Entity
+from celery_goalstate.actions import Action, ActionList, Context
+from celery_goalstate.entity import Entity
 from celery_goalstate.rules import ANY, Rules
 
 
