@@ -1,8 +1,10 @@
 """One scheduled evaluation per entity, driven from its state to its goal state by Celery."""
 
 from celery_goalstate.actions import Action, ActionList, Context, Requeue, Stop
-from celery_goalstate.engine import Description, Engine, Enqueued, Status, current_engine, shared_entity
+from celery_goalstate.description import Description, Enqueued, Status
+from celery_goalstate.engine import Engine
 from celery_goalstate.entity import Entity, EntityRef
+from celery_goalstate.registry import current_engine, shared_entity
 from celery_goalstate.rules import ANY, Rules
 
 __all__ = [

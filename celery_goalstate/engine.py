@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 import builtins
-import enum
 import random
 import threading
-import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, TypeVar, overload
 
-from celery import Celery, current_app
+from celery import Celery
 
 from celery_goalstate import index as indexes
-from celery_goalstate.actions import Action, Context, Requeue
-from celery_goalstate.backoff import FURTHEST, delay_seconds
-from celery_goalstate.censor import hide_index_url
+from celery_goalstate import registry
+from celery_goalstate.backoff import delay_seconds
+from celery_goalstate.deadlines import Deadline, milliseconds, one_deadline, policy_of, request_for, spread_by
+from celery_goalstate.description import (
+    Description,
+    Enqueued,
+    Status,
+    datetime_of,
+    description_of,
+    index_statuses,
+    public_counts,
+)
 from celery_goalstate.entity import Entity, EntityRef, can_resync, checked_id
 from celery_goalstate.exceptions import ImproperlyConfigured, UnknownKind
 from celery_goalstate.index.base import Index, Policy, Record, Report, Request, Run, Scheduled, Verdict
 from celery_goalstate.index.base import Status as IndexStatus
-from celery_goalstate.kind import DEFAULT_NAMESPACE, Kind, milliseconds, random_id, task_name
 from celery_goalstate.messages.publisher import Publisher
+from celery_goalstate.registry import (
+    DEFAULT_NAMESPACE,
+    Kind,
+    check_registration,
+    engines_of,
+    hide_index_url,
+    path_of,
+    task_name,
+)
+from celery_goalstate.resync import RESYNC_ID, Resync, resync_kind
 from celery_goalstate.settings import NAME, ROUTING_OPTIONS, KindOptions, Settings
 from celery_goalstate.worker import bootsteps
 from celery_goalstate.worker.lease import LeaseKeeper
@@ -34,8 +50,6 @@ from celery_goalstate.worker.task import Evaluator, create_task, speaker
 
 #: An entity, or a reference to one whose class this process need not know.
 EntityLike = Entity | EntityRef
-#: When to look: seconds from now, a timedelta from now, or an aware datetime; None: now.
-Deadline = float | timedelta | datetime | None
 #: A kind by its name or its entity class.
 KindLike = str | type[Entity]
 
@@ -44,58 +58,6 @@ E = TypeVar("E", bound=type[Entity])
 #: Entities that one round trip of `enqueue_many` and its like carries.
 BATCH = 1000
 _NEVER = datetime.max.replace(tzinfo=UTC)
-#: The one entity of the kind that resyncs another kind.
-RESYNC_ID = "all"
-
-
-class Status(enum.StrEnum):
-    """Where an entity stands. One that the engine does not track has none."""
-
-    SCHEDULED = "scheduled"  #: an evaluation is pending
-    RUNNING = "running"  #: a worker evaluates it now; a next evaluation may be pending
-    IDLE = "idle"  #: evaluated; nothing is pending
-    FAILED = "failed"  #: quarantined until somebody enqueues it
-
-
-_PUBLIC = {
-    IndexStatus.PARKED: Status.SCHEDULED,
-    IndexStatus.SENT: Status.SCHEDULED,
-    IndexStatus.RUNNING: Status.RUNNING,
-    IndexStatus.IDLE: Status.IDLE,
-    IndexStatus.FAILED: Status.FAILED,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Enqueued:
-    """What `enqueue` did. It has no truth value: say which of its fields is meant."""
-
-    changed: bool  #: did it change the schedule?
-    deadline: datetime | None  #: the one in force (UTC); None: nothing is pending
-    sent: bool  #: was a message published? If not, the index sends it in time
-
-    def __bool__(self) -> bool:
-        raise TypeError("an Enqueued is neither true nor false; look at .changed or .sent")
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """Everything that the index knows of an entity. Datetimes are UTC."""
-
-    kind: str
-    id: str
-    status: Status
-    deadline: datetime | None  #: of the pending evaluation
-    sent: bool  #: is a message under way for it? If not, it is parked in the index
-    failures: int  #: consecutive ones
-    error: str | None  #: of the last evaluation
-    task_id: str | None  #: of the Celery task under way, or of the last one
-    converged: bool | None  #: did the last evaluation reach the goal? None: it did not look
-    finished: datetime | None  #: when the last evaluation ended
-    started: datetime | None  #: when the evaluation under way began
-    lease_expires: datetime | None  #: when its worker counts as lost, unless it renews
-    fencing_token: int | None  #: of the evaluation under way
-    quarantined: datetime | None  #: since when
 
 
 class Engine:
@@ -125,7 +87,7 @@ class Engine:
         """Attach the engine to a Celery app. Raises `ImproperlyConfigured` if it is attached already."""
         if self._app is not None:
             raise ImproperlyConfigured(f"this engine belongs to the app {self._app.main!r} already")
-        engines, namespace = _engines_of(app), self._namespace or DEFAULT_NAMESPACE
+        engines, namespace = engines_of(app), self._namespace or DEFAULT_NAMESPACE
         if namespace in engines:
             raise ImproperlyConfigured(
                 f"the app {app.main!r} has an engine of namespace {namespace!r} already"
@@ -134,9 +96,9 @@ class Engine:
         engines[namespace] = self
         for cls, options in self._registered.values():
             self._create_task(cls, options)
-        for cls, options in _shared:
+        for cls, options in registry.shared:
             self.register(cls, **options)
-        _all_engines.add(self)
+        registry.all_engines.add(self)
         hide_index_url()
         bootsteps.install(
             app,
@@ -157,7 +119,7 @@ class Engine:
         """The settings, as frozen when they were first used. Raises `ImproperlyConfigured`."""
         if self._settings is None:
             settings = Settings.from_conf(self.app.conf, namespace=self._namespace)
-            other = _engines_of(self.app).get(settings.namespace, self)
+            other = engines_of(self.app).get(settings.namespace, self)
             if other is not self:
                 raise ImproperlyConfigured(
                     f"goalstate_namespace is {settings.namespace!r}, which another engine of the app"
@@ -178,16 +140,17 @@ class Engine:
         """
         if cls is None:
             return lambda cls: self.register(cls, **options)
-        _check_registration(cls, options)
+        check_registration(cls, options)
         if cls.kind in self._registered:
             known, known_options = self._registered[cls.kind]
             if known is not cls:
                 raise ImproperlyConfigured(
-                    f"kind {cls.kind!r} of {_path(cls)} is taken by {_path(known)}; set `kind` on one of them"
+                    f"kind {cls.kind!r} of {path_of(cls)} is taken by {path_of(known)};"
+                    " set `kind` on one of them"
                 )
             if known_options != options:
                 raise ImproperlyConfigured(
-                    f"{_path(cls)} is registered already, with the options {known_options}, not {options}"
+                    f"{path_of(cls)} is registered already, with the options {known_options}, not {options}"
                 )
             return cls
         if self._app is not None:
@@ -199,7 +162,7 @@ class Engine:
 
     def _create_task(self, cls: type[Entity], options: dict[str, Any]) -> None:
         kind, name = cls.kind, self._task_name(cls.kind)
-        for other in _engines_of(self.app).values():
+        for other in engines_of(self.app).values():
             taken = {other._task_name(theirs): theirs for theirs in other._registered if other is not self}
             if name in taken:
                 raise ImproperlyConfigured(
@@ -262,8 +225,8 @@ class Engine:
     ) -> Callable[[], Enqueued]:
         """Check the arguments of an `enqueue` now, to be done later: when a transaction is committed, say."""
         kind, id = self._identify(entity)
-        request = _request(id, _one_deadline(deadline, eta, countdown))
-        policy, bound = _policy(replace=replace, max_wait=max_wait)
+        request = request_for(id, one_deadline(deadline, eta, countdown))
+        policy, bound = policy_of(replace=replace, max_wait=max_wait)
 
         def enqueue() -> Enqueued:
             index = self._parts.index
@@ -271,7 +234,7 @@ class Engine:
                 kind, [request], policy=policy, max_wait=bound, inside=_speaker_in(index, kind)
             )
             sent = self._dispatch(kind, [scheduled]) and scheduled.wakeup is not None
-            return Enqueued(scheduled.changed, _datetime(scheduled.deadline), sent)
+            return Enqueued(scheduled.changed, datetime_of(scheduled.deadline), sent)
 
         return enqueue
 
@@ -291,10 +254,10 @@ class Engine:
         `spread` (seconds or a timedelta) adds to each deadline a random part of it, so that they do not all
         come due at once. Raises as `enqueue` does: all entities are looked at before the first is written.
         """
-        policy, bound = _policy(replace=replace, max_wait=max_wait)
+        policy, bound = policy_of(replace=replace, max_wait=max_wait)
         return self._enqueue_all(
             [self._identify(entity) for entity in entities],
-            _one_deadline(deadline, eta, countdown),
+            one_deadline(deadline, eta, countdown),
             spread,
             policy,
             bound,
@@ -309,13 +272,13 @@ class Engine:
         max_wait: int | None = None,
     ) -> int:
         width = 0.0 if spread is None else delay_seconds(spread, "spread")
-        request = _request("checked", deadline)  # before anything is written
+        request = request_for("checked", deadline)  # before anything is written
         index, changed = self._parts.index, 0
         for batch in _batches(identified):
             by_kind: defaultdict[str, builtins.list[Request]] = defaultdict(list)
             for kind, id in batch:
                 part = random.random() * width  # noqa: S311 - spreads load, keeps no secret
-                by_kind[kind].append(_spread(request, id, milliseconds(part)))
+                by_kind[kind].append(spread_by(request, id, milliseconds(part)))
             for kind, requests in by_kind.items():
                 scheduled = index.enqueue(
                     kind, requests, policy=policy, max_wait=max_wait, inside=_speaker_in(index, kind)
@@ -366,18 +329,18 @@ class Engine:
             found: dict[tuple[str, str], Description | None] = {}
             for kind, ids in _ids_by_kind(batch).items():
                 for id, record in zip(ids, self._parts.index.describe(kind, ids), strict=True):
-                    found[kind, id] = None if record is None else _description(kind, record)
+                    found[kind, id] = None if record is None else description_of(kind, record)
             described += [found[identified] for identified in batch]
         return described
 
     def list(self, kind: KindLike, status: str | None = None, limit: int = 100) -> builtins.list[Description]:
         """Up to `limit` entities of a kind, in one status or in all: those that are due first come first."""
         name = self._kind_name(kind)
-        wanted = list(IndexStatus) if status is None else _index_statuses(status)
+        wanted = list(IndexStatus) if status is None else index_statuses(status)
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise ValueError(f"limit is {limit!r}; give an integer, 1 or more")
         found = [
-            _description(name, record)
+            description_of(name, record)
             for each in wanted
             for record in self._parts.index.records(name, each, limit)
         ]
@@ -388,7 +351,7 @@ class Engine:
     def counts(self, kind: KindLike | None = None) -> dict[str, dict[Status, int]]:
         """How many entities are in each status, by kind: of one kind, or of all that are registered."""
         names = self.kinds if kind is None else (self._kind_name(kind),)
-        return {name: _public_counts(self._parts.index.counts(name)) for name in names}
+        return {name: public_counts(self._parts.index.counts(name)) for name in names}
 
     def orphans(self) -> dict[str, dict[Status, int]]:
         """Kinds that the index has entities of and this process no class; how many, as in `counts`.
@@ -404,7 +367,7 @@ class Engine:
     def _counts_as_kept(self, name: str) -> dict[Status, int]:
         """Raises `ImproperlyConfigured` for a kind in a layout of another release."""
         kept = self._parts.index.as_kept(name)
-        return _public_counts(kept.counts(name) if kept else {})
+        return public_counts(kept.counts(name) if kept else {})
 
     # -- operating
 
@@ -462,7 +425,7 @@ class Engine:
         return tuple(
             name
             for name, (cls, _) in list(self._registered.items())
-            if not issubclass(cls, _Resync) or self._kind(name).standing
+            if not issubclass(cls, Resync) or self._kind(name).standing
         )
 
     # -- the parts
@@ -483,7 +446,7 @@ class Engine:
                     f"no entity class of kind {name!r} is registered with this engine; known: {known}"
                 )
             cls, options = self._registered[name]
-            standing = issubclass(cls, _Resync) and self._resync_every(cls.of) is not None
+            standing = issubclass(cls, Resync) and self._resync_every(cls.of) is not None
             resolved = self.settings.kind.override(**options)
             self._kinds[name] = Kind(name, cls, resolved, RESYNC_ID if standing else "")
         return self._kinds[name]
@@ -514,7 +477,7 @@ class Engine:
         registered = self._registered.get(entity.kind)
         if registered is None or not isinstance(entity, registered[0]):
             raise UnknownKind(
-                f"{_path(type(entity))} is not registered with this engine;"
+                f"{path_of(type(entity))} is not registered with this engine;"
                 f" decorate it with @engine.register, or enqueue engine.ref({entity.kind!r}, ...)"
             )
         return entity.kind, checked_id(entity.get_id())  # an override may return anything
@@ -540,40 +503,12 @@ class Engine:
         Whether that is asked for is only known with the settings. Its tasks take the same way as those of
         the kind, to workers that know it; limits of a single evaluation are not for them.
         """
-        resync = type(f"Resync{cls.__name__}", (_Resync,), {"kind": resync_kind(cls.kind), "of": cls.kind})
+        resync = type(f"Resync{cls.__name__}", (Resync,), {"kind": resync_kind(cls.kind), "of": cls.kind})
         routing = {name: value for name, value in options.items() if name in ROUTING_OPTIONS}
         self.register(resync, converge=False, max_failures=None, **routing)
 
     def _resync_every(self, kind: str) -> float | None:
         return self._kind(kind).options.resync_every
-
-
-def resync_kind(kind: str) -> str:
-    """The kind whose one entity resyncs this kind."""
-    return f"{kind}.resync"
-
-
-class _Resync(Entity):
-    """A kind that is to be resynced every now and then."""
-
-    kind = "resync"
-    of: str
-
-    def get_state(self) -> str:
-        return "due"
-
-    def get_goal_state(self) -> str:
-        return "resynced"
-
-    def get_action_list(self, state: str, goal_state: str) -> Action:  # noqa: ARG002 - there is only one
-        return Action("resync", _resync)
-
-
-def _resync(ctx: Context, entity: _Resync) -> Requeue | None:
-    engine: Any = ctx.engine
-    every = engine._resync_every(entity.of)
-    ctx.log.info("%d entities of kind %s enqueued", engine.resync(entity.of, spread=every), entity.of)
-    return None if every is None else Requeue(every)
 
 
 @dataclass(frozen=True, slots=True)
@@ -591,125 +526,7 @@ class _Parts:
         return cls(index, Publisher(app, index, namespace), LeaseKeeper(index, settings.lease))
 
 
-# Engines and shared entities ---------------------------------------------------------------------
-
-_all_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-_shared: list[tuple[type[Entity], dict[str, Any]]] = []
-
-
-def _engines_of(app: Celery) -> dict[str, Engine]:
-    """The engines of an app by namespace; kept on the app, which knows nothing of them."""
-    engines: dict[str, Engine] | None = app.__dict__.get("goalstate_engines")
-    if engines is None:
-        engines = app.__dict__["goalstate_engines"] = {}
-    return engines
-
-
-def engine_of(app: Celery, namespace: str | None = None) -> Engine:
-    """The engine of a Celery app; with several, the one of this namespace (None: the default one).
-
-    Raises `ImproperlyConfigured` if the app has none.
-    """
-    engines = _engines_of(app)
-    if not engines:
-        raise ImproperlyConfigured(
-            f"the Celery app {app.main!r} has no engine; create one beside it: engine = Engine(app)"
-        )
-    if namespace is None and len(engines) == 1:
-        return next(iter(engines.values()))
-    wanted = namespace or DEFAULT_NAMESPACE
-    if wanted not in engines:
-        raise ImproperlyConfigured(
-            f"the Celery app {app.main!r} has no engine of namespace {wanted!r}; known: {', '.join(engines)}"
-        )
-    return engines[wanted]
-
-
-def current_engine(namespace: str | None = None) -> Engine:
-    """The engine of Celery's current app, for code that cannot import the project's own.
-
-    Celery knows its current app only in the thread that created it, and web servers have others: there it is
-    the app of the process that has an engine, if there is only one. Raises `ImproperlyConfigured` otherwise.
-    """
-    app: Any = current_app._get_current_object()  # type: ignore[attr-defined]  # of the proxy, not of the app
-    if not _engines_of(app):
-        apps = {engine.app for engine in list(_all_engines)}
-        app = apps.pop() if len(apps) == 1 else app
-    return engine_of(app, namespace)
-
-
-@overload
-def shared_entity(cls: E, /, **options: Any) -> E: ...
-@overload
-def shared_entity(**options: Any) -> Callable[[E], E]: ...
-def shared_entity(cls: E | None = None, /, **options: Any) -> E | Callable[[E], E]:
-    """Register an entity class with every engine, present and future, as `shared_task` does for tasks.
-
-    For reusable apps, which do not import the project's engine.
-    """
-    if cls is None:
-        return lambda cls: shared_entity(cls, **options)
-    _check_registration(cls, options)
-    for engine in list(_all_engines):
-        engine.register(cls, **options)
-    _shared.append((cls, options))
-    return cls
-
-
-def _check_registration(cls: Any, options: dict[str, Any]) -> None:
-    if not (isinstance(cls, type) and issubclass(cls, Entity)) or cls is Entity:
-        raise TypeError(f"{cls!r} cannot be registered; give a subclass of celery_goalstate.Entity")
-    every = KindOptions().override(**options).resync_every
-    if every is not None and not can_resync(cls):
-        raise ImproperlyConfigured(
-            f"resync_every={every:g} needs iter_unconverged(), which {_path(cls)} lacks"
-        )
-
-
 # Arguments and replies ---------------------------------------------------------------------------
-
-
-def _one_deadline(deadline: Deadline, eta: datetime | None, countdown: float | None) -> Deadline:
-    if eta is None and countdown is None:
-        return deadline
-    given = {"deadline": deadline, "eta": eta, "countdown": countdown}
-    values = {name: value for name, value in given.items() if value is not None}
-    if len(values) > 1:
-        raise TypeError(f"give only one of {' and '.join(values)}: each says when to look")
-    if eta is not None and not isinstance(eta, datetime):
-        raise TypeError(f"eta is {eta!r}; give an aware datetime")
-    if countdown is not None and isinstance(countdown, datetime):
-        raise TypeError(f"countdown is {countdown!r}; give seconds, or the datetime as eta=")
-    return next(iter(values.values()), None)
-
-
-def _request(id: str, deadline: Deadline) -> Request:
-    """Relative deadlines stay relative: the index adds them to its own clock."""
-    if deadline is None:
-        return Request(id, delay=0, task_id=random_id())
-    if isinstance(deadline, datetime):
-        if deadline.utcoffset() is None:
-            raise ValueError(f"deadline is {deadline!r}, which has no time zone; give an aware datetime")
-        if deadline - datetime.now(UTC) > FURTHEST:
-            raise ValueError(f"deadline is {deadline!r}; give one within the next hundred years")
-        return Request(id, at=milliseconds(deadline.timestamp()), task_id=random_id())
-    if not isinstance(deadline, (int, float, timedelta)):
-        raise TypeError(f"deadline is {deadline!r}; give an aware datetime, a timedelta or seconds from now")
-    return Request(id, delay=milliseconds(delay_seconds(deadline, "deadline")), task_id=random_id())
-
-
-def _spread(request: Request, id: str, more: int) -> Request:
-    if request.at is not None:
-        return Request(id, at=request.at + more, task_id=random_id())
-    return Request(id, delay=(request.delay or 0) + more, task_id=random_id())
-
-
-def _policy(*, replace: bool, max_wait: float | timedelta | None) -> tuple[Policy, int | None]:
-    if max_wait is None:
-        return (Policy.REPLACE if replace else Policy.EARLIEST), None
-    if not replace:
-        raise TypeError(f"max_wait={max_wait!r} bounds replace=True, which is not given")
-    return Policy.REPLACE, milliseconds(delay_seconds(max_wait, "max_wait"))
 
 
 def _speaker_in(index: Index, kind: str) -> Run | None:
@@ -733,50 +550,9 @@ def _ids_by_kind(identified: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return by_kind
 
 
-def _index_statuses(status: str) -> list[IndexStatus]:
-    found = [inner for inner, public in _PUBLIC.items() if public == status]
-    if not found:
-        raise ValueError(f"status is {status!r}; give one of {', '.join(Status)}")
-    return found
-
-
 def _end_lost(index: Index, kind: str, records: Iterable[Record]) -> None:
     """End evaluations whose worker is lost: nobody sweeps a kind that is not registered."""
     runs = [record for record in records if record.lease]
     index.finish(
         kind, [Report(run.id, run.lease, Verdict.FAILED, delay=0, expired_only=True) for run in runs]
     )
-
-
-def _public_counts(counts: Mapping[IndexStatus, int]) -> dict[Status, int]:
-    counted = dict.fromkeys(Status, 0)
-    for status, count in counts.items():
-        counted[_PUBLIC[status]] += count
-    return counted
-
-
-def _datetime(milliseconds: int | None) -> datetime | None:
-    return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)
-
-
-def _description(kind: str, record: Record) -> Description:
-    return Description(
-        kind=kind,
-        id=record.id,
-        status=_PUBLIC[record.status],
-        deadline=_datetime(record.deadline),
-        sent=record.status is IndexStatus.SENT,
-        failures=record.failures,
-        error=record.error or None,
-        task_id=record.task_id or None,
-        converged=record.converged,
-        finished=_datetime(record.finished),
-        started=_datetime(record.started),
-        lease_expires=_datetime(record.lease_expires),
-        fencing_token=int(record.lease) if record.lease else None,
-        quarantined=_datetime(record.since),
-    )
-
-
-def _path(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"

@@ -12,11 +12,11 @@ import click
 from celery.bin.base import CeleryOption
 from celery.exceptions import QueueNotFound
 
-from celery_goalstate.engine import Engine, engine_of
+from celery_goalstate.engine import Engine
 from celery_goalstate.entity import EntityRef
 from celery_goalstate.exceptions import GoalStateError, IndexUnavailable
 from celery_goalstate.index.url import safe_url
-from celery_goalstate.kind import DEFAULT_NAMESPACE, task_name
+from celery_goalstate.registry import DEFAULT_NAMESPACE, engine_of, task_name
 
 NOT_FOUND, UNAVAILABLE = 1, 3
 

@@ -34,8 +34,9 @@ from celery_goalstate.cli.output import (
     row_of,
     until_resumed,
 )
+from celery_goalstate.description import Status
 from celery_goalstate.display import printable
-from celery_goalstate.engine import Engine, Status
+from celery_goalstate.engine import Engine
 from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
 
 #: In which order `list` shows entities: first what a person may have to do something about.

@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
+from celery_goalstate.description import Description, Status
 from celery_goalstate.display import printable
-from celery_goalstate.engine import Description, Status
 
 #: Characters of an error in a table; `show` has all of it.
 ERROR_WIDTH = 60

@@ -28,8 +28,8 @@ from celery.utils.quorum_queues import detect_quorum_queues
 from celery_goalstate.display import printable
 from celery_goalstate.entity import checked_id
 from celery_goalstate.index.base import Index, Wakeup
-from celery_goalstate.kind import task_name
 from celery_goalstate.messages.producers import Producers
+from celery_goalstate.registry import task_name
 from celery_goalstate.settings import KindOptions
 
 logger = logging.getLogger(__name__)

@@ -17,12 +17,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from celery_goalstate.deadlines import milliseconds
 from celery_goalstate.display import printable
 from celery_goalstate.evaluation import failed
 from celery_goalstate.exceptions import IndexUnavailable, WorkerLost
-from celery_goalstate.index.base import Finish, Index, Policy, Request, Run, Survey, Wakeup
-from celery_goalstate.kind import Kind, milliseconds, random_id
+from celery_goalstate.index.base import Finish, Index, Policy, Request, Run, Survey, Wakeup, random_id
 from celery_goalstate.messages.publisher import Publisher
+from celery_goalstate.registry import Kind
 from celery_goalstate.settings import Settings
 from celery_goalstate.worker.task import report
 

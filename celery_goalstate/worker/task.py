@@ -30,6 +30,7 @@ from celery.signals import task_postrun
 from celery.utils.serialization import get_pickleable_exception
 
 from celery_goalstate.actions import Scheduler
+from celery_goalstate.deadlines import milliseconds
 from celery_goalstate.display import printable
 from celery_goalstate.entity import EntityRef
 from celery_goalstate.evaluation import Evaluation, Outcome, error_text, evaluate
@@ -45,10 +46,11 @@ from celery_goalstate.index.base import (
     Run,
     Verdict,
     Wakeup,
+    random_id,
 )
-from celery_goalstate.kind import Kind, milliseconds, random_id
 from celery_goalstate.messages.envelope import strategy
 from celery_goalstate.messages.publisher import Publisher, read_message
+from celery_goalstate.registry import Kind
 from celery_goalstate.worker.batch import NOTHING_TO_DO, SLICE, Batch, Tally, ending
 from celery_goalstate.worker.lease import Lease, LeaseKeeper
 

@@ -15,7 +15,7 @@ from kombu.utils.uuid import uuid
 
 from celery_goalstate.entity import Entity
 from celery_goalstate.index.base import Claim, Limits, Report, Request, Status, Verdict, Wakeup
-from celery_goalstate.kind import Kind
+from celery_goalstate.registry import Kind
 from celery_goalstate.settings import KindOptions, Settings
 from celery_goalstate.worker.sweeper import Sweeper
 from tests.contract.lanes import Clock, MemoryLane, RedisLane

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from kombu.utils.uuid import uuid
 
-from celery_goalstate.kind import task_name
 from celery_goalstate.messages.envelope import SKEW
+from celery_goalstate.registry import task_name
 from tests.brokers.conftest import Shop
 
 Open = Callable[..., Shop]

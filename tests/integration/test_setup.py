@@ -15,11 +15,10 @@ import pytest
 from celery import Celery
 from celery._state import _set_current_app, get_current_app
 
-from celery_goalstate import Engine, Entity, current_engine, shared_entity
-from celery_goalstate import engine as engine_module
-from celery_goalstate.engine import engine_of
+from celery_goalstate import Engine, Entity, current_engine, registry, shared_entity
 from celery_goalstate.exceptions import ImproperlyConfigured, UnknownKind
 from celery_goalstate.index.memory import MemoryIndex
+from celery_goalstate.registry import engine_of
 from tests.integration.conftest import MakeApp, Truth, World, worker_of
 from tests.servers import Valkey, poll
 
@@ -216,8 +215,8 @@ def test_the_current_engine_in_a_thread_of_a_web_server(
 @pytest.fixture(autouse=True)
 def no_other_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shared entities belong to all engines of the process: these tests see only their own."""
-    monkeypatch.setattr(engine_module, "_shared", [])
-    monkeypatch.setattr(engine_module, "_all_engines", weakref.WeakSet())
+    monkeypatch.setattr(registry, "shared", [])
+    monkeypatch.setattr(registry, "all_engines", weakref.WeakSet())
 
 
 def test_shared_entities_belong_to_every_engine_before_and_after(make_app: MakeApp) -> None:
