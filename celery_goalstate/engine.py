@@ -7,7 +7,7 @@ import random
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, TypeVar, overload
@@ -45,6 +45,7 @@ from celery_goalstate.resync import RESYNC_ID, Resync, resync_kind
 from celery_goalstate.settings import NAME, ROUTING_OPTIONS, KindOptions, Settings
 from celery_goalstate.worker import bootsteps
 from celery_goalstate.worker.lease import LeaseKeeper
+from celery_goalstate.worker.parts import Parts
 from celery_goalstate.worker.sweeper import Sweeper
 from celery_goalstate.worker.task import Evaluator, create_task, speaker
 
@@ -73,7 +74,7 @@ class Engine:
         self._registered: dict[str, tuple[type[Entity], dict[str, Any]]] = {}
         self._kinds: dict[str, Kind] = {}
         self._settings: Settings | None = None
-        self._opened: _Parts | None = None
+        self._opened: Parts | None = None
         self._lock = threading.RLock()
         if app is not None:
             self.init_app(app)
@@ -229,7 +230,7 @@ class Engine:
         policy, bound = policy_of(replace=replace, max_wait=max_wait)
 
         def enqueue() -> Enqueued:
-            index = self._parts.index
+            index = self.parts.index
             [scheduled] = index.enqueue(
                 kind, [request], policy=policy, max_wait=bound, inside=_speaker_in(index, kind)
             )
@@ -273,7 +274,7 @@ class Engine:
     ) -> int:
         width = 0.0 if spread is None else delay_seconds(spread, "spread")
         request = request_for("checked", deadline)  # before anything is written
-        index, changed = self._parts.index, 0
+        index, changed = self.parts.index, 0
         for batch in _batches(identified):
             by_kind: defaultdict[str, builtins.list[Request]] = defaultdict(list)
             for kind, id in batch:
@@ -295,6 +296,7 @@ class Engine:
         """
         name = self._kind_name(kind)
         cls = self._kind(name).entity_class
+        assert cls is not None  # noqa: S101
         if not can_resync(cls):
             raise ImproperlyConfigured(
                 f"{name} cannot be resynced: define {cls.__name__}.iter_unconverged(), a class method that"
@@ -307,9 +309,10 @@ class Engine:
     def _dispatch(self, kind: str, scheduled: Iterable[Scheduled]) -> bool:
         wakeups = [each.wakeup for each in scheduled if each.wakeup is not None]
         known = self._kinds.get(kind)
-        if known is None and kind in self._registered:
-            known = self._kind(kind)
-        return self._parts.publisher.dispatch(kind, wakeups, known.options if known else None)
+        if known is None:
+            registered = kind in self._registered
+            known = self._kind(kind) if registered else Kind(kind, self._task_name(kind), None, KindOptions())
+        return self.parts.publisher.dispatch(known, wakeups)
 
     # -- looking
 
@@ -328,7 +331,7 @@ class Engine:
         for batch in _batches(map(self._identify, entities)):
             found: dict[tuple[str, str], Description | None] = {}
             for kind, ids in _ids_by_kind(batch).items():
-                for id, record in zip(ids, self._parts.index.describe(kind, ids), strict=True):
+                for id, record in zip(ids, self.parts.index.describe(kind, ids), strict=True):
                     found[kind, id] = None if record is None else description_of(kind, record)
             described += [found[identified] for identified in batch]
         return described
@@ -342,7 +345,7 @@ class Engine:
         found = [
             description_of(name, record)
             for each in wanted
-            for record in self._parts.index.records(name, each, limit)
+            for record in self.parts.index.records(name, each, limit)
         ]
         if status == Status.SCHEDULED:  # parked or sent: two orders
             found.sort(key=lambda description: description.deadline or _NEVER)
@@ -351,7 +354,7 @@ class Engine:
     def counts(self, kind: KindLike | None = None) -> dict[str, dict[Status, int]]:
         """How many entities are in each status, by kind: of one kind, or of all that are registered."""
         names = self.kinds if kind is None else (self._kind_name(kind),)
-        return {name: public_counts(self._parts.index.counts(name)) for name in names}
+        return {name: public_counts(self.parts.index.counts(name)) for name in names}
 
     def orphans(self) -> dict[str, dict[Status, int]]:
         """Kinds that the index has entities of and this process no class; how many, as in `counts`.
@@ -362,11 +365,11 @@ class Engine:
         return {name: counts for name, counts in counted.items() if any(counts.values())}
 
     def _foreign_kinds(self) -> Iterable[str]:
-        return (name for name in self._parts.index.kinds() if name not in self._registered)
+        return (name for name in self.parts.index.kinds() if name not in self._registered)
 
     def _counts_as_kept(self, name: str) -> dict[Status, int]:
         """Raises `ImproperlyConfigured` for a kind in a layout of another release."""
-        kept = self._parts.index.as_kept(name)
+        kept = self.parts.index.as_kept(name)
         return public_counts(kept.counts(name) if kept else {})
 
     # -- operating
@@ -381,7 +384,7 @@ class Engine:
     def delete_many(self, entities: Iterable[EntityLike]) -> int:
         """`delete` for many entities, in few round trips; how many there were to forget."""
         return sum(
-            sum(self._parts.index.delete(kind, ids))
+            sum(self.parts.index.delete(kind, ids))
             for batch in _batches(map(self._identify, entities))
             for kind, ids in _ids_by_kind(batch).items()
         )
@@ -389,7 +392,7 @@ class Engine:
     def delete_kind(self, kind: KindLike) -> int:
         """`delete` for all entities of a kind; how many there were to forget."""
         name, deleted = self._kind_name(kind), 0
-        index = self._parts.index.as_kept(name)
+        index = self.parts.index.as_kept(name)
         if index is not None:
             for status in IndexStatus:
                 while records := index.records(name, status, BATCH):
@@ -400,16 +403,16 @@ class Engine:
     def pause(self, kind: KindLike | None = None) -> None:
         """Let no evaluation of a kind start (no kind: of all that are registered); those under way finish."""
         for name in self._to_operate(kind):
-            self._parts.index.pause(name)
+            self.parts.index.pause(name)
 
     def resume(self, kind: KindLike | None = None) -> None:
         """Undo `pause`. What came due meanwhile is evaluated from the next sweep on."""
         for name in self._to_operate(kind):
-            self._parts.index.resume(name)
+            self.parts.index.resume(name)
 
     def paused(self, kind: KindLike) -> bool:
         """Whether a kind is paused."""
-        return self._parts.index.paused(self._kind_name(kind))
+        return self.parts.index.paused(self._kind_name(kind))
 
     def stop(self) -> None:
         """Pause everything: the name that other goal state engines have for it."""
@@ -431,12 +434,31 @@ class Engine:
     # -- the parts
 
     @property
-    def _parts(self) -> _Parts:
+    def parts(self) -> Parts:
+        """What the engine is made of, opened when it is first used."""
         if self._opened is None:
             with self._lock:
                 if self._opened is None:
-                    self._opened = _Parts.open(self.app, self.settings, self._namespace or DEFAULT_NAMESPACE)
+                    self._opened = self._open()
         return self._opened
+
+    def _open(self) -> Parts:
+        index = indexes.open_index(self.settings)
+        return Parts(
+            index=index, publisher=Publisher(self.app, index), keeper=LeaseKeeper(index, self.settings.lease)
+        )
+
+    @contextmanager
+    def opened_with(self, parts: Parts, settings: Settings | None = None) -> Iterator[None]:
+        """Replace the parts, and the frozen settings, while the block runs: for tests."""
+        with self._lock:
+            before = self._opened, self._settings, self._kinds
+            self._opened, self._settings, self._kinds = parts, settings or self.settings, {}
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._opened, self._settings, self._kinds = before
 
     def _kind(self, name: str) -> Kind:
         if name not in self._kinds:
@@ -448,21 +470,18 @@ class Engine:
             cls, options = self._registered[name]
             standing = issubclass(cls, Resync) and self._resync_every(cls.of) is not None
             resolved = self.settings.kind.override(**options)
-            self._kinds[name] = Kind(name, cls, resolved, RESYNC_ID if standing else "")
+            self._kinds[name] = Kind(
+                name, self._task_name(name), cls, resolved, RESYNC_ID if standing else ""
+            )
         return self._kinds[name]
 
     def _evaluator(self, kind: str) -> Evaluator:
-        parts = self._parts
-        return Evaluator(
-            self._kind(kind), engine=self, index=parts.index, publisher=parts.publisher, keeper=parts.keeper
-        )
+        return Evaluator(self._kind(kind), engine=self, parts=self.parts)
 
     def _open_sweeper(self, name: str) -> Sweeper:
-        parts = self._parts
         return Sweeper(
             name,
-            index=parts.index,
-            publisher=parts.publisher,
+            parts=self.parts,
             settings=self.settings,
             kinds=lambda: {name: self._kind(name) for name in self.kinds},
         )
@@ -509,21 +528,6 @@ class Engine:
 
     def _resync_every(self, kind: str) -> float | None:
         return self._kind(kind).options.resync_every
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """What an engine is made of, opened when it is first used."""
-
-    index: Index
-    publisher: Publisher
-    keeper: LeaseKeeper
-
-    @classmethod
-    def open(cls, app: Celery, settings: Settings, namespace: str) -> _Parts:
-        """`namespace` is the one in the tasks' names; that of the index may be set otherwise."""
-        index = indexes.open_index(settings)
-        return cls(index, Publisher(app, index, namespace), LeaseKeeper(index, settings.lease))
 
 
 # Arguments and replies ---------------------------------------------------------------------------

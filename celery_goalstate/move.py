@@ -13,6 +13,7 @@ The old kind is paused first, and stays so: an entity is never evaluated in both
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def move(engine: Engine, kind: str, *, old_kind: str, old: Settings) -> Moved:
             known = ", ".join(opened.kinds()) or "none"
             raise UnknownKind(f"the old index keeps no kind {old_kind!r}; known there: {known}")
         _pause(engine, kind, source, old_kind, old)
-        _end_what_is_lost(engine, source, old, Kind(old_kind, registered.entity_class, registered.options))
+        _end_what_is_lost(engine, source, old, dataclasses.replace(registered, name=old_kind))
         source.delete(resync_kind(old_kind), [RESYNC_ID])  # the workers schedule the new kind's
         moved = sum(_move(engine, kind, source, old_kind, status) for status in _MOVABLE)
         return Moved(moved, source.counts(old_kind)[Status.RUNNING])
@@ -84,7 +85,7 @@ def _check(engine: Engine, kind: str, old_kind: str, old: Settings) -> None:
 
 def _pause(engine: Engine, kind: str, source: Index, old_kind: str, old: Settings) -> None:
     """Pause the old kind. Of two URLs that lead to the same index, that is what tells."""
-    index, alike = engine._parts.index, _keys(old, old_kind) == _keys(engine.settings, kind)
+    index, alike = engine.parts.index, _keys(old, old_kind) == _keys(engine.settings, kind)
     if alike and index.paused(kind):
         raise ImproperlyConfigured(
             f"kind {kind!r} is paused here, so nobody can tell whether the old index is another one:"
@@ -98,9 +99,10 @@ def _pause(engine: Engine, kind: str, source: Index, old_kind: str, old: Setting
 
 def _end_what_is_lost(engine: Engine, source: Index, settings: Settings, kind: Kind) -> None:
     """What a sweeper does there, where nobody sweeps any more: runs whose worker was killed end."""
-    publisher = Publisher(engine.app, source, settings.namespace)
+    publisher = Publisher(engine.app, source)
+    parts = dataclasses.replace(engine.parts, index=source, publisher=publisher)
     kinds = {kind.name: kind}
-    sweeper = Sweeper("move", index=source, publisher=publisher, settings=settings, kinds=lambda: kinds)
+    sweeper = Sweeper("move", parts=parts, settings=settings, kinds=lambda: kinds)
     while sweeper.sweep():
         pass
 
@@ -108,7 +110,7 @@ def _end_what_is_lost(engine: Engine, source: Index, settings: Settings, kind: K
 def _move(engine: Engine, kind: str, source: Index, old_kind: str, status: Status) -> int:
     moved = 0
     while records := source.records(old_kind, status, BATCH):
-        engine._parts.index.adopt(kind, records)
+        engine.parts.index.adopt(kind, records)
         _enqueue(engine, kind, records)
         retired = source.retire(old_kind, records)
         _enqueue(engine, kind, [record for record, gone in zip(records, retired, strict=True) if gone])
@@ -124,4 +126,4 @@ def _enqueue(engine: Engine, kind: str, records: Sequence[Record]) -> None:
         for record in records
         if record.deadline is not None
     ]
-    engine._dispatch(kind, engine._parts.index.enqueue(kind, requests))
+    engine._dispatch(kind, engine.parts.index.enqueue(kind, requests))

@@ -30,10 +30,11 @@ def task_name(kind: str, namespace: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a worker has to know to evaluate entities of one kind."""
+    """What a process has to know to enqueue entities of one kind, and a worker to evaluate them."""
 
     name: str
-    entity_class: type[Entity]
+    task: str  #: the name of its Celery task
+    entity_class: type[Entity] | None  #: None: another code base evaluates it
     options: KindOptions
     standing: str = ""  #: id of an entity that is always scheduled: the sweeper enqueues it when it is not
 

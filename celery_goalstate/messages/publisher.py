@@ -29,8 +29,7 @@ from celery_goalstate.display import printable
 from celery_goalstate.entity import checked_id
 from celery_goalstate.index.base import Index, Wakeup
 from celery_goalstate.messages.producers import Producers
-from celery_goalstate.registry import task_name
-from celery_goalstate.settings import KindOptions
+from celery_goalstate.registry import Kind
 
 logger = logging.getLogger(__name__)
 
@@ -74,26 +73,23 @@ def _read_pair(pair: Any) -> tuple[str, str]:
 class Publisher:
     """Publishes the wake-ups of one engine."""
 
-    def __init__(self, app: Celery, index: Index, namespace: str) -> None:
+    def __init__(self, app: Celery, index: Index) -> None:
         self._app = app
         self._index = index
-        self._namespace = namespace
         self._eager = _EagerQueue()
         self._producers = Producers(app)
         self._create_sent_event = app.conf.task_send_sent_event
 
     def dispatch(
         self,
-        kind: str,
+        kind: Kind,
         wakeups: Sequence[Wakeup],
-        options: KindOptions | None = None,
         *,
-        patient: bool = True,
+        wait: bool = True,
     ) -> bool:
         """Publish wake-ups; whether all were. Those that were not are parked: the sweeper sends them later.
 
-        `options` are the kind's, where they are known. A caller that must not wait is not `patient`: it gives
-        up at the first error of the broker.
+        With `wait=False` it gives up at the first error of the broker.
         """
         if not wakeups:
             return True
@@ -101,26 +97,25 @@ class Publisher:
             self._evaluate_inline(kind, wakeups)
             return True
         asked_at = time.monotonic()
-        options = options or KindOptions()
-        routing = {**options.routing, **({} if patient else AT_ONCE)}
+        routing = {**kind.options.routing, **({} if wait else AT_ONCE)}
         for start in range(0, len(wakeups), BATCH):
-            messages = list(_messages(wakeups[start : start + BATCH], options.batch_size))
+            messages = list(_messages(wakeups[start : start + BATCH], kind.options.batch_size))
             try:
                 self._publish(kind, messages, routing, asked_at)
             except Exception as error:
                 left = wakeups[start:]
                 logger.warning(
                     "could not publish %d of kind %s, the sweeper will send them later: %s: %s",
-                    len(left), kind, type(error).__name__, error,
+                    len(left), kind.name, type(error).__name__, error,
                 )  # fmt: skip
-                self._index.put_back(kind, left)
+                self._index.put_back(kind.name, left)
                 if isinstance(error, SoftTimeLimitExceeded):
                     raise  # meant for the action that enqueues
                 return False
         return True
 
     def _publish(
-        self, kind: str, messages: list[list[Wakeup]], options: Mapping[str, Any], asked_at: float
+        self, kind: Kind, messages: list[list[Wakeup]], options: Mapping[str, Any], asked_at: float
     ) -> None:
         with self._producers.borrowed() as producer:
             if len(messages) == 1:
@@ -132,7 +127,7 @@ class Publisher:
 
     def _send(
         self,
-        kind: str,
+        kind: Kind,
         wakeups: list[Wakeup],
         producer: Any,
         options: Mapping[str, Any],
@@ -143,14 +138,14 @@ class Publisher:
         In particular it has no parent: an entity that is looked at for ever is no endless chain of tasks. The
         delays count from `asked_at`: those at the end of many messages must not come later for that.
         """
-        app, name = self._app, task_name(kind, self._namespace)
+        app, name = self._app, kind.task
         wakeup, pairs = wakeups[0], [[each.id, each.token] for each in wakeups]
         options = {"serializer": "json", "ignore_result": True, **options}
         contents: dict[str, Any] = {
             "args": (pairs,),
             "kwargs": {} if wakeup.resent_at is None else {"resent_at": wakeup.resent_at},
             "argsrepr": repr((pairs,))[:SHOWN],
-            "kwargsrepr": _shown(kind, wakeups),
+            "kwargsrepr": _shown(kind.name, wakeups),
             "retries": wakeup.retries,
             "countdown": max(0.0, wakeup.delay / 1000 - (time.monotonic() - asked_at)) if wakeup.delay else 0,
         }
@@ -175,7 +170,7 @@ class Publisher:
             routed["declare"] = ()  # kombu would find that out, too, at the cost of three copies of the queue
         app.amqp.send_task_message(producer, name, message, **routed)
 
-    def _evaluate_inline(self, kind: str, wakeups: Sequence[Wakeup]) -> None:
+    def _evaluate_inline(self, kind: Kind, wakeups: Sequence[Wakeup]) -> None:
         """`task_always_eager`: evaluate what is due before returning, one after the other and never nested.
 
         What an evaluation enqueues waits until it has ended. What is not due stays in the index.
@@ -189,13 +184,16 @@ class Publisher:
         try:
             while queue.waiting:
                 kind, wakeup = queue.waiting.popleft()
-                looks[kind, wakeup.id] += 1
+                looks[kind.name, wakeup.id] += 1
                 if wakeup.delay > 0:
-                    self._index.put_back(kind, [wakeup])
-                elif looks[kind, wakeup.id] > EAGER_LOOKS:
-                    self._index.put_back(kind, [wakeup])
+                    self._index.put_back(kind.name, [wakeup])
+                elif looks[kind.name, wakeup.id] > EAGER_LOOKS:
+                    self._index.put_back(kind.name, [wakeup])
                     logger.warning(
-                        "%s/%s is left alone after %d looks in a row", kind, printable(wakeup.id), EAGER_LOOKS
+                        "%s/%s is left alone after %d looks in a row",
+                        kind.name,
+                        printable(wakeup.id),
+                        EAGER_LOOKS,
                     )
                 else:
                     self._apply(kind, wakeup)
@@ -203,17 +201,17 @@ class Publisher:
             queue.draining = False
             while queue.waiting:
                 kind, wakeup = queue.waiting.popleft()
-                self._index.put_back(kind, [wakeup])
+                self._index.put_back(kind.name, [wakeup])
 
-    def _apply(self, kind: str, wakeup: Wakeup) -> None:
-        task = self._app.tasks.get(task_name(kind, self._namespace))
+    def _apply(self, kind: Kind, wakeup: Wakeup) -> None:
+        task = self._app.tasks.get(kind.task)
         if task is None:
             logger.error(
                 "no entity class of kind %s is registered in this process: %s waits",
-                kind,
+                kind.name,
                 printable(wakeup.id),
             )
-            self._index.put_back(kind, [wakeup])
+            self._index.put_back(kind.name, [wakeup])
             return
         try:
             result: EagerResult[Any] = task.apply(
@@ -221,7 +219,7 @@ class Publisher:
             )
         except Retry as retry:  # task_eager_propagates: show what went wrong, not how it goes on
             raise (retry.exc if isinstance(retry.exc, Exception) else retry) from None
-        logger.debug("%s/%s: %s", kind, printable(wakeup.id), result.result)
+        logger.debug("%s/%s: %s", kind.name, printable(wakeup.id), result.result)
 
 
 def _messages(wakeups: Sequence[Wakeup], batch_size: int) -> Iterator[list[Wakeup]]:
@@ -254,5 +252,5 @@ def _delays_natively(app: Celery, producer: Any) -> bool:
 
 class _EagerQueue(threading.local):
     def __init__(self) -> None:
-        self.waiting: deque[tuple[str, Wakeup]] = deque()
+        self.waiting: deque[tuple[Kind, Wakeup]] = deque()
         self.draining = False

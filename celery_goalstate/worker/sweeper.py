@@ -13,7 +13,6 @@ published is parked again, and the next ones wait for longer and longer.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,10 +20,10 @@ from celery_goalstate.deadlines import milliseconds
 from celery_goalstate.display import printable
 from celery_goalstate.evaluation import failed
 from celery_goalstate.exceptions import IndexUnavailable, WorkerLost
-from celery_goalstate.index.base import Finish, Index, Policy, Request, Run, Survey, Wakeup, random_id
-from celery_goalstate.messages.publisher import Publisher
+from celery_goalstate.index.base import Finish, Policy, Request, Run, Survey, Wakeup, random_id
 from celery_goalstate.registry import Kind
 from celery_goalstate.settings import Settings
+from celery_goalstate.worker.parts import Parts
 from celery_goalstate.worker.task import report
 
 logger = logging.getLogger(__name__)
@@ -56,18 +55,17 @@ class Sweeper:
         self,
         name: str,
         *,
-        index: Index,
-        publisher: Publisher,
+        parts: Parts,
         settings: Settings,
         kinds: Callable[[], Mapping[str, Kind]],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name = name
-        self._index = index
-        self._publisher = publisher
+        self._index = parts.index
+        self._publisher = parts.publisher
         self._settings = settings
         self._kinds = kinds
-        self._clock = clock
+        self._clock = parts.clock
+        self._random = parts.random
         self._probes: dict[tuple[str, int], _Probes] = {}
         self._rest = 0.0  # how long publishing rests after the last error
         self._rests_until = 0.0
@@ -164,7 +162,7 @@ class Sweeper:
         """End evaluations whose lease ran out; the index checks again that it did. Whether one was ended."""
         reports = []
         for running in self._index.running(kind.name, ids):
-            outcome = failed(WorkerLost(), running.failures, kind.options)
+            outcome = failed(WorkerLost(), running.failures, kind.options, random=self._random)
             run = Run(running.id, running.lease)
             # No task id: the lost one may have been revoked, which is how a stuck evaluation is ended.
             reports.append(report(run, outcome, kind, task_id="", retries=0, expired_only=True))
@@ -221,7 +219,7 @@ class Sweeper:
         if self._clock() < self._rests_until:
             self._index.put_back(kind.name, wakeups)
             return False
-        published = self._publisher.dispatch(kind.name, wakeups, kind.options, patient=False)
+        published = self._publisher.dispatch(kind, wakeups, wait=False)
         if published:
             self._rest = 0.0
         else:

@@ -49,10 +49,11 @@ from celery_goalstate.index.base import (
     random_id,
 )
 from celery_goalstate.messages.envelope import strategy
-from celery_goalstate.messages.publisher import Publisher, read_message
+from celery_goalstate.messages.publisher import read_message
 from celery_goalstate.registry import Kind
 from celery_goalstate.worker.batch import NOTHING_TO_DO, SLICE, Batch, Tally, ending
-from celery_goalstate.worker.lease import Lease, LeaseKeeper
+from celery_goalstate.worker.lease import Lease
+from celery_goalstate.worker.parts import Parts
 
 logger = logging.getLogger(__name__)
 
@@ -94,14 +95,14 @@ speaker: ContextVar[Speaker | None] = ContextVar("goalstate_speaker", default=No
 class Evaluator:
     """What a worker does with the wake-ups of one kind."""
 
-    def __init__(
-        self, kind: Kind, *, engine: Scheduler, index: Index, publisher: Publisher, keeper: LeaseKeeper
-    ) -> None:
+    def __init__(self, kind: Kind, *, engine: Scheduler, parts: Parts) -> None:
+        assert kind.entity_class is not None  # noqa: S101 - only those of this process are evaluated
         self._kind = kind
+        self._entity_class = kind.entity_class
         self._engine = engine
-        self._index = index
-        self._publisher = publisher
-        self._keeper = keeper
+        self._index = parts.index
+        self._publisher = parts.publisher
+        self._keeper = parts.keeper
 
     def handle(self, task: Task[Any, Any], args: Any, kwargs: Any) -> str:
         """Evaluate the entity of one message; the line that Flower shows.
@@ -252,7 +253,7 @@ class Evaluator:
     def _evaluate(self, request: TaskRequest, claim: Claim, lease: Lease) -> Outcome:
         evaluation = Evaluation(
             ref=EntityRef(self._kind.name, claim.id),
-            load=self._kind.entity_class.from_id,
+            load=self._entity_class.from_id,
             failures=claim.failures,
             looks=claim.looks,
             deadline=datetime.fromtimestamp(claim.deadline / 1000, UTC),
@@ -295,7 +296,7 @@ class Evaluator:
     def _dispatch(self, wakeups: list[Wakeup]) -> None:
         # The evaluation has ended whatever becomes of its wake-up: one that is lost is sent again.
         with suppress(IndexUnavailable, SoftTimeLimitExceeded):
-            self._publisher.dispatch(self._kind.name, wakeups, self._kind.options)
+            self._publisher.dispatch(self._kind, wakeups)
 
     @staticmethod
     def _tell(entity: str, outcome: Outcome, finished: Finished) -> str:

@@ -17,6 +17,7 @@ from celery_goalstate.entity import Entity
 from celery_goalstate.index.base import Claim, Limits, Report, Request, Status, Verdict, Wakeup
 from celery_goalstate.registry import Kind
 from celery_goalstate.settings import KindOptions, Settings
+from celery_goalstate.worker.parts import Parts
 from celery_goalstate.worker.sweeper import Sweeper
 from tests.contract.lanes import Clock, MemoryLane, RedisLane
 from tests.servers import Valkey
@@ -38,13 +39,13 @@ class Workplace:
         self.arrived: dict[str, float] = {}  # when each entity was evaluated
         self.order: list[str] = []  # in which entities were evaluated
         self.most_under_way = 0
+        publisher: Any = self
+        keeper: Any = None
         self.sweeper = Sweeper(
             "sweeper",
-            index=self.index,
-            publisher=self,
+            parts=Parts(index=self.index, publisher=publisher, keeper=keeper, clock=lambda: self.now),
             settings=Settings(index_url="memory://"),
             kinds=lambda: {KIND: kind},
-            clock=lambda: self.now,
         )
         self._took = 0
 
@@ -112,7 +113,7 @@ Open = Callable[..., Workplace]
 @pytest.fixture(params=["memory", "valkey"])
 def workplace(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     def open_one(*, rate: int = 10, **limits: int) -> Workplace:
-        chosen, kind = Limits(**limits), Kind(KIND, Entity, KindOptions())
+        chosen, kind = Limits(**limits), Kind(KIND, "goalstate.order", Entity, KindOptions())
         if request.param == "memory":
             return Workplace(MemoryLane(chosen, Clock()), chosen, kind, rate=rate)
         server = Valkey(tmp_path / "valkey")

@@ -13,7 +13,11 @@ from kombu.utils.uuid import uuid
 from celery_goalstate import Engine
 from celery_goalstate.index.base import Wakeup
 from celery_goalstate.messages import producers
+from celery_goalstate.registry import Kind
+from celery_goalstate.settings import KindOptions
 from tests.servers import RabbitMQ, Valkey, poll
+
+ORDERS = Kind("order", "goalstate.order", None, KindOptions())
 
 
 def kill_clients(server: Valkey) -> None:
@@ -39,10 +43,10 @@ def test_who_was_hung_up_on_sends_at_once_all_the_same(
     with kind(tmp_path / "broker") as server:
         app = Celery(uuid(), broker=f"{server.url}?heartbeat=1", set_as_current=False)
         app.conf.goalstate_index_url = "memory://"
-        publisher = Engine(app)._parts.publisher
+        publisher = Engine(app).parts.publisher
 
         def is_sent_at_once() -> bool:
-            return publisher.dispatch("order", [Wakeup("1", "1", 0, uuid())], patient=False)
+            return publisher.dispatch(ORDERS, [Wakeup("1", "1", 0, uuid())], wait=False)
 
         for _ in range(2):
             assert is_sent_at_once()

@@ -153,8 +153,8 @@ BREAKAGES = [
     Breakage(
         "an enqueue tells another deadline than it sets",
         "engine.py",
-        "return Enqueued(scheduled.changed, _datetime(scheduled.deadline), sent)",
-        "return Enqueued(scheduled.changed, _datetime((scheduled.deadline or 0) + 999), sent)",
+        "return Enqueued(scheduled.changed, datetime_of(scheduled.deadline), sent)",
+        "return Enqueued(scheduled.changed, datetime_of((scheduled.deadline or 0) + 999), sent)",
         {"untold"},
         faults="connections",
     ),

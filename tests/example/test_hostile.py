@@ -61,7 +61,7 @@ REQUESTS = st.one_of(
 
 @fuzz.totals
 def test_requests(client: Client, total: int, record_property: Callable[[str, object], None]) -> None:
-    index: Any = engine._parts.index
+    index: Any = engine.parts.index
 
     def stored() -> Any:
         return (

@@ -65,7 +65,7 @@ def engine(valkey: Valkey) -> Iterator[Engine]:
 
 def fill(engine: Engine) -> None:
     """One entity in each status, named after it."""
-    index = engine._parts.index
+    index = engine.parts.index
     for name in ("sent", "running", "idle", "failed"):
         engine.enqueue(engine.ref("order", name))
         [record] = index.describe("order", [name])

@@ -112,9 +112,9 @@ def test_not_in_errors_nor_in_logs(caplog: pytest.LogCaptureFixture, url: str, s
         for call in (
             lambda: engine,
             lambda: engine.settings,
-            lambda: engine._parts,
-            lambda: engine._parts.index,
-            lambda: engine._parts.publisher,
+            lambda: engine.parts,
+            lambda: engine.parts.index,
+            lambda: engine.parts.publisher,
             lambda: engine.enqueue(Order("1")),
             lambda: engine.describe(Order("1")),
             lambda: engine._open_sweeper("sweeper").sweep(),

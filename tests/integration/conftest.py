@@ -16,11 +16,11 @@ from celery.contrib.testing.worker import start_worker
 from kombu.utils.uuid import uuid
 
 from celery_goalstate import Engine, Entity
-from celery_goalstate.engine import _Parts
 from celery_goalstate.index.base import Index, Limits
 from celery_goalstate.index.memory import MemoryIndex
 from celery_goalstate.messages.publisher import Publisher
 from celery_goalstate.worker.lease import LeaseKeeper
+from celery_goalstate.worker.parts import Parts
 from celery_goalstate.worker.sweeper import Sweeper
 from tests.servers import Valkey, poll
 
@@ -115,7 +115,9 @@ class World:
         self.index = MemoryIndex(Limits(**limits), clock=self.clock.milliseconds)
         settings = self.engine.settings
         self.keeper = LeaseKeeper(self.index, settings.lease, clock=self.clock)
-        self.engine._opened = _Parts(self.index, Publisher(app, self.index, "default"), self.keeper)
+        self.engine._opened = Parts(
+            index=self.index, publisher=Publisher(app, self.index), keeper=self.keeper, clock=self.clock
+        )
         self.entity = self.engine.register(truth.entity())
 
     def register(self, kind: str, **options: Any) -> type[Entity]:
@@ -179,11 +181,9 @@ class World:
     def sweeper(self, name: str = "worker-1") -> Sweeper:
         return Sweeper(
             name,
-            index=self.index,
-            publisher=self.engine._parts.publisher,
+            parts=self.engine.parts,
             settings=self.engine.settings,
             kinds=lambda: {kind: self.engine._kind(kind) for kind in self.engine.kinds},
-            clock=self.clock,
         )
 
 

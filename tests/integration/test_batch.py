@@ -20,6 +20,7 @@ from celery import states
 from celery_goalstate import Entity, Requeue
 from celery_goalstate.exceptions import IndexUnavailable, PermanentError
 from celery_goalstate.index.base import Request, Wakeup
+from celery_goalstate.registry import Kind
 from celery_goalstate.settings import KindOptions
 from celery_goalstate.worker.batch import SLICE
 from tests.integration.conftest import MakeApp, Message, Truth, World
@@ -449,7 +450,7 @@ def test_eager_mode_takes_none(busy: World, truth: Truth) -> None:
 
 def dispatch(world: World, wakeups: Sequence[Wakeup], batch_size: int) -> list[Message]:
     options = dataclasses.replace(KindOptions(), batch_size=batch_size)
-    assert world.engine._parts.publisher.dispatch("host", wakeups, options)
+    assert world.engine.parts.publisher.dispatch(Kind("host", "goalstate.host", None, options), wakeups)
     return world.messages()
 
 
@@ -517,8 +518,8 @@ def test_without_a_broker_all_are_parked(
     host = world.register("host", batch_size=8)
     scheduled = world.index.enqueue("host", [Request(str(id), delay=0, task_id=f"t{id}") for id in range(20)])
     published = [each.wakeup for each in scheduled if each.wakeup]
-    options = world.engine._kind("host").options
-    assert not world.engine._parts.publisher.dispatch("host", published, options, patient=False)
+    kind = world.engine._kind("host")
+    assert not world.engine.parts.publisher.dispatch(kind, published, wait=False)
     assert "could not publish 20 of kind host" in caplog.text
     for id in range(20):
         described = world.engine.describe(host(id))

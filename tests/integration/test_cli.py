@@ -424,14 +424,14 @@ class TestList:
     ) -> None:
         for kind in ("away", "old"):
             engine.enqueue(engine.ref(kind, "1"), 60)
-        as_kept = engine._parts.index.as_kept
+        as_kept = engine.parts.index.as_kept
 
         def or_away(kind: str) -> Any:
             if kind == "away":
                 raise IndexUnavailable("the index did not answer: its node is away")
             return as_kept(kind)
 
-        monkeypatch.setattr(engine._parts.index, "as_kept", or_away)
+        monkeypatch.setattr(engine.parts.index, "as_kept", or_away)
         result = goalstate("list")
         assert result.exit_code == 0
         assert "old" in result.stdout

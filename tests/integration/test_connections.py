@@ -31,7 +31,7 @@ def describe_at_once(make_app: Callable[..., Any], truth: Truth) -> Callable[[st
     def describe_at_once(url: str) -> Any:
         engine = Engine(make_app(goalstate_index_url=url))
         entity = engine.register(truth.entity())
-        primaries = engine._parts.index._client
+        primaries = engine.parts.index._client
         options = {"target_nodes": "primaries"} if "cluster" in url else {}
         primaries.execute_command("CLIENT", "PAUSE", 500, "ALL", **options)
         with ThreadPoolExecutor(THREADS) as pool:

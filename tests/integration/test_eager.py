@@ -31,7 +31,7 @@ def test_the_index_is_in_memory_by_default(make_app: MakeApp, truth: Truth) -> N
     entity = engine.register(truth.entity())
     assert engine.settings.index_url == "memory://"
     assert engine.enqueue(entity("1")).changed
-    assert isinstance(engine._parts.index, MemoryIndex)
+    assert isinstance(engine.parts.index, MemoryIndex)
     assert truth.looks("1") == 1
 
 

@@ -26,9 +26,12 @@ from celery_goalstate.index import open_index
 from celery_goalstate.index.base import Request, Wakeup
 from celery_goalstate.index.connection import Server, server_of
 from celery_goalstate.messages.producers import Producers, keep_client
-from celery_goalstate.settings import Settings
+from celery_goalstate.registry import Kind
+from celery_goalstate.settings import KindOptions, Settings
 from tests.integration.conftest import MakeApp, worker_of
 from tests.servers import HOST, Valkey, in_a_fork, poll
+
+ORDERS = Kind("order", "goalstate.order", None, KindOptions())
 
 
 @pytest.fixture
@@ -310,9 +313,9 @@ def test_a_broker_that_comes_back_is_found_again(app: Celery, valkey: Valkey) ->
     assert engine.enqueue(Order("2")).sent
 
 
-@pytest.mark.parametrize("patient", [True, False])
+@pytest.mark.parametrize("wait", [True, False])
 def test_what_kombu_does_not_repeat_is_sent_though_the_broker_has_just_hung_up(
-    app: Celery, valkey: Valkey, patient: bool
+    app: Celery, valkey: Valkey, wait: bool
 ) -> None:
     topic = Queue("wake-ups", Exchange("topics", "topic"), routing_key="wake-ups.#")  # bindings are looked up
     app.conf.update(
@@ -322,20 +325,20 @@ def test_what_kombu_does_not_repeat_is_sent_though_the_broker_has_just_hung_up(
         task_default_exchange_type="topic",
         task_default_routing_key="wake-ups.1",
     )
-    publisher = Engine(app)._parts.publisher
-    wakeups = [Wakeup(str(n), "1", 0, uuid()) for n in range(1 + patient)]
+    publisher = Engine(app).parts.publisher
+    wakeups = [Wakeup(str(n), "1", 0, uuid()) for n in range(1 + wait)]
     for _ in range(3):
-        assert publisher.dispatch("order", wakeups, patient=patient)
+        assert publisher.dispatch(ORDERS, wakeups, wait=wait)
         with valkey.client() as client:
             client.client_kill_filter(skipme=True)
 
 
 def test_a_batch_is_sent_over_the_only_connection_that_is_allowed(app: Celery, valkey: Valkey) -> None:
     app.conf.update(goalstate_index_url="memory://", broker_transport_options={"max_connections": 1})
-    publisher = Engine(app)._parts.publisher
+    publisher = Engine(app).parts.publisher
     for _ in range(3):
-        assert publisher.dispatch("order", [Wakeup("1", "1", 0, uuid())])
-        assert publisher.dispatch("order", [Wakeup(id, "1", 0, uuid()) for id in "12"])
+        assert publisher.dispatch(ORDERS, [Wakeup("1", "1", 0, uuid())])
+        assert publisher.dispatch(ORDERS, [Wakeup(id, "1", 0, uuid()) for id in "12"])
     with valkey.client() as client:
         assert client.llen("wake-ups") == 9
 
@@ -396,7 +399,7 @@ def test_what_is_not_needed_any_more_is_closed(app: Celery, valkey: Valkey) -> N
         pass
 
     assert engine.enqueue(Order("1")).sent
-    parts = engine._parts
+    parts = engine.parts
     engine._opened = None
     assert ids_of(valkey) - before
     del parts

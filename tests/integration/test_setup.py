@@ -412,7 +412,7 @@ def test_a_worker_with_an_index_of_its_own(make_app: MakeApp, truth: Truth) -> N
     with worker_of(app, pool="threads", concurrency=2):
         engine.enqueue(order("1"))
         poll("evaluated", lambda: truth.looks("1"))
-    assert isinstance(engine._parts.index, MemoryIndex)
+    assert isinstance(engine.parts.index, MemoryIndex)
 
 
 # Django ------------------------------------------------------------------------------------------

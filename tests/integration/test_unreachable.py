@@ -104,7 +104,7 @@ def test_a_retry_without_a_broker_is_sent_later(
 
     truth.set("1", fail)
     engine.enqueue(entity("1"))
-    [wakeup] = engine._parts.index.promote("order", {"1": "task-1"})
+    [wakeup] = engine.parts.index.promote("order", {"1": "task-1"})
     result = app.tasks["goalstate.order"].apply([[["1", wakeup.token]]], task_id="task-1", throw=False)
     assert result.state == "RETRY"
     described = engine.describe(entity("1"))
@@ -283,13 +283,13 @@ def test_an_index_found_by_a_sentinel(
 def test_both_down(make_app: MakeApp, truth: Truth, server: Valkey) -> None:
     """The index took it, then both went away: it may or may not have been noted."""
     engine, entity = engine_on(make_app(broker=nobody(), goalstate_index_url=server.url), truth)
-    put_back = engine._parts.index.put_back
+    put_back = engine.parts.index.put_back
 
     def after_a_crash(*args: Any) -> None:
         server.kill()
         put_back(*args)
 
-    engine._parts.index.put_back = after_a_crash
+    engine.parts.index.put_back = after_a_crash
     with pytest.raises(IndexUnavailable):
         engine.enqueue(entity("1"))
 

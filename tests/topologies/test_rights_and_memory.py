@@ -22,6 +22,7 @@ from celery_goalstate.index import open_index
 from celery_goalstate.index.base import Claim, Limits, Record, Report, Request, Run, Status, Verdict
 from celery_goalstate.index.redis import RedisIndex
 from celery_goalstate.settings import Settings
+from celery_goalstate.worker.parts import Parts
 from celery_goalstate.worker.sweeper import Sweeper
 from tests.servers import HOST, Cluster, RedisServer, Valkey, poll
 from tests.topologies.conftest import EngineOn
@@ -206,7 +207,8 @@ def test_a_policy_that_drops_what_is_scheduled_is_told(
 ) -> None:
     admin.config_set("maxmemory-policy", policy)
     unused: Any = None
-    sweeper = Sweeper("s", index=index, publisher=unused, settings=unused, kinds=dict)
+    parts = Parts(index=index, publisher=unused, keeper=unused)
+    sweeper = Sweeper("s", parts=parts, settings=unused, kinds=dict)
     with caplog.at_level(logging.WARNING, "celery_goalstate"):
         sweeper.check_server()
         told = f"maxmemory-policy {policy}: " in caplog.text

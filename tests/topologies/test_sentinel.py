@@ -29,7 +29,7 @@ def test_a_dead_master_is_replaced_and_a_resync_heals_what_was_lost(
     sentinels: Sentinels, engine_on: EngineOn
 ) -> None:
     engine, entity = engine_on(sentinels.url)
-    index = engine._parts.index
+    index = engine.parts.index
     engine.enqueue(entity("kept"), 600)
     [scheduled] = index.enqueue("host", [Request("running", 0)])
     assert scheduled.wakeup

@@ -70,7 +70,7 @@ def test_what_the_old_master_took_meanwhile_is_lost_and_healed(
     there, entity_there = engine_on(old.url)  # a producer and a worker that are cut off with it
     for engine in (here, there):
         engine.app.conf.goalstate_lease = 1.0
-    index, index_there = here._parts.index, there._parts.index
+    index, index_there = here.parts.index, there.parts.index
     for id in ("kept", "deleted"):
         here.enqueue(entity(id), 600)
     scheduled = index.enqueue("host", [Request(id, 0) for id in ("started", "ended", "failed")])
@@ -135,9 +135,9 @@ def test_a_master_that_misses_its_replica_soon_takes_nothing(
     old, new = sentinels.master, sentinels.replica
     here, entity = engine_on(sentinels.url)
     there, entity_there = engine_on(old.url)
-    [scheduled] = there._parts.index.enqueue("host", [Request("started", 0)])
+    [scheduled] = there.parts.index.enqueue("host", [Request("started", 0)])
     assert scheduled.wakeup
-    first = claim(there._parts.index, (scheduled.wakeup.id, scheduled.wakeup.token), "first")
+    first = claim(there.parts.index, (scheduled.wakeup.id, scheduled.wakeup.token), "first")
     replicated(old)
     for server in (old, new):
         with server.client() as client:
@@ -162,7 +162,7 @@ def test_a_master_that_misses_its_replica_soon_takes_nothing(
         assert acknowledged, "before it could know"
         assert acknowledged[-1][1] - began < LAG + 2, "the server looks once a second"
         with pytest.raises(IndexUnavailable, match="NOREPLICAS"):
-            there._parts.index.renew("host", [first])
+            there.parts.index.renew("host", [first])
         sentinels.promoted()
         assert "NOREPLICAS" in enqueue()
         with pytest.raises(IndexUnavailable, match="NOREPLICAS"):

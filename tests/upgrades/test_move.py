@@ -53,7 +53,7 @@ class Place:
 
     def __init__(self, engine: Engine, kind: str = "thing") -> None:
         self.engine, self.kind = engine, kind
-        self.index = engine._parts.index
+        self.index = engine.parts.index
 
     def evaluate(self, id: str, verdict: Verdict | None, **report: Any) -> None:
         """As a worker would; without a verdict the evaluation does not end."""
@@ -233,7 +233,7 @@ class Watched:
 
 def watch(monkeypatch: pytest.MonkeyPatch, new: Place, before: Hook, after: Hook = lambda name: None) -> None:
     """Both sides of the next moves."""
-    parts = new.engine._parts
+    parts = new.engine.parts
     monkeypatch.setattr(
         "celery_goalstate.move.open_index", lambda settings: Watched(open_index(settings), before, after)
     )

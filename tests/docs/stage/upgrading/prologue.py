@@ -8,7 +8,7 @@ from celery_goalstate import Engine
 from celery_goalstate.index.base import Report, Verdict
 
 before = Engine(Celery("shop", broker="redis://localhost:6379/0", set_as_current=False))
-index = before._parts.index
+index = before.parts.index
 
 
 def evaluate(id, verdict, **report):

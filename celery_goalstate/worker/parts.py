@@ -1,0 +1,29 @@
+"""What an engine is made of, replaceable as a whole: tests put a world of their own in its place."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from celery_goalstate.index.base import Index
+from celery_goalstate.messages.publisher import Publisher
+from celery_goalstate.worker.lease import LeaseKeeper
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The parts of one engine, opened when it is first used."""
+
+    index: Index
+    publisher: Publisher
+    keeper: LeaseKeeper
+    clock: Callable[[], float] = time.monotonic  #: seconds, for durations
+    now: Callable[[], datetime] = _now  #: this process's time, where a caller or Celery names a point in time
+    random: Callable[[], float] = random.random  #: from 0 to 1
