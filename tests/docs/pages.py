@@ -57,3 +57,8 @@ def blocks(page: Path) -> Iterator[Block]:
         language, *attributes = found["info"].split()
         line = text.count("\n", 0, found.start("text")) + 1
         yield Block(page, line, language, tuple(attributes), found["text"])
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks."""
+    return _BLOCK.sub("", (ROOT / page).read_text())

@@ -17,10 +17,13 @@ import pytest
 
 from celery_goalstate import Status, cli, exceptions
 from celery_goalstate.settings import REFUSED_TASK_OPTIONS, TASK_OPTIONS, KindOptions, Settings
-from tests.docs.pages import PAGES, ROOT, Block, blocks
+from celery_goalstate.worker.task import REFUSALS
+from tests.docs import words
+from tests.docs.pages import PAGES, ROOT, Block, blocks, prose
 from tests.servers import Valkey
 
 RUN = {"python", "console"}
+OPERATING = Path("docs/how-to/operating.md")
 LANGUAGES = RUN | {"mermaid", "ini", "text", "yaml"}
 
 page_by_page = pytest.mark.parametrize("page", PAGES, ids=str)
@@ -140,20 +143,41 @@ def shown_default(cell: str) -> Any:
     return eval(cell.strip("`").replace(" ", "_"))
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "could not be published",
-        "nothing to do",
-        "the index did not answer",
-        "the index is full",
-        "the sweeper waits for the index",
-    ],
-)
-def test_an_operator_finds_the_words_of_the_code(words: str) -> None:
-    """What the page for operators tells to look for in logs and errors."""
-    assert words in (ROOT / "docs/how-to/operating.md").read_text()
-    assert any(words in file.read_text() for file in (ROOT / "celery_goalstate").rglob("*.py"))
+#: How the commands begin that operators are told to run.
+COMMANDS = ("celery ", "grep ", "redis-cli ", "resync ", "ACL ", "--")
+
+
+def quoted_to_operators() -> Iterator[tuple[str, bool]]:
+    """The messages that the page for operators quotes, and whether it says that they are in a log."""
+    for paragraph in re.split(r"\n\n|\n(?=[*|] )", prose(OPERATING)):
+        in_log = re.search(r"\blogs?\b", paragraph) is not None
+        for quote in re.findall(r"`([^`]+)`", paragraph):
+            if " " in quote and not quote.startswith(COMMANDS):
+                yield quote, in_log
+
+
+def test_an_operator_finds_the_words_of_the_code() -> None:
+    """What is said to be in a log is logged; what else is quoted is in a string of the code."""
+    quoted = list(quoted_to_operators())
+    assert sum(in_log for _, in_log in quoted) >= 4
+    assert len(quoted) >= 9
+    log = (*words.of_the_log(), *REFUSALS.values())  # Celery logs the result of a task
+    assert not [
+        quote for quote, in_log in quoted if not words.occurs(quote, log if in_log else words.of_the_code())
+    ]
+
+
+def test_words_of_docstrings_and_comments_are_no_messages() -> None:
+    source = '''
+"""A docstring."""
+def f(x):
+    """Another."""
+    logger.warning("%s is lost", x)  # a comment
+    raise ValueError(f"no {x} here")
+'''
+    assert list(words.logged(source)) == ["%s is lost"]
+    assert list(words.literals(source)) == ["%s is lost", "no ", " here"]
+    assert list(words.lua_literals("local a = 'b' -- 'c'")) == ["b"]
 
 
 def test_settings_are_those_of_the_code() -> None:
