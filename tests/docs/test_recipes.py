@@ -1,0 +1,125 @@
+"""The recipes of the page for operators, on bad days: a hundred are quarantined, or the index is down."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from celery import Celery
+
+from celery_goalstate import Engine, Status
+from celery_goalstate.index import open_index
+from celery_goalstate.index.base import Claim, Report, Verdict
+from tests.docs.pages import blocks
+from tests.docs.run_page import REDIS, STAGE
+from tests.servers import Valkey
+
+PAGE = Path("docs/how-to/operating.md")
+RINGS = "somebody should look\n"
+
+#: More than a list shows by itself; and ids that a shell would take apart, expand, or take for an option.
+IDS = {*map(str, range(110)), "A 0", "A 1", "it's", '"', "$HOME", "*", "a/b", "-x", "--help", ";exit", "ü"}
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[Valkey]:
+    with Valkey(tmp_path / "valkey") as server:
+        yield server
+
+
+@pytest.fixture
+def shop(valkey: Valkey, tmp_path: Path) -> Path:
+    """The directory of the page's shop, whose index nobody has used yet."""
+    for file in [*(STAGE / "common").glob("*.py"), STAGE / "operating" / "shop.py"]:
+        url = valkey.url.removesuffix("/0")
+        (tmp_path / file.name).write_text(REDIS.sub(url, file.read_text()))
+    return tmp_path
+
+
+@pytest.fixture
+def engine(valkey: Valkey, shop: Path) -> Engine:
+    """The operators' view of that index."""
+    return Engine(Celery("shop", broker=valkey.url, set_as_current=False))
+
+
+def quarantine(engine: Engine, ids: set[str]) -> None:
+    engine.enqueue_many(engine.ref("order", id) for id in ids)
+    index = open_index(engine.settings)
+    records = [record for record in index.describe("order", sorted(ids)) if record]
+    claims = index.claim("order", [(each.id, each.token) for each in records], nonce="n", task_id="t")
+    held = [claim for claim in claims if isinstance(claim, Claim)]
+    reports = [Report(each.id, each.lease, Verdict.QUARANTINED, delay=None, failures=1) for each in held]
+    index.finish("order", reports)
+    index.close()
+    assert engine.counts("order")["order"][Status.FAILED] == len(ids)
+
+
+def run(command: list[str] | str, shop: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run what a reader would, in the directory of the shop."""
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        command,
+        shell=isinstance(command, str),
+        cwd=shop,
+        env={**os.environ, "PATH": programs, "PYTHONDONTWRITEBYTECODE": "1", **more},
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def revive_all(shop: Path) -> subprocess.CompletedProcess[str]:
+    [recipe] = [block for block in blocks(PAGE) if block.language == "python"]
+    return run([sys.executable, "-c", recipe.text], shop)
+
+
+def alarm(shop: Path, **environment: str) -> bool:
+    """Whether the alarm rings."""
+    [recipe] = [command for block in blocks(PAGE) for command, output in block.commands() if output == RINGS]
+    return run(recipe, shop, **environment).stdout == RINGS
+
+
+def test_all_that_are_quarantined_are_revived_and_no_others_are_invented(engine: Engine, shop: Path) -> None:
+    quarantine(engine, IDS)
+    done = revive_all(shop)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"order {len(IDS)}\n"
+    assert {each.id for each in engine.list("order", Status.SCHEDULED, limit=1000)} == IDS
+    assert engine.counts("order")["order"][Status.FAILED] == 0
+    assert engine.orphans().keys() == {"order"}
+
+
+def test_with_the_index_down_the_revival_says_so(valkey: Valkey, shop: Path) -> None:
+    valkey.stop()
+    done = revive_all(shop)
+    assert done.returncode != 0
+    assert "IndexUnavailable: the index did not answer" in done.stderr
+
+
+def test_the_alarm_is_silent_when_nothing_is_quarantined(engine: Engine, shop: Path) -> None:
+    engine.enqueue(engine.ref("order", "42"))
+    assert not alarm(shop)
+
+
+def test_the_alarm_rings_when_something_is_quarantined(engine: Engine, shop: Path) -> None:
+    quarantine(engine, {"A 0"})
+    assert alarm(shop)
+
+
+def test_the_alarm_rings_when_nobody_answers(valkey: Valkey, shop: Path) -> None:
+    valkey.stop()
+    assert alarm(shop)
+
+
+def test_the_alarm_rings_when_the_app_cannot_be_loaded(shop: Path) -> None:
+    (shop / "shop.py").write_text("raise RuntimeError('not deployed yet')")
+    assert alarm(shop)
+
+
+def test_the_alarm_rings_when_there_is_no_celery(shop: Path) -> None:
+    assert alarm(shop, PATH="/usr/bin:/bin")
