@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import logging
 import random
 import threading
 from collections import defaultdict
@@ -48,6 +49,8 @@ from celery_goalstate.worker.lease import LeaseKeeper
 from celery_goalstate.worker.parts import Parts
 from celery_goalstate.worker.sweeper import Sweeper
 from celery_goalstate.worker.task import Evaluator, create_task, speaker
+
+logger = logging.getLogger(__name__)
 
 #: An entity, or a reference to one whose class this process need not know.
 EntityLike = Entity | EntityRef
@@ -401,7 +404,10 @@ class Engine:
         return deleted
 
     def pause(self, kind: KindLike | None = None) -> None:
-        """Let no evaluation of a kind start (no kind: of all that are registered); those under way finish."""
+        """Let no evaluation of a kind start (no kind: of all that are registered); those under way finish.
+
+        This holds on every worker, and until `resume`, also when this process has ended.
+        """
         for name in self._to_operate(kind):
             self.parts.index.pause(name)
 
@@ -415,12 +421,22 @@ class Engine:
         return self.parts.index.paused(self._kind_name(kind))
 
     def stop(self) -> None:
-        """Pause everything: the name that other goal state engines have for it."""
+        """Pause all registered kinds on **every worker, until `start`**, also when this process has ended.
+
+        Do not call it when a process ends. Elsewhere this name ends the engine of one process; here it stops
+        the whole deployment. A process that ends needs no call.
+        """
         self.pause()
+        logger.warning(
+            "all kinds are paused on every worker (%s), also when this process has ended. `engine.start()` or"
+            " `celery goalstate resume` ends that",
+            ", ".join(self.kinds),
+        )
 
     def start(self) -> None:
-        """Resume everything."""
+        """Resume all registered kinds on every worker, whoever paused them."""
         self.resume()
+        logger.info("all kinds are resumed on every worker (%s)", ", ".join(self.kinds))
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -266,7 +266,7 @@ def move(
 def pause(ctx: click.Context, kind: str | None, as_json: bool) -> None:
     """Let no evaluation start, of one kind or of all.
 
-    Those under way finish. What is enqueued meanwhile is noted.
+    Those under way finish. What is enqueued meanwhile is noted. Holds on every worker, until `resume`.
     """
     _switch(ctx, kind, Engine.pause, "paused", as_json)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from celery_goalstate import Status, cli, exceptions
+from celery_goalstate import Engine, Status, cli, exceptions
 from celery_goalstate.settings import REFUSED_TASK_OPTIONS, TASK_OPTIONS, KindOptions, Settings
 from celery_goalstate.worker.task import REFUSALS
 from tests.docs import words
@@ -178,6 +178,15 @@ def f(x):
     assert list(words.logged(source)) == ["%s is lost"]
     assert list(words.literals(source)) == ["%s is lost", "no ", " here"]
     assert list(words.lua_literals("local a = 'b' -- 'c'")) == ["b"]
+
+
+def test_stop_is_nowhere_shown_as_a_shutdown() -> None:
+    """In one process' goal state engines it is one; who ports such code must not miss the difference."""
+    api = (ROOT / "docs/reference/api.md").read_text()
+    [row] = re.findall(r"^\| .*`stop\(\)`.*$", api, re.MULTILINE)
+    for text in (row, Engine.stop.__doc__ or ""):
+        assert "deployment" in text
+        assert "process" in text
 
 
 @page_by_page

@@ -22,7 +22,7 @@ from celery_goalstate.cli import output
 from celery_goalstate.exceptions import IndexUnavailable
 from celery_goalstate.index import open_index
 from celery_goalstate.index.base import Claim, Report, Verdict
-from tests.servers import Valkey, free_port
+from tests.servers import Valkey, free_port, in_a_fork
 
 Command = Callable[..., Result]
 
@@ -517,6 +517,22 @@ class TestPauseAndResume:
         assert engine.paused("order")
         assert engine.paused("parcel")
         assert goalstate("resume").output == "resumed: order, parcel\n"
+
+    def test_stop_is_for_the_whole_deployment_and_outlives_its_process(
+        self, engine: Engine, goalstate: Command, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def stop() -> str:
+            engine.stop()
+            return caplog.text
+
+        told = in_a_fork(stop)
+        assert "WARNING" in told
+        assert (
+            "all kinds are paused on every worker (order, parcel), also when this process has ended" in told
+        )
+        assert (engine.paused("order"), engine.paused("parcel")) == (True, True)
+        assert goalstate("resume").output == "resumed: order, parcel\n"
+        assert (engine.paused("order"), engine.paused("parcel")) == (False, False)
 
     def test_unknown_kind(self, goalstate: Command) -> None:
         assert goalstate("pause", "oder").exit_code == 2
