@@ -29,12 +29,6 @@ LANGUAGES = RUN | {"mermaid", "ini", "text", "yaml"}
 page_by_page = pytest.mark.parametrize("page", PAGES, ids=str)
 
 
-@pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[Valkey]:
-    with Valkey(tmp_path / "valkey") as server:
-        yield server
-
-
 @page_by_page
 def test_every_block_is_of_a_known_sort(page: Path) -> None:
     for block in blocks(page):
@@ -93,7 +87,7 @@ def test_commands_that_are_only_shown_exist() -> None:
             case "pip":
                 for asked in re.findall(r"celery-goalstate\[([\w,]+)\]", command):
                     assert set(asked.split(",")) <= set(extras), where
-            case "celery" | "docker" | "pytest" | ".ci/run" | "git" | "python":
+            case "celery" | "docker" | "pytest" | ".ci/run" | "git" | "python" | "systemctl":
                 pass
             case _:
                 pytest.fail(f"nobody checks {where}")

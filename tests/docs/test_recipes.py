@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from celery_goalstate import Engine, Status
 from celery_goalstate.index import open_index
 from celery_goalstate.index.base import Claim, Report, Verdict
 from tests.docs.pages import blocks
-from tests.docs.run_page import REDIS, STAGE
 from tests.servers import Valkey
 
 PAGE = Path("docs/how-to/operating.md")
@@ -23,21 +21,6 @@ RINGS = "somebody should look\n"
 
 #: More than a list shows by itself; and ids that a shell would take apart, expand, or take for an option.
 IDS = {*map(str, range(110)), "A 0", "A 1", "it's", '"', "$HOME", "*", "a/b", "-x", "--help", ";exit", "ü"}
-
-
-@pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[Valkey]:
-    with Valkey(tmp_path / "valkey") as server:
-        yield server
-
-
-@pytest.fixture
-def shop(valkey: Valkey, tmp_path: Path) -> Path:
-    """The directory of the page's shop, whose index nobody has used yet."""
-    for file in [*(STAGE / "common").glob("*.py"), STAGE / "operating" / "shop.py"]:
-        url = valkey.url.removesuffix("/0")
-        (tmp_path / file.name).write_text(REDIS.sub(url, file.read_text()))
-    return tmp_path
 
 
 @pytest.fixture
