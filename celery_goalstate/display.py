@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+#: Where the documentation is read. Messages name its pages, for the files of docs/ are not installed.
+DOCS = "https://celery-goalstate.readthedocs.io/en/stable/"
+
 
 def printable(text: str) -> str:
     """The text with escapes for what is no mark on paper: control characters, turns of direction, surrogates.

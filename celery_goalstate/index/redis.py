@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from redis import Redis, RedisCluster
 from redis import exceptions as errors
 
+from celery_goalstate.display import DOCS
 from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
 from celery_goalstate.index.base import (
     Claim,
@@ -513,7 +514,7 @@ def in_our_words(error: Exception) -> Exception:
     if isinstance(error, errors.NoPermissionError) or str(error).startswith(FORBIDDEN):
         told = ImproperlyConfigured(
             f"the index's Redis user lacks a right: {_words(error)};"
-            " ACL LOG names it, and docs/how-to/deployment.md all that are needed"
+            f" ACL LOG names it, and {DOCS}how-to/deployment.html lists all that are needed"
         )
     elif _is_absence(error):
         told = IndexUnavailable(_why(error))
@@ -565,7 +566,7 @@ def _check_form(kind: str, form: str, shards: int) -> None:
         raise ImproperlyConfigured(
             f"the index keeps kind {kind!r} in {kept} shards, and goalstate_shards is {shards}: its"
             f" entities would not be found. Set goalstate_shards to {kept}, or move the kind:"
-            " docs/how-to/upgrading.md"
+            f" {DOCS}how-to/upgrading.html"
         )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from celery_goalstate import Engine, Status, cli, exceptions
+from celery_goalstate.display import DOCS
 from celery_goalstate.settings import REFUSED_TASK_OPTIONS, TASK_OPTIONS, KindOptions, Settings
 from celery_goalstate.worker.task import REFUSALS
 from tests.docs import words
@@ -161,6 +162,18 @@ def test_an_operator_finds_the_words_of_the_code() -> None:
     ]
 
 
+def test_messages_lead_to_pages_that_users_have() -> None:
+    """Files of docs/ are not installed: a message names a page of the site, and the page exists."""
+    assert [text for text in words.of_the_code() if DOCS in text] == [DOCS], (
+        "the site's address is in one place"
+    )
+    assert not [text for text in words.of_the_code() if re.search(r"\bdocs/|\.md\b", text)]
+    named = [page for file in words.PACKAGE.rglob("*.py") for page in words.pages_named(file.read_text())]
+    assert len(named) >= 2
+    for page in named:
+        assert (ROOT / "docs" / page).with_suffix(".md").exists(), page
+
+
 def test_words_of_docstrings_and_comments_are_no_messages() -> None:
     source = '''
 """A docstring."""
@@ -172,6 +185,7 @@ def f(x):
     assert list(words.logged(source)) == ["%s is lost"]
     assert list(words.literals(source)) == ["%s is lost", "no ", " here"]
     assert list(words.lua_literals("local a = 'b' -- 'c'")) == ["b"]
+    assert list(words.pages_named('f"see {DOCS}how-to/x.html for {this}"')) == ["how-to/x.html"]
 
 
 def test_stop_is_nowhere_shown_as_a_shutdown() -> None:

@@ -9,6 +9,7 @@ import ast
 import re
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import celery
@@ -36,6 +37,16 @@ def literals(source: str) -> Iterator[str]:
     tree = ast.parse(source)
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     yield from (text for node in ast.walk(tree) if id(node) not in docstrings for text in _own_string(node))
+
+
+def pages_named(source: str) -> Iterator[str]:
+    """The pages of the documentation to which the texts of a module lead: what follows `DOCS` in them."""
+    for text in ast.walk(ast.parse(source)):
+        if isinstance(text, ast.JoinedStr):
+            for before, after in pairwise(text.values):
+                match before, after:
+                    case ast.FormattedValue(value=ast.Name(id="DOCS")), ast.Constant(value=str(rest)):
+                        yield rest.split()[0]
 
 
 def lua_literals(source: str) -> Iterator[str]:
