@@ -1,4 +1,4 @@
-"""One scheduled evaluation per entity, driven from its state to its goal state by Celery."""
+"""Say where an entity should be; Celery workers bring it there, and try again until it is."""
 
 from celery_goalstate.actions import Action, ActionList, Context, Requeue, Stop
 from celery_goalstate.description import Description, Enqueued, Status

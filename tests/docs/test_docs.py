@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.report import ratio
 from celery_goalstate import Engine, Status, cli, exceptions
 from celery_goalstate.display import DOCS
 from celery_goalstate.settings import REFUSED_TASK_OPTIONS, TASK_OPTIONS, KindOptions, Settings
@@ -186,6 +189,54 @@ def f(x):
     assert list(words.literals(source)) == ["%s is lost", "no ", " here"]
     assert list(words.lua_literals("local a = 'b' -- 'c'")) == ["b"]
     assert list(words.pages_named('f"see {DOCS}how-to/x.html for {this}"')) == ["how-to/x.html"]
+
+
+def test_the_package_index_shows_the_readme_s_first_sentence() -> None:
+    [tagline] = re.findall(r"^\*\*(.+)\*\*$", (ROOT / "README.md").read_text(), re.MULTILINE)[:1]
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["description"] == tagline
+
+
+SOLO, PREFORK = r"# \(solo\) to \S+ \(prefork\)", r"\S+ \(solo\) to # \(prefork\)"
+
+
+@pytest.mark.parametrize(
+    ("claim", "scenario", "ours", "plain"),
+    [
+        ("due now costs # times as much", "enqueue", "enqueue, due now", "apply_async"),
+        ("one for later # times", "enqueue", "enqueue, far", "apply_async(eta=)"),
+        ("that is scheduled already # times", "enqueue", "enqueue, coalesced", "apply_async"),
+        *(
+            (
+                f"{figures} {words}",
+                "evaluate",
+                f"evaluations a second{batch}, {pool}",
+                f"tasks a second, {pool}",
+            )
+            for figures, pool in ((SOLO, "solo"), (PREFORK, "prefork"))
+            for words, batch in (
+                ("times as many entities as it runs tasks", ""),
+                ("times as many with `batch_size=64`", ", batch_size=64"),
+            )
+        ),
+        (
+            "A million scheduled entities take # MB of the index",
+            "million",
+            "bytes in the index per entity",
+            None,
+        ),
+    ],
+)
+def test_the_readme_s_figures_are_those_of_the_benchmarks(
+    claim: str, scenario: str, ours: str, plain: str | None
+) -> None:
+    """To as many places as the README gives."""
+    results = json.loads((ROOT / "docs/benchmarks/results.json").read_text())
+    measured = results["scenarios"][scenario]["measured"]
+    value = ratio(measured[ours], measured[plain]) if plain else statistics.median(measured[ours])
+    text = " ".join(prose(Path("README.md")).split())
+    found = re.search(claim.replace("#", r"(\d+(?:\.\d+)?)"), text)
+    assert found
+    assert found[1] == f"{value:.{len(found[1].partition('.')[2])}f}"
 
 
 def test_stop_is_nowhere_shown_as_a_shutdown() -> None:
