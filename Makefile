@@ -3,13 +3,17 @@ SHELL := /bin/bash
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: help demo test test-long chaos lint format bench docs clean
+.PHONY: help demo check test test-long chaos lint format bench docs clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
 
 demo: .venv/demo.stamp ## the example fleet: server, worker, site and Flower, one rack into maintenance (ARGS=--once: then stop)
 	$(BIN)/python -m example_project.demo $(ARGS)
+
+check: .venv/lint.stamp ## before each commit, two minutes: lint, unit tests, the index's contract in memory and on one Valkey
+	@$(MAKE) --no-print-directory lint
+	GOALSTATE_TEST_LANES=memory,valkey $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long" tests/unit tests/contract $(ARGS)
 
 test: .venv/test.stamp ## all tests but the long ones (ARGS: more options for pytest)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long" $(ARGS)
