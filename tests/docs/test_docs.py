@@ -79,6 +79,41 @@ def test_contributors_are_told_of_all_tests() -> None:
     assert sorted(told) == sorted({file.parent.name for file in (ROOT / "tests").glob("*/*.py")})
 
 
+def test_contributors_are_told_of_all_rooms() -> None:
+    """The map has a row for whatever lies in the package, and names files that are there."""
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    the_map = contributing.partition("## The map")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.+?) \| (.+) \|$", the_map, re.MULTILINE)
+    rooms = [room for first, _ in rows for room in re.findall(r"`([\w.]+/?)`", first)]
+    files = (file.relative_to(words.PACKAGE) for file in words.PACKAGE.rglob("*.py"))
+    package = {f"{file.parts[0]}/" if len(file.parts) > 1 else file.name for file in files}
+    assert sorted(rooms) == sorted(package - {"__init__.py"})
+    for first, text in rows:
+        for file in re.findall(r"`(\w+\.py)`", text):
+            assert (words.PACKAGE / first.strip("`/") / file).exists(), f"{first}: {file}"
+
+
+def test_contributors_are_told_where_it_happens() -> None:
+    for file in re.findall(r"`((?:\w+/)+\w+\.(?:py|lua))`", (ROOT / "CONTRIBUTING.md").read_text()):
+        assert (words.PACKAGE / file).exists() or (ROOT / file).exists(), file
+
+
+def test_the_supported_versions_are_those_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    bounds = [
+        f"python{project['requires-python']}",
+        *project["dependencies"],
+        *extras["django"],
+        *extras["flower"],
+    ]
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    section = page.partition("## Supported versions")[2].partition("\n## ")[0].lower()
+    for bound in bounds:
+        name, version = re.findall(r"^(\w+)(?:\[\w+\])?>=([\d.]+)", bound)[0]
+        assert re.search(rf"^\| {name}\b.*\| .*{re.escape(version)}\b", section, re.MULTILINE), bound
+
+
 def test_commands_that_are_only_shown_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -93,6 +128,9 @@ def test_commands_that_are_only_shown_exist() -> None:
                     assert set(asked.split(",")) <= set(extras), where
             case "celery" | "docker" | "pytest" | ".ci/run" | "git" | "python" | "systemctl":
                 pass
+            case ".venv/bin/python" | ".venv-newest/bin/python":
+                for path in re.findall(r"tests/[\w/.]+", command):
+                    assert (ROOT / path).exists(), where
             case _:
                 pytest.fail(f"nobody checks {where}")
 
