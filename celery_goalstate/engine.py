@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import builtins
 import logging
-import random
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -35,18 +34,20 @@ from celery_goalstate.index.base import Status as IndexStatus
 from celery_goalstate.messages.publisher import Publisher
 from celery_goalstate.registry import (
     DEFAULT_NAMESPACE,
+    PUBLIC_TASK,
     Kind,
+    Kinds,
     check_registration,
     engines_of,
     hide_index_url,
     path_of,
     task_name,
 )
-from celery_goalstate.resync import RESYNC_ID, Resync, resync_kind
-from celery_goalstate.settings import NAME, ROUTING_OPTIONS, KindOptions, Settings
+from celery_goalstate.settings import NAME, KindOptions, Settings
 from celery_goalstate.worker import bootsteps
 from celery_goalstate.worker.lease import LeaseKeeper
 from celery_goalstate.worker.parts import Parts
+from celery_goalstate.worker.public import create_public_task
 from celery_goalstate.worker.sweeper import Sweeper
 from celery_goalstate.worker.task import Evaluator, create_task, speaker
 
@@ -58,6 +59,7 @@ EntityLike = Entity | EntityRef
 KindLike = str | type[Entity]
 
 E = TypeVar("E", bound=type[Entity])
+K = TypeVar("K")
 
 #: Entities that one round trip of `enqueue_many` and its like carries.
 BATCH = 1000
@@ -74,8 +76,11 @@ class Engine:
     def __init__(self, app: Celery | None = None, *, namespace: str | None = None) -> None:
         self._app: Celery | None = None
         self._namespace = None if namespace is None else NAME("namespace", namespace)
-        self._registered: dict[str, tuple[type[Entity], dict[str, Any]]] = {}
-        self._kinds: dict[str, Kind] = {}
+        self._kinds = Kinds(
+            self._namespace or DEFAULT_NAMESPACE,
+            app=lambda: self.app,
+            defaults=lambda: self.settings.kind,
+        )
         self._settings: Settings | None = None
         self._opened: Parts | None = None
         self._lock = threading.RLock()
@@ -83,7 +88,7 @@ class Engine:
             self.init_app(app)
 
     def __repr__(self) -> str:
-        return f"<Engine of {self._app.main if self._app else 'no app yet'}: {', '.join(self._registered)}>"
+        return f"<Engine of {self._app.main if self._app else 'no app yet'}: {', '.join(self._kinds)}>"
 
     # -- setting up
 
@@ -98,7 +103,8 @@ class Engine:
             )
         self._app = app
         engines[namespace] = self
-        for cls, options in self._registered.values():
+        create_public_task(app, task_name(PUBLIC_TASK, namespace), self)
+        for cls, options in self._kinds.registered():
             self._create_task(cls, options)
         for cls, options in registry.shared:
             self.register(cls, **options)
@@ -145,49 +151,44 @@ class Engine:
         if cls is None:
             return lambda cls: self.register(cls, **options)
         check_registration(cls, options)
-        if cls.kind in self._registered:
-            known, known_options = self._registered[cls.kind]
-            if known is not cls:
-                raise ImproperlyConfigured(
-                    f"kind {cls.kind!r} of {path_of(cls)} is taken by {path_of(known)};"
-                    " set `kind` on one of them"
-                )
-            if known_options != options:
-                raise ImproperlyConfigured(
-                    f"{path_of(cls)} is registered already, with the options {known_options}, not {options}"
-                )
-            return cls
-        if self._app is not None:
-            self._create_task(cls, options)
-        self._registered[cls.kind] = (cls, options)
-        if can_resync(cls):
-            self._register_resync(cls, options)
+        if self._app is not None and cls.kind not in self._kinds:
+            self._check_task_name(cls.kind)
+        for new, its_options in self._kinds.register(cls, options):
+            if self._app is not None:
+                self._create_task(new, its_options)
         return cls
 
-    def _create_task(self, cls: type[Entity], options: dict[str, Any]) -> None:
-        kind, name = cls.kind, self._task_name(cls.kind)
+    def declare(self, kind: str, **routing: Any) -> None:
+        """Say that another code base evaluates this kind, and where its messages go: `queue`, `priority`, ...
+
+        So entities of a kind can be enqueued, looked at and deleted by a process that has no class of it.
+        Raises `ImproperlyConfigured` for options that say no routing, or that differ from an earlier call's.
+        """
+        self._kinds.declare(kind, routing)
+
+    def _check_task_name(self, kind: str) -> None:
+        name = task_name(kind, self._kinds.namespace)
         for other in engines_of(self.app).values():
-            taken = {other._task_name(theirs): theirs for theirs in other._registered if other is not self}
-            if name in taken:
+            if other is not self and name in other._kinds.tasks():
                 raise ImproperlyConfigured(
-                    f"kind {kind!r} and kind {taken[name]!r} of another engine would both be the task {name};"
-                    " set `kind` or the engine's namespace to another one"
+                    f"kind {kind!r} and kind {other._kinds.tasks()[name]!r} of another engine would both be"
+                    f" the task {name}; set `kind` or the engine's namespace to another one"
                 )
-        of_task = KindOptions().override(**options).of_task
+
+    def _create_task(self, cls: type[Entity], options: dict[str, Any]) -> None:
+        kind = cls.kind
+        self._check_task_name(kind)
         create_task(
             self.app,
-            name,
+            task_name(kind, self._kinds.namespace),
             kind,
-            of_task,
-            evaluator=lambda: self._evaluator(kind),
+            KindOptions().override(**options).of_task,
+            evaluator=lambda: Evaluator(self.kind(kind), engine=self, parts=self.parts),
             eta_horizon=lambda: self.settings.eta_horizon,
         )
 
-    def _task_name(self, kind: str) -> str:
-        return task_name(kind, self._namespace or DEFAULT_NAMESPACE)
-
     def ref(self, kind: str, id: str | int) -> EntityRef:
-        """A reference to an entity, which can be enqueued without importing its class."""
+        """A reference to an entity, which can be enqueued without importing its class. Checks its form."""
         return EntityRef(kind, id)  # type: ignore[arg-type]  # an int becomes its decimal string
 
     # -- scheduling
@@ -233,14 +234,20 @@ class Engine:
         policy, bound = policy_of(replace=replace, max_wait=max_wait)
 
         def enqueue() -> Enqueued:
-            index = self.parts.index
-            [scheduled] = index.enqueue(
-                kind, [request], policy=policy, max_wait=bound, inside=_speaker_in(index, kind)
-            )
-            sent = self._dispatch(kind, [scheduled]) and scheduled.wakeup is not None
+            [scheduled], sent = self._schedule(kind, [request], policy, bound)
             return Enqueued(scheduled.changed, datetime_of(scheduled.deadline), sent)
 
         return enqueue
+
+    def _schedule(
+        self, kind: Kind, requests: Sequence[Request], policy: Policy, max_wait: int | None
+    ) -> tuple[Sequence[Scheduled], bool]:
+        """What the index replies, and whether there were messages to send, and all of them were sent."""
+        index = self.parts.index
+        inside = _speaker_in(index, kind.name)
+        scheduled = index.enqueue(kind.name, requests, policy=policy, max_wait=max_wait, inside=inside)
+        wakeups = [each.wakeup for each in scheduled if each.wakeup is not None]
+        return scheduled, self.parts.publisher.dispatch(kind, wakeups) and bool(wakeups)
 
     def enqueue_many(
         self,
@@ -269,25 +276,19 @@ class Engine:
 
     def _enqueue_all(
         self,
-        identified: Iterable[tuple[str, str]],
+        identified: Iterable[tuple[Kind, str]],
         deadline: Deadline,
         spread: float | timedelta | None,
         policy: Policy,
         max_wait: int | None = None,
     ) -> int:
         width = 0.0 if spread is None else delay_seconds(spread, "spread")
-        request = request_for("checked", deadline)  # before anything is written
-        index, changed = self.parts.index, 0
+        request, changed = request_for("checked", deadline), 0  # before anything is written
         for batch in _batches(identified):
-            by_kind: defaultdict[str, builtins.list[Request]] = defaultdict(list)
-            for kind, id in batch:
-                part = random.random() * width  # noqa: S311 - spreads load, keeps no secret
-                by_kind[kind].append(spread_by(request, id, milliseconds(part)))
-            for kind, requests in by_kind.items():
-                scheduled = index.enqueue(
-                    kind, requests, policy=policy, max_wait=max_wait, inside=_speaker_in(index, kind)
-                )
-                self._dispatch(kind, scheduled)
+            for kind, ids in _ids_by_kind(batch).items():
+                parts = (milliseconds(self.parts.random() * width) for _ in ids)
+                requests = [spread_by(request, id, part) for id, part in zip(ids, parts, strict=True)]
+                scheduled, _ = self._schedule(kind, requests, policy, max_wait)
                 changed += sum(each.changed for each in scheduled)
         return changed
 
@@ -297,27 +298,19 @@ class Engine:
         Entities that are scheduled or evaluated already keep their deadline and back-off; quarantined ones
         stay so, unless `revive=True`. Rebuilds the schedule after a loss of the index.
         """
-        name = self._kind_name(kind)
-        cls = self._kind(name).entity_class
-        assert cls is not None  # noqa: S101
-        if not can_resync(cls):
+        found = self.kind(_name_of(kind))
+        cls = found.entity_class
+        if cls is None or not can_resync(cls):
+            where = "its class" if cls is None else cls.__name__
             raise ImproperlyConfigured(
-                f"{name} cannot be resynced: define {cls.__name__}.iter_unconverged(), a class method that"
-                " yields the ids of the entities whose state is not their goal state"
+                f"{found.name} cannot be resynced here: define {where}.iter_unconverged(), a class method"
+                " that yields the ids of the entities whose state is not their goal state"
             )
-        refs = (self.ref(name, id) for id in cls.iter_unconverged())
         policy = Policy.REVIVE if revive else Policy.RESYNC
-        return self._enqueue_all(((ref.kind, ref.id) for ref in refs), None, spread, policy)
+        ids = (checked_id(id) for id in cls.iter_unconverged())
+        return self._enqueue_all(((found, id) for id in ids), None, spread, policy)
 
-    def _dispatch(self, kind: str, scheduled: Iterable[Scheduled]) -> bool:
-        wakeups = [each.wakeup for each in scheduled if each.wakeup is not None]
-        known = self._kinds.get(kind)
-        if known is None:
-            registered = kind in self._registered
-            known = self._kind(kind) if registered else Kind(kind, self._task_name(kind), None, KindOptions())
-        return self.parts.publisher.dispatch(known, wakeups)
-
-    # -- looking
+    # -- what is there
 
     def is_scheduled(self, entity: EntityLike) -> bool:
         """Whether an evaluation is pending: waiting for its deadline, or for a worker."""
@@ -331,17 +324,17 @@ class Engine:
     def describe_many(self, entities: Iterable[EntityLike]) -> builtins.list[Description | None]:
         """`describe` for many entities, in few round trips."""
         described: builtins.list[Description | None] = []
-        for batch in _batches(map(self._identify, entities)):
+        for batch in _batches(map(self._locate, entities)):
             found: dict[tuple[str, str], Description | None] = {}
             for kind, ids in _ids_by_kind(batch).items():
                 for id, record in zip(ids, self.parts.index.describe(kind, ids), strict=True):
                     found[kind, id] = None if record is None else description_of(kind, record)
-            described += [found[identified] for identified in batch]
+            described += [found[located] for located in batch]
         return described
 
     def list(self, kind: KindLike, status: str | None = None, limit: int = 100) -> builtins.list[Description]:
         """Up to `limit` entities of a kind, in one status or in all: those that are due first come first."""
-        name = self._kind_name(kind)
+        name = self._known_name(kind)
         wanted = list(IndexStatus) if status is None else index_statuses(status)
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise ValueError(f"limit is {limit!r}; give an integer, 1 or more")
@@ -355,25 +348,24 @@ class Engine:
         return found[:limit]
 
     def counts(self, kind: KindLike | None = None) -> dict[str, dict[Status, int]]:
-        """How many entities are in each status, by kind: of one kind, or of all that are registered."""
-        names = self.kinds if kind is None else (self._kind_name(kind),)
-        return {name: public_counts(self.parts.index.counts(name)) for name in names}
+        """How many entities are in each status, by kind: of one kind, or of all that this process knows."""
+        if kind is None:
+            return {name: public_counts(self.parts.index.counts(name)) for name in self.kinds}
+        name = self._known_name(kind)
+        kept = self.parts.index if name in self._kinds else self.parts.index.as_kept(name)
+        return {name: public_counts(kept.counts(name) if kept else {})}
+
+    def foreign_kinds(self) -> builtins.list[str]:
+        """Kinds that the index keeps and this process does not know.
+
+        They are another app's on the same index, or were renamed or removed: then no worker evaluates them.
+        """
+        return [name for name in self.parts.index.kinds() if name not in self._kinds]
 
     def orphans(self) -> dict[str, dict[Status, int]]:
-        """Kinds that the index has entities of and this process no class; how many, as in `counts`.
-
-        They are another app's on the same index, or were renamed or removed: then nobody evaluates them.
-        """
-        counted = {name: self._counts_as_kept(name) for name in self._foreign_kinds()}
+        """Foreign kinds that have entities; how many, as in `counts`."""
+        counted = {name: self.counts(name)[name] for name in self.foreign_kinds()}
         return {name: counts for name, counts in counted.items() if any(counts.values())}
-
-    def _foreign_kinds(self) -> Iterable[str]:
-        return (name for name in self.parts.index.kinds() if name not in self._registered)
-
-    def _counts_as_kept(self, name: str) -> dict[Status, int]:
-        """Raises `ImproperlyConfigured` for a kind in a layout of another release."""
-        kept = self.parts.index.as_kept(name)
-        return public_counts(kept.counts(name) if kept else {})
 
     # -- operating
 
@@ -388,13 +380,13 @@ class Engine:
         """`delete` for many entities, in few round trips; how many there were to forget."""
         return sum(
             sum(self.parts.index.delete(kind, ids))
-            for batch in _batches(map(self._identify, entities))
+            for batch in _batches(map(self._locate, entities))
             for kind, ids in _ids_by_kind(batch).items()
         )
 
     def delete_kind(self, kind: KindLike) -> int:
         """`delete` for all entities of a kind; how many there were to forget."""
-        name, deleted = self._kind_name(kind), 0
+        name, deleted = self._known_name(kind), 0
         index = self.parts.index.as_kept(name)
         if index is not None:
             for status in IndexStatus:
@@ -416,9 +408,9 @@ class Engine:
         for name in self._to_operate(kind):
             self.parts.index.resume(name)
 
-    def paused(self, kind: KindLike) -> bool:
-        """Whether a kind is paused."""
-        return self.parts.index.paused(self._kind_name(kind))
+    def paused(self, kind: KindLike | None = None) -> bool:
+        """Whether a kind is paused (no kind: whether all are that this process knows)."""
+        return all(self.parts.index.paused(name) for name in self._to_operate(kind))
 
     def stop(self) -> None:
         """Pause all registered kinds on **every worker, until `start`**, also when this process has ended.
@@ -438,14 +430,51 @@ class Engine:
         self.resume()
         logger.info("all kinds are resumed on every worker (%s)", ", ".join(self.kinds))
 
+    # -- the kinds
+
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The names of the registered kinds, and of those that resync them every now and then."""
-        return tuple(
-            name
-            for name, (cls, _) in list(self._registered.items())
-            if not issubclass(cls, Resync) or self._kind(name).standing
-        )
+        """The names of the kinds that this process knows, and of those that resync one of them on time."""
+        return self._kinds.names()
+
+    def kind(self, name: str) -> Kind:
+        """A kind that is registered or declared. Raises `UnknownKind`, and the `ImportError` of a module."""
+        return self._kinds.get(name)
+
+    def _known_name(self, kind: KindLike) -> str:
+        """The name of a kind that this process knows, or at least the index. Raises `UnknownKind`."""
+        name = kind.kind if isinstance(kind, type) and issubclass(kind, Entity) else kind
+        if name not in self._kinds and name not in self.parts.index.kinds():
+            self.kind(_name_of(kind))
+        return name
+
+    def _to_operate(self, kind: KindLike | None) -> tuple[str, ...]:
+        if kind is not None:
+            return (self._known_name(kind),)
+        if not self.kinds:
+            raise UnknownKind("no entity class is registered in this process: name the kind that you mean")
+        return self.kinds
+
+    def _locate(self, entity: EntityLike) -> tuple[str, str]:
+        """Kind and id of an entity that exists: its kind may be one that only the index knows."""
+        if isinstance(entity, EntityRef):
+            return self._known_name(entity.kind), entity.id
+        kind, id = self._identify(entity)
+        return kind.name, id
+
+    def _identify(self, entity: EntityLike) -> tuple[Kind, str]:
+        """Kind and id of an entity that is to be enqueued."""
+        if isinstance(entity, EntityRef):
+            return self.kind(entity.kind), entity.id
+        if not isinstance(entity, Entity):
+            raise TypeError(f"{entity!r} is no entity; give an Entity or engine.ref(kind, id)")
+        kind = self._kinds.find(entity.kind)
+        if kind is None or kind.entity_class is None or not isinstance(entity, kind.entity_class):
+            raise UnknownKind(
+                f"{path_of(type(entity))} is not registered with this engine;"
+                f" decorate it with @engine.register, or enqueue engine.ref({entity.kind!r}, ...)"
+            )
+        return kind, checked_id(entity.get_id())  # an override may return anything
 
     # -- the parts
 
@@ -468,85 +497,27 @@ class Engine:
     def opened_with(self, parts: Parts, settings: Settings | None = None) -> Iterator[None]:
         """Replace the parts, and the frozen settings, while the block runs: for tests."""
         with self._lock:
-            before = self._opened, self._settings, self._kinds
-            self._opened, self._settings, self._kinds = parts, settings or self.settings, {}
+            before = self._opened, self._settings
+            self._opened, self._settings = parts, settings or self.settings
         try:
             yield
         finally:
             with self._lock:
-                self._opened, self._settings, self._kinds = before
-
-    def _kind(self, name: str) -> Kind:
-        if name not in self._kinds:
-            if name not in self._registered:
-                known = ", ".join(self.kinds) or "none"
-                raise UnknownKind(
-                    f"no entity class of kind {name!r} is registered with this engine; known: {known}"
-                )
-            cls, options = self._registered[name]
-            standing = issubclass(cls, Resync) and self._resync_every(cls.of) is not None
-            resolved = self.settings.kind.override(**options)
-            self._kinds[name] = Kind(
-                name, self._task_name(name), cls, resolved, RESYNC_ID if standing else ""
-            )
-        return self._kinds[name]
-
-    def _evaluator(self, kind: str) -> Evaluator:
-        return Evaluator(self._kind(kind), engine=self, parts=self.parts)
+                self._opened, self._settings = before
 
     def _open_sweeper(self, name: str) -> Sweeper:
-        return Sweeper(
-            name,
-            parts=self.parts,
-            settings=self.settings,
-            kinds=lambda: {name: self._kind(name) for name in self.kinds},
-        )
+        return Sweeper(name, parts=self.parts, settings=self.settings, kinds=self._swept)
 
-    # -- what callers name
-
-    def _identify(self, entity: EntityLike) -> tuple[str, str]:
-        if isinstance(entity, EntityRef):
-            return entity.kind, entity.id
-        if not isinstance(entity, Entity):
-            raise TypeError(f"{entity!r} is no entity; give an Entity or engine.ref(kind, id)")
-        registered = self._registered.get(entity.kind)
-        if registered is None or not isinstance(entity, registered[0]):
-            raise UnknownKind(
-                f"{path_of(type(entity))} is not registered with this engine;"
-                f" decorate it with @engine.register, or enqueue engine.ref({entity.kind!r}, ...)"
-            )
-        return entity.kind, checked_id(entity.get_id())  # an override may return anything
-
-    def _kind_name(self, kind: KindLike) -> str:
-        if isinstance(kind, type) and issubclass(kind, Entity):
-            return kind.kind
-        checked: str = NAME("kind", kind)
-        return checked
-
-    def _to_operate(self, kind: KindLike | None) -> tuple[str, ...]:
-        if kind is not None:
-            return (self._kind_name(kind),)
-        if not self.kinds:
-            raise UnknownKind("no entity class is registered in this process: name the kind that you mean")
-        return self.kinds
-
-    # -- resync_every
-
-    def _register_resync(self, cls: type[Entity], options: dict[str, Any]) -> None:
-        """Resync a kind by an entity of its own: one at a time, retried, and as visible as any other.
-
-        Whether that is asked for is only known with the settings. Its tasks take the same way as those of
-        the kind, to workers that know it; limits of a single evaluation are not for them.
-        """
-        resync = type(f"Resync{cls.__name__}", (Resync,), {"kind": resync_kind(cls.kind), "of": cls.kind})
-        routing = {name: value for name, value in options.items() if name in ROUTING_OPTIONS}
-        self.register(resync, converge=False, max_failures=None, **routing)
-
-    def _resync_every(self, kind: str) -> float | None:
-        return self._kind(kind).options.resync_every
+    def _swept(self) -> dict[str, Kind]:
+        """The kinds that this process evaluates, whose options say how what is lost goes on."""
+        return {kind.name: kind for kind in self._kinds.known() if kind.entity_class is not None}
 
 
-# Arguments and replies ---------------------------------------------------------------------------
+def _name_of(kind: KindLike) -> str:
+    if isinstance(kind, type) and issubclass(kind, Entity):
+        return kind.kind
+    checked: str = NAME("kind", kind)
+    return checked
 
 
 def _speaker_in(index: Index, kind: str) -> Run | None:
@@ -557,14 +528,14 @@ def _speaker_in(index: Index, kind: str) -> Run | None:
     return who.run
 
 
-def _batches(identified: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+def _batches(identified: Iterable[tuple[K, str]]) -> Iterator[list[tuple[K, str]]]:
     iterator = iter(identified)
     while batch := list(islice(iterator, BATCH)):
         yield batch
 
 
-def _ids_by_kind(identified: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    by_kind: defaultdict[str, list[str]] = defaultdict(list)
+def _ids_by_kind(identified: Iterable[tuple[K, str]]) -> dict[K, list[str]]:
+    by_kind: defaultdict[K, list[str]] = defaultdict(list)
     for kind, id in dict.fromkeys(identified):
         by_kind[kind].append(id)
     return by_kind

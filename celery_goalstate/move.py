@@ -45,7 +45,7 @@ def move(engine: Engine, kind: str, *, old_kind: str, old: Settings) -> Moved:
     for a kind that is not there.
     """
     _check(engine, kind, old_kind, old)
-    registered = engine._kind(kind)
+    registered = engine.kind(kind)
     with ExitStack() as opened_here:
         try:
             opened = opened_here.enter_context(closing(open_index(old)))
@@ -126,4 +126,5 @@ def _enqueue(engine: Engine, kind: str, records: Sequence[Record]) -> None:
         for record in records
         if record.deadline is not None
     ]
-    engine._dispatch(kind, engine.parts.index.enqueue(kind, requests))
+    scheduled = engine.parts.index.enqueue(kind, requests)
+    engine.parts.publisher.dispatch(engine.kind(kind), [each.wakeup for each in scheduled if each.wakeup])

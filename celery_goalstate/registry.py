@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, TypeVar, overload
 
 import celery.app.utils
 from celery import Celery, current_app
+from celery.fixups.django import DjangoFixup
 
+from celery_goalstate.display import did_you_mean
 from celery_goalstate.entity import Entity, can_resync
-from celery_goalstate.exceptions import ImproperlyConfigured
-from celery_goalstate.settings import KindOptions
+from celery_goalstate.exceptions import ImproperlyConfigured, UnknownKind
+from celery_goalstate.resync import RESYNC_ID, Resync, resync_class
+from celery_goalstate.settings import NAME, ROUTING_OPTIONS, KindOptions
 
 if TYPE_CHECKING:
     from celery_goalstate.engine import Engine
@@ -22,13 +26,19 @@ E = TypeVar("E", bound=type[Entity])
 
 DEFAULT_NAMESPACE = "default"
 
+#: An entity class, and the options that it is registered with.
+Registration: TypeAlias = "tuple[type[Entity], dict[str, Any]]"
+
+#: What the public task is called after the namespace; no kind can have this name.
+PUBLIC_TASK = "enqueue"
+
 
 def task_name(kind: str, namespace: str) -> str:
     """The Celery task that evaluates a kind. It never changes: old workers know only old names."""
     return f"goalstate.{kind}" if namespace == DEFAULT_NAMESPACE else f"goalstate.{namespace}.{kind}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Kind:
     """What a process has to know to enqueue entities of one kind, and a worker to evaluate them."""
 
@@ -39,10 +49,169 @@ class Kind:
     standing: str = ""  #: id of an entity that is always scheduled: the sweeper enqueues it when it is not
 
 
+class Kinds:
+    """The kinds of one engine: registered with an entity class, or declared, for another code base has that.
+
+    `namespace` is the one in the tasks' names; that of the index may be set otherwise. `defaults` are options
+    that the settings give to all kinds.
+    """
+
+    def __init__(
+        self, namespace: str, *, app: Callable[[], Celery], defaults: Callable[[], KindOptions]
+    ) -> None:
+        self.namespace = namespace
+        self._app = app
+        self._defaults = defaults
+        self._registered: dict[str, Registration] = {}
+        self._declared: dict[str, dict[str, Any]] = {}
+        self._resolved: dict[str, Kind] = {}
+        self._resolved_with: KindOptions | None = None
+        self._importing = threading.Lock()
+        self._imported = False  # have the app's modules been, for a kind that was not known?
+
+    # -- what the project's modules say
+
+    def register(
+        self, cls: type[Entity], options: dict[str, Any]
+    ) -> list[tuple[type[Entity], dict[str, Any]]]:
+        """Add an entity class; what is new: it, and the class that resyncs it.
+
+        Raises `ImproperlyConfigured` for a kind that is taken, or registered with other options.
+        """
+        _refuse_public_task(cls.kind, path_of(cls))
+        if cls.kind in self._registered:
+            known, known_options = self._registered[cls.kind]
+            if known is not cls:
+                raise ImproperlyConfigured(
+                    f"kind {cls.kind!r} of {path_of(cls)} is taken by {path_of(known)};"
+                    " set `kind` on one of them"
+                )
+            if known_options != options:
+                raise ImproperlyConfigured(
+                    f"{path_of(cls)} is registered already, with the options {known_options}, not {options}"
+                )
+            return []
+        self._registered[cls.kind] = (cls, options)
+        self._resolved.pop(cls.kind, None)  # it was declared until now
+        new = [(cls, options)]
+        if can_resync(cls):
+            # Its tasks go where those of the kind go, to workers that know it; limits of a single evaluation
+            # are not for them. Whether it is asked for is only known with the settings.
+            routing = {name: value for name, value in options.items() if name in ROUTING_OPTIONS}
+            new += self.register(resync_class(cls), {"converge": False, "max_failures": None, **routing})
+        return new
+
+    def registered(self) -> list[Registration]:
+        """The entity classes and their options, in the order of their registration."""
+        return list(self._registered.values())
+
+    def declare(self, name: str, routing: dict[str, Any]) -> None:
+        """Add a kind without a class. Raises `ImproperlyConfigured`."""
+        _refuse_public_task(NAME("kind", name), "declare()")
+        if others := sorted(routing.keys() - ROUTING_OPTIONS):
+            raise ImproperlyConfigured(
+                f"declare({name!r}) takes where messages go, not {', '.join(others)}: that is for the code"
+                f" base that evaluates the kind. Accepted: {', '.join(sorted(ROUTING_OPTIONS))}"
+            )
+        if self._declared.setdefault(name, routing) != routing:
+            raise ImproperlyConfigured(
+                f"kind {name!r} is declared already, with the options {self._declared[name]}, not {routing}"
+            )
+
+    # -- what a process knows by that
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._registered or name in self._declared
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*self._registered, *self._declared]))
+
+    def known(self) -> list[Kind]:
+        """The kinds, without resyncs that nobody asked for, as far as modules were imported until now."""
+        found = (self.find(name) for name in self)
+        return [kind for kind in found if kind and (kind.standing or not _is_resync(kind.entity_class))]
+
+    def names(self) -> tuple[str, ...]:
+        """The names of all kinds that a worker would know. Raises the `ImportError` of a module."""
+        self._import_modules()
+        return tuple(kind.name for kind in self.known())
+
+    def get(self, name: str) -> Kind:
+        """The kind of this name. If there is none, the app's modules are imported first, once per process.
+
+        Raises `UnknownKind`, and the `ImportError` of a module: the next call tries again.
+        """
+        found = self.find(name)
+        if found is None:
+            self._import_modules()
+            found = self.find(name)
+        if found is None:
+            raise UnknownKind(self._unknown(name))
+        return found
+
+    def find(self, name: str) -> Kind | None:
+        """The kind of this name, as far as the modules say that were imported until now."""
+        defaults = self._defaults()
+        if defaults is not self._resolved_with:
+            self._resolved_with, self._resolved = defaults, {}
+        found = self._resolved.get(name)
+        if found is None and name in self:
+            found = self._resolved[name] = self._resolve(name, defaults)
+        return found
+
+    def _resolve(self, name: str, defaults: KindOptions) -> Kind:
+        cls, options = self._registered.get(name) or (None, self._declared.get(name, {}))
+        standing = _is_resync(cls) and self._resolve(cls.of, defaults).options.resync_every is not None
+        task = task_name(name, self.namespace)
+        return Kind(name, task, cls, defaults.override(**options), RESYNC_ID if standing else "")
+
+    def tasks(self) -> dict[str, str]:
+        """Which kind each Celery task of this engine is of. The public task is of the kind that cannot be."""
+        return {task_name(name, self.namespace): name for name in (PUBLIC_TASK, *self._registered)}
+
+    def _import_modules(self) -> None:
+        """Import what a worker of the app would import, where the entity classes are.
+
+        Not under Celery's Django fixup, where that would run Django's set-up and all of its checks: there
+        `celery_goalstate.contrib.django` has imported them already.
+        """
+        with self._importing:
+            if not self._imported and not _under_django(self._app()):
+                self._app().loader.import_default_modules()
+            self._imported = True
+
+    def _unknown(self, name: str) -> str:
+        if _under_django(self._app()):
+            hint = "Add 'celery_goalstate.contrib.django' to INSTALLED_APPS: it imports each app's entities"
+        else:
+            hint = "Register its class, or say that another code base evaluates it: engine.declare(kind)"
+        return (
+            f"no entity class of kind {name!r} is registered in this process, nor is the kind declared."
+            f"{did_you_mean(name, self)} Known: {', '.join(self.names()) or 'none'}. {hint}"
+        )
+
+
+def _is_resync(cls: type[Entity] | None) -> TypeGuard[type[Resync]]:
+    return cls is not None and issubclass(cls, Resync)
+
+
+def _under_django(app: Celery) -> bool:
+    """Whether Celery has set the app up for Django."""
+    return any(isinstance(fixup, DjangoFixup) for fixup in vars(app).get("_fixups") or ())
+
+
+def _refuse_public_task(kind: str, where: str) -> None:
+    if kind == PUBLIC_TASK:
+        raise ImproperlyConfigured(
+            f"the kind {kind!r} of {where} is taken: goalstate.{PUBLIC_TASK} is the public task that"
+            " enqueues. Set `kind` to another name"
+        )
+
+
 # Engines and shared entities ---------------------------------------------------------------------
 
 all_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-shared: list[tuple[type[Entity], dict[str, Any]]] = []
+shared: list[Registration] = []
 
 
 def engines_of(app: Celery) -> dict[str, Engine]:

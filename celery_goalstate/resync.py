@@ -16,6 +16,11 @@ def resync_kind(kind: str) -> str:
     return f"{kind}.resync"
 
 
+def resync_class(cls: type[Entity]) -> type[Resync]:
+    """The entity class that resyncs this one."""
+    return type(f"Resync{cls.__name__}", (Resync,), {"kind": resync_kind(cls.kind), "of": cls.kind})
+
+
 class Resync(Entity):
     """A kind that is to be resynced every now and then."""
 
@@ -37,6 +42,6 @@ class Resync(Entity):
 
 def _resync(ctx: Context, entity: Resync) -> Requeue | None:
     engine: Any = ctx.engine
-    every = engine._resync_every(entity.of)
+    every = engine.kind(entity.of).options.resync_every
     ctx.log.info("%d entities of kind %s enqueued", engine.resync(entity.of, spread=every), entity.of)
     return None if every is None else Requeue(every)

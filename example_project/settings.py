@@ -14,7 +14,7 @@ DEBUG = os.environ.get("DEBUG") == "1"
 DEFAULT_EXCEPTION_REPORTER_FILTER = "example_project.reports.ReporterFilter"
 ALLOWED_HOSTS = os.environ.get("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]").split(",")
 
-INSTALLED_APPS = ["django.contrib.staticfiles", "example_project.fleet"]
+INSTALLED_APPS = ["django.contrib.staticfiles", "celery_goalstate.contrib.django", "example_project.fleet"]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.common.CommonMiddleware",

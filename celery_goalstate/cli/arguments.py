@@ -16,7 +16,7 @@ from celery_goalstate.engine import Engine
 from celery_goalstate.entity import EntityRef
 from celery_goalstate.exceptions import GoalStateError, IndexUnavailable
 from celery_goalstate.index.url import safe_url
-from celery_goalstate.registry import DEFAULT_NAMESPACE, engine_of, task_name
+from celery_goalstate.registry import engine_of
 
 NOT_FOUND, UNAVAILABLE = 1, 3
 
@@ -122,9 +122,9 @@ def queue_of(engine: Engine, kind: str) -> str | None:
     """Where the messages of a kind go; None if this app cannot tell."""
     if kind not in engine.kinds:
         return None
-    name = task_name(kind, engine._namespace or DEFAULT_NAMESPACE)
+    known = engine.kind(kind)
     try:
-        routed = engine.app.amqp.router.route(dict(engine._kind(kind).options.routing), name)
+        routed = engine.app.amqp.router.route(dict(known.options.routing), known.task)
     except QueueNotFound:
         return None
     return getattr(routed.get("queue"), "name", None)

@@ -358,9 +358,9 @@ def _list_counts(ctx: click.Context, engine: Engine, as_json: bool) -> None:
 def _orphans(engine: Engine) -> tuple[dict[str, dict[Status, int]], dict[str, str]]:
     """How many entities kinds have that are not registered, and why some of these kinds cannot be read."""
     counted, unreadable = {}, {}
-    for kind in engine._foreign_kinds():
+    for kind in engine.foreign_kinds():
         try:
-            counted[kind] = engine._counts_as_kept(kind)
+            counted[kind] = engine.counts(kind)[kind]
         except (ImproperlyConfigured, IndexUnavailable) as error:  # another release's; on a node that is away
             unreadable[kind] = str(error)
     return {kind: counts for kind, counts in counted.items() if any(counts.values())}, unreadable

@@ -1,4 +1,4 @@
-"""A host as the engine sees it. Found by `app.autodiscover_tasks(related_name="entities")`."""
+"""A host as the engine sees it. Imported by `celery_goalstate.contrib.django`, in every process."""
 
 from celery_goalstate import ANY, Entity, Rules
 from celery_goalstate.exceptions import PermanentError

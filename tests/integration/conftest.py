@@ -22,6 +22,7 @@ from celery_goalstate.messages.publisher import Publisher
 from celery_goalstate.worker.lease import LeaseKeeper
 from celery_goalstate.worker.parts import Parts
 from celery_goalstate.worker.sweeper import Sweeper
+from celery_goalstate.worker.task import Evaluator
 from tests.servers import Valkey, poll
 
 NOW = 1_800_000_000.0
@@ -178,13 +179,27 @@ class World:
         with self.keeper._changed:
             self.keeper._changed.notify()
 
+    def evaluator(self, kind: str) -> Evaluator:
+        """What evaluates entities of a kind, without its Celery task."""
+        return Evaluator(self.engine.kind(kind), engine=self.engine, parts=self.engine.parts)
+
     def sweeper(self, name: str = "worker-1") -> Sweeper:
         return Sweeper(
             name,
             parts=self.engine.parts,
             settings=self.engine.settings,
-            kinds=lambda: {kind: self.engine._kind(kind) for kind in self.engine.kinds},
+            kinds=lambda: {kind: self.engine.kind(kind) for kind in self.engine.kinds},
         )
+
+
+def engine_of_others(engine: Engine, *kinds: str) -> Engine:
+    """Another app's engine on the same index, which knows other kinds."""
+    other = Engine(Celery(uuid(), broker=engine.app.conf.broker_url, set_as_current=False))
+    other.app.conf.goalstate_index_url = engine.settings.index_url
+    other._opened = engine.parts
+    for kind in kinds:
+        other.declare(kind)
+    return other
 
 
 def untimed(text: str) -> str:

@@ -391,7 +391,7 @@ def handle(busy: World) -> Callable[[], str]:
         task = busy.app.tasks[message.task]
         task.push_request(id=message.id, retries=message.retries, is_eager=False)
         try:
-            return str(busy.engine._evaluator("host").handle(task, message.args, message.kwargs))
+            return str(busy.evaluator("host").handle(task, message.args, message.kwargs))
         finally:
             task.pop_request()
 
@@ -518,7 +518,7 @@ def test_without_a_broker_all_are_parked(
     host = world.register("host", batch_size=8)
     scheduled = world.index.enqueue("host", [Request(str(id), delay=0, task_id=f"t{id}") for id in range(20)])
     published = [each.wakeup for each in scheduled if each.wakeup]
-    kind = world.engine._kind("host")
+    kind = world.engine.kind("host")
     assert not world.engine.parts.publisher.dispatch(kind, published, wait=False)
     assert "could not publish 20 of kind host" in caplog.text
     for id in range(20):

@@ -17,11 +17,12 @@ from celery import Celery
 from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
 
-from celery_goalstate import Description, Engine, Entity, Status, cli
+from celery_goalstate import Description, Engine, Entity, EntityRef, Status, cli
 from celery_goalstate.cli import output
 from celery_goalstate.exceptions import IndexUnavailable
 from celery_goalstate.index import open_index
 from celery_goalstate.index.base import Claim, Report, Verdict
+from tests.integration.conftest import engine_of_others
 from tests.servers import Valkey, free_port, in_a_fork
 
 Command = Callable[..., Result]
@@ -266,7 +267,7 @@ class TestShow:
         assert json.loads(goalstate("show", "parcel", "1", "--json").stdout)["queue"] is None
 
     def test_a_kind_of_another_app(self, engine: Engine, goalstate: Command) -> None:
-        engine.enqueue(engine.ref("order.old", "1"))
+        engine_of_others(engine, "order.old").enqueue(EntityRef("order.old", "1"))
         result = goalstate("show", "order.old", "1")
         assert result.exit_code == 0
         assert "message        on its way\n" in result.output
@@ -281,8 +282,8 @@ class TestShow:
 
     def test_unknown_kind(self, goalstate: Command) -> None:
         result = goalstate("show", "oder", "42", "--json")
-        assert result.exit_code == 1
-        assert result.stdout == "null\n"
+        assert result.exit_code == 2
+        assert result.stdout == ""
         assert "Did you mean order?" in result.stderr
 
 
@@ -351,9 +352,11 @@ class TestList:
     def test_a_kind_that_nobody_registers_is_told_with_what_to_do(
         self, engine: Engine, goalstate: Command
     ) -> None:
-        engine.enqueue_many([engine.ref("old", "1"), engine.ref("old", "2")], timedelta(hours=1))
-        engine.enqueue(engine.ref("gone", "1"))
-        engine.delete(engine.ref("gone", "1"))
+        others = engine_of_others(engine, "old")
+        others.enqueue_many([others.ref("old", "1"), others.ref("old", "2")], timedelta(hours=1))
+        others.declare("gone")
+        others.enqueue(others.ref("gone", "1"))
+        others.delete(others.ref("gone", "1"))
         result = goalstate("list")
         assert [line.split() for line in result.stdout.splitlines()[2:]] == [
             ["parcel", "0", "0", "0", "0"],
@@ -404,8 +407,9 @@ class TestList:
     def test_a_foreign_kind_of_another_layout_is_in_no_other_s_way(
         self, engine: Engine, goalstate: Command, valkey: Valkey, form: str
     ) -> None:
+        others = engine_of_others(engine, "future", "old")
         for kind in ("future", "old"):
-            engine.enqueue(engine.ref(kind, "1"), 60)
+            others.enqueue(others.ref(kind, "1"), 60)
         engine.enqueue(engine.ref("order", "1"), 60)
         with valkey.client() as client:
             client.set("gs:{default:future:0}:form", form)
@@ -422,8 +426,9 @@ class TestList:
     def test_a_foreign_kind_on_a_node_that_is_away_is_in_no_other_s_way(
         self, engine: Engine, goalstate: Command, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        others = engine_of_others(engine, "away", "old")
         for kind in ("away", "old"):
-            engine.enqueue(engine.ref(kind, "1"), 60)
+            others.enqueue(others.ref(kind, "1"), 60)
         as_kept = engine.parts.index.as_kept
 
         def or_away(kind: str) -> Any:
@@ -440,7 +445,7 @@ class TestList:
     def test_the_name_of_a_foreign_kind_steers_no_terminal(
         self, engine: Engine, goalstate: Command, valkey: Valkey
     ) -> None:
-        engine.enqueue(engine.ref("old", "1"), 60)
+        engine_of_others(engine, "old").enqueue(EntityRef("old", "1"), 60)
         evil = "o\x1b[2Jld"
         with valkey.client() as client:
             for key in client.scan_iter("gs:{default:old:0}*"):
@@ -467,8 +472,9 @@ class TestDelete:
         assert json.loads(result.stdout) == [{"entity": "order/42", "deleted": True}]
 
     def test_all_of_a_kind_that_is_no_more(self, engine: Engine, goalstate: Command) -> None:
-        engine.enqueue_many((engine.ref("old", id) for id in range(1500)), timedelta(hours=1))
-        engine.enqueue(engine.ref("old", "now"))
+        others = engine_of_others(engine, "old")
+        others.enqueue_many((others.ref("old", id) for id in range(1500)), timedelta(hours=1))
+        others.enqueue(others.ref("old", "now"))
         goalstate("enqueue", "order", "1", "--in", "1h")
         result = goalstate("delete", "old", "--all")
         assert (result.exit_code, result.output) == (0, "old: 1501 deleted\n")
@@ -563,7 +569,8 @@ class TestMove:
     """What the command says; what `moving.move` does is tested in tests/upgrades."""
 
     def test_another_name(self, engine: Engine, goalstate: Command) -> None:
-        engine.enqueue_many([engine.ref("old", "1"), engine.ref("old", "2")], timedelta(hours=1))
+        others = engine_of_others(engine, "old")
+        others.enqueue_many([others.ref("old", "1"), others.ref("old", "2")], timedelta(hours=1))
         result = goalstate("move", "old", "order")
         assert (result.exit_code, result.output) == (0, "old to order: 2 moved\n")
         assert engine.is_scheduled(engine.ref("order", "1"))
@@ -590,7 +597,7 @@ class TestMove:
         assert not engine.is_scheduled(engine.ref("order", "1"))
 
     def test_what_is_running_stays(self, engine: Engine, goalstate: Command) -> None:
-        engine.enqueue(engine.ref("old", "1"))
+        engine_of_others(engine, "old").enqueue(EntityRef("old", "1"))
         index = open_index(engine.settings)
         [record] = index.describe("old", ["1"])
         index.claim("old", [("1", record.token)], nonce="nonce", task_id="task")
@@ -633,10 +640,11 @@ class TestMove:
             assert engine.paused("order") == paused
 
     def test_to_a_kind_that_is_paused(self, engine: Engine, goalstate: Command) -> None:
-        engine.enqueue(engine.ref("old", "1"), timedelta(hours=1))
+        others = engine_of_others(engine, "old")
+        others.enqueue(others.ref("old", "1"), timedelta(hours=1))
         assert goalstate("move", "old", "order").stderr == ""
         engine.pause("order")
-        engine.enqueue(engine.ref("old", "2"), timedelta(hours=1))
+        others.enqueue(others.ref("old", "2"), timedelta(hours=1))
         result = goalstate("move", "old", "order")
         assert "nothing starts until `goalstate resume order`" in result.stderr
         assert result.stdout == "old to order: 1 moved\n"

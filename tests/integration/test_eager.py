@@ -171,6 +171,7 @@ def test_propagation_leaves_what_still_waits_in_the_index(
 
 
 def test_a_kind_without_a_class_waits(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.engine.declare("shipment")
     world.engine.enqueue(world.engine.ref("shipment", "1"))
     assert world.engine.is_scheduled(world.engine.ref("shipment", "1"))
     assert "no entity class of kind shipment is registered in this process: 1 waits" in caplog.text

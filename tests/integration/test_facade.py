@@ -10,8 +10,8 @@ import pytest
 
 from celery_goalstate import Entity, Status
 from celery_goalstate.engine import BATCH
-from celery_goalstate.exceptions import PermanentError, UnknownKind
-from tests.integration.conftest import NOW, MakeApp, Truth, World, is_empty
+from celery_goalstate.exceptions import ImproperlyConfigured, PermanentError, UnknownKind
+from tests.integration.conftest import NOW, MakeApp, Truth, World, engine_of_others, is_empty
 
 
 def at(seconds: float) -> datetime:
@@ -27,6 +27,7 @@ def fail_for_good(ctx: Any, entity: Any) -> None:
 
 def test_enqueue_many_takes_a_generator_of_mixed_kinds_with_duplicates(world: World, truth: Truth) -> None:
     host = world.register("host")
+    world.engine.declare("unknown_here")
 
     def entities() -> Iterator[Any]:
         yield world.entity("1")
@@ -142,7 +143,8 @@ def test_a_list_of_all(crowd: World) -> None:
     everybody = {"sent-1", "sent-2", "parked", "running", "idle", "failed-1", "failed-2"}
     assert {each.id for each in crowd.engine.list("order")} == everybody
     assert len(crowd.engine.list("order", limit=3)) == 3
-    assert crowd.engine.list("never_heard_of") == []
+    with pytest.raises(UnknownKind, match="never_heard_of"):
+        crowd.engine.list("never_heard_of")
 
 
 def test_counts(crowd: World) -> None:
@@ -155,21 +157,23 @@ def test_counts(crowd: World) -> None:
 
 def test_orphans_are_what_no_class_is_registered_for(crowd: World) -> None:
     assert crowd.engine.orphans() == {}
-    crowd.engine.enqueue_many([crowd.engine.ref("removed", "1"), crowd.engine.ref("removed", "2")], 100)
-    crowd.engine.enqueue(crowd.engine.ref("empty", "1"))
-    crowd.engine.delete(crowd.engine.ref("empty", "1"))
+    others = engine_of_others(crowd.engine, "removed", "empty")
+    others.enqueue_many([others.ref("removed", "1"), others.ref("removed", "2")], 100)
+    others.enqueue(others.ref("empty", "1"))
+    others.delete(others.ref("empty", "1"))
     assert crowd.engine.orphans() == {"removed": dict.fromkeys(Status, 0) | {Status.SCHEDULED: 2}}
     crowd.register("removed")
     assert crowd.engine.orphans() == {}
 
 
 def test_delete_kind_forgets_all_of_one_kind(crowd: World) -> None:
-    crowd.engine.enqueue(crowd.engine.ref("host", "1"))
+    engine_of_others(crowd.engine, "host").enqueue(crowd.engine.ref("host", "1"))
     assert crowd.engine.delete_kind("order") == 7
     assert crowd.engine.list("order") == []
     assert crowd.engine.counts("order")["order"] == dict.fromkeys(Status, 0) | {Status.RUNNING: 1}
     assert crowd.engine.delete_kind(crowd.entity) == 0
-    assert crowd.engine.delete_kind("never_heard_of") == 0
+    with pytest.raises(UnknownKind, match="never_heard_of"):
+        crowd.engine.delete_kind("never_heard_of")
     assert crowd.engine.is_scheduled(crowd.engine.ref("host", "1"))
 
 
@@ -281,8 +285,9 @@ def test_resync_of_ids_that_cannot_be(world: World) -> None:
 
 
 def test_a_reference_needs_no_class(world: World, truth: Truth, make_app: MakeApp) -> None:
-    """A process that knows no entity class, only names, as with send_task."""
+    """A process that knows no entity class, only a name and where its messages go."""
     enqueue_only = World(make_app(), Truth())
+    enqueue_only.engine.declare("host")
     ref = enqueue_only.engine.ref("host", 42)
     assert str(ref) == "host/42"
     assert enqueue_only.engine.enqueue(ref).sent
@@ -293,7 +298,7 @@ def test_a_reference_needs_no_class(world: World, truth: Truth, make_app: MakeAp
     enqueue_only.engine.pause("host")
     assert enqueue_only.engine.paused("host")
     assert enqueue_only.engine.delete(ref)
-    with pytest.raises(UnknownKind):
+    with pytest.raises(ImproperlyConfigured, match="host cannot be resynced here"):
         enqueue_only.engine.resync("host")
 
 

@@ -45,7 +45,7 @@ def test_register_bare_with_options_and_as_a_call(make_app: MakeApp) -> None:
     tasks = engine.app.tasks
     assert {f"goalstate.{kind}" for kind in engine.kinds} <= tasks.keys()
     assert tasks["goalstate.with_options"].soft_time_limit == 30
-    assert engine._kind("with_options").options.max_failures == 3
+    assert engine.kind("with_options").options.max_failures == 3
     assert tasks["goalstate.bare"].ignore_result is True
 
 
@@ -236,7 +236,7 @@ def test_shared_entities_belong_to_every_engine_before_and_after(make_app: MakeA
     for engine in (before, unattached, after):
         assert engine.kinds == ("invoice", "receipt")
         assert "goalstate.receipt" in engine.app.tasks
-        assert engine._kind("receipt").options.max_failures == 2
+        assert engine.kind("receipt").options.max_failures == 2
         assert engine.enqueue(Invoice("1")).sent
 
 
@@ -315,7 +315,7 @@ def test_settings_may_follow_the_engine(make_app: MakeApp, truth: Truth) -> None
         goalstate_max_failures=4,
     )
     assert not engine.enqueue(order("1"), 6).sent
-    assert engine._kind("order").options.failure_retry_delay == 7
+    assert engine.kind("order").options.failure_retry_delay == 7
     assert engine.settings.kind.max_failures == 4
     app.conf.goalstate_eta_horizon = 500
     assert not engine.enqueue(order("2"), 6).sent, "frozen when the engine was first used"
@@ -324,8 +324,8 @@ def test_settings_may_follow_the_engine(make_app: MakeApp, truth: Truth) -> None
 def test_an_option_of_a_kind_wins_over_the_setting(make_app: MakeApp, truth: Truth) -> None:
     engine = Engine(make_app(goalstate_max_failures=4, goalstate_converge=False))
     engine.register(max_failures=None)(truth.entity())
-    assert engine._kind("order").options.max_failures is None
-    assert engine._kind("order").options.converge is False
+    assert engine.kind("order").options.max_failures is None
+    assert engine.kind("order").options.converge is False
 
 
 WRONG = [

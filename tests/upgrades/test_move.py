@@ -178,6 +178,7 @@ def test_what_a_killed_worker_was_about_is_a_failure_as_ever(old: Place, new: Pl
 
 
 def test_a_resync_of_the_old_kind_is_not_left_behind(old: Place, new: Place) -> None:
+    old.engine.declare("thing.resync")
     old.engine.enqueue(old.engine.ref("thing.resync", "all"), 60)
     old.engine.enqueue(old.engine.ref("thing", "a"), 60)
     move_all(old, new)

@@ -8,6 +8,7 @@ from celery_goalstate import Engine
 from celery_goalstate.index.base import Report, Verdict
 
 before = Engine(Celery("shop", broker="redis://localhost:6379/0", set_as_current=False))
+before.declare("order")
 index = before.parts.index
 
 
