@@ -50,6 +50,10 @@ def _parse_positive_int(value: Any) -> int:
     return value
 
 
+def _parse_count(value: Any) -> int:
+    return 0 if value == 0 and isinstance(value, int) else _parse_positive_int(value)
+
+
 def _parse_bool(value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(value)
@@ -65,6 +69,27 @@ def _parse_name(value: Any) -> str:
     return value
 
 
+def _parse_dotted_path(value: Any) -> str:
+    if not isinstance(value, str) or not all(map(str.isidentifier, value.split("."))) or "." not in value:
+        raise ValueError(value)
+    return value
+
+
+def _parse_web_address(value: Any) -> str:
+    if not isinstance(value, str) or not value.startswith(("http://", "https://")):
+        raise ValueError(value)
+    return value
+
+
+def _parse_one_of(*choices: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(value)
+        return str(value)
+
+    return parse
+
+
 def _or_none(check: _Check) -> _Check:
     return _Check(f"{check.accepted}, or None", lambda value: None if value is None else check.parse(value))
 
@@ -73,7 +98,12 @@ def _or_none(check: _Check) -> _Check:
 _DURATION = _Check("seconds, 0.001 or more (a number or a timedelta)", _parse_seconds(0.001))
 _DURATION_OR_ZERO = _Check("seconds, 0 or more (a number or a timedelta)", _parse_seconds(0))
 _COUNT = _Check("an integer, 1 or more", _parse_positive_int)
+_COUNT_OR_ZERO = _Check("an integer, 0 or more", _parse_count)
 _BOOL = _Check("True or False", _parse_bool)
+
+_DOTTED_PATH = _Check("the dotted path of a class, 'package.module.Class'", _parse_dotted_path)
+_WEB_ADDRESS = _Check("an address that begins with http:// or https://", _parse_web_address)
+_IN_TRANSACTION = _Check("'warn', 'error' or 'allow'", _parse_one_of("warn", "error", "allow"))
 
 #: Names that end up in index keys and task names: `NAME(what, value)` returns the value, or raises
 #: `ImproperlyConfigured`.
@@ -217,7 +247,15 @@ class Settings:
     sweep_interval: float = _option(1.0, _DURATION)
     resend_after: float = _option(60.0, _DURATION)  #: when an overdue message is looked for
     window: int = _option(10_000, _COUNT)  #: messages under way per shard
+    index_timeout: float = _option(5.0, _DURATION)  #: the longest wait for a reply of the index
+    broker_timeout: float = _option(5.0, _DURATION)  #: the longest wait for a broker that does not answer
     keep_client: bool = _option(True, _BOOL)  #: let the consumer's channel on Redis keep one client
+    index_credentials: str | None = _option(None, _or_none(_DOTTED_PATH))  #: of a provider of redis-py's
+    # Accepted for what is yet to come; nothing reads them so far.
+    history: int = _option(10, _COUNT_OR_ZERO)  #: failures that are kept of each entity
+    metrics: bool = _option(True, _BOOL)
+    enqueue_in_transaction: str = _option("warn", _IN_TRANSACTION)  #: what `contrib.django` does about it
+    flower_url: str | None = _option(None, _or_none(_WEB_ADDRESS))  #: for links to Flower
     kind: KindOptions = dataclasses.field(default_factory=KindOptions)  #: the defaults of every kind
 
     @classmethod
@@ -226,6 +264,7 @@ class Settings:
 
         Raises `ImproperlyConfigured` for anything that cannot work, unknown settings included.
         """
+        _need_json(conf)
         own, of_kinds = _checks(cls), _checks(KindOptions)
         _refuse_unknown(conf, {"index_url", *own, *of_kinds})
 
@@ -251,6 +290,16 @@ class Settings:
             index_url=self.index_url if index_url is None else checked_url("the old index", index_url),
             namespace=self.namespace if namespace is None else NAME("the old namespace", namespace),
             key_prefix=self.key_prefix if key_prefix is None else NAME("the old key prefix", key_prefix),
+        )
+
+
+def _need_json(conf: Mapping[str, Any]) -> None:
+    """Wake-ups are JSON: an app that accepts none would reject each of them."""
+    accepted = conf.get("accept_content")
+    if accepted is not None and not {"json", "application/json"}.intersection(accepted):
+        raise ImproperlyConfigured(
+            f"accept_content is {accepted!r}, and the engine's messages are JSON: workers would reject all of"
+            ' them. Add "json" to it'
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
@@ -11,6 +12,7 @@ from redis import __version__ as redis_py
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
 from redis.connection import parse_url
+from redis.credentials import CredentialProvider
 from redis.retry import Retry
 
 from celery_goalstate.exceptions import ImproperlyConfigured
@@ -18,11 +20,10 @@ from celery_goalstate.index.base import Index, Limits
 from celery_goalstate.index.cluster import REDIS_ERRORS
 from celery_goalstate.index.memory import MemoryIndex
 from celery_goalstate.index.redis import RedisIndex, in_our_words
-from celery_goalstate.index.url import safe_url
+from celery_goalstate.index.url import safe_url, without_credentials, without_option
 
-#: Seconds until an index that does not answer counts as unavailable.
+#: Seconds to wait for a connection, if `index_timeout` allows for so many: a server that is there is quick.
 CONNECT_TIMEOUT = 2.0
-REPLY_TIMEOUT = 5.0
 
 #: The release of redis-py that sentinels and clusters need. One server can do with any that kombu takes.
 REDIS_PY = 8
@@ -51,6 +52,10 @@ class IndexSettings(Protocol):
     def resend_after(self) -> float: ...
     @property
     def window(self) -> int: ...
+    @property
+    def index_timeout(self) -> float: ...
+    @property
+    def index_credentials(self) -> str | None: ...
 
 
 def open_index(settings: IndexSettings) -> Index:
@@ -67,7 +72,7 @@ def open_index(settings: IndexSettings) -> Index:
     if settings.index_url == "memory://":
         return MemoryIndex(limits)
     try:
-        client = _client(settings.index_url)
+        client = _client(settings.index_url, settings.index_timeout, settings.index_credentials)
     except ValueError as error:  # redis-py's, of an option
         raise ImproperlyConfigured(
             f"the index's URL {safe_url(settings.index_url)!r} cannot be used: {error}"
@@ -81,15 +86,19 @@ def open_index(settings: IndexSettings) -> Index:
     )
 
 
-def _client(url: str) -> Redis | RedisCluster:
+def _client(url: str, timeout: float, credentials: str | None) -> Redis | RedisCluster:
     # The client repeats nothing by itself: a transition that is repeated says so (see `base`).
     options: dict[str, Any] = {
         "retry": Retry(NoBackoff(), 0),
         "decode_responses": True,
-        "socket_timeout": REPLY_TIMEOUT,
-        "socket_connect_timeout": CONNECT_TIMEOUT,
+        "socket_timeout": timeout,
+        "socket_connect_timeout": min(CONNECT_TIMEOUT, timeout),
         "max_connections": MAX_CONNECTIONS,
     }
+    url, of_url = without_option(url, "credential_provider")
+    if path := credentials or of_url:
+        options["credential_provider"] = _credential_provider(path)
+        url = without_credentials(url)
     scheme = urlsplit(url).scheme
     if scheme in {"redis", "rediss", "unix"}:
         return Redis.from_url(url, **options)
@@ -99,6 +108,22 @@ def _client(url: str) -> Redis | RedisCluster:
             " sentinels' errors show passwords, and a cluster's silent nodes hold up all others"
         )
     return _cluster(url, options) if scheme.endswith("+cluster") else _sentinel_master(url, options)
+
+
+def _credential_provider(path: str) -> CredentialProvider:
+    """The object that logs in with passwords which change, as kombu makes it for the broker."""
+    module, _, name = path.rpartition(".")
+    try:
+        provider = getattr(importlib.import_module(module), name)()
+    except Exception as error:
+        raise ImproperlyConfigured(
+            f"the index's credential provider {path!r} cannot be made: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(provider, CredentialProvider):
+        raise ImproperlyConfigured(
+            f"the index's credential provider {path!r} is no redis.credentials.CredentialProvider"
+        )
+    return provider
 
 
 def _cluster(url: str, options: dict[str, Any]) -> RedisCluster:
@@ -148,13 +173,14 @@ def _sentinel_master(url: str, options: dict[str, Any]) -> Redis:
             **{name: value for name, value in parsed.items() if name.startswith("ssl")},
             "password": sentinel_password,
             "retry": options["retry"],
-            "socket_timeout": REPLY_TIMEOUT,
-            "socket_connect_timeout": CONNECT_TIMEOUT,
+            "socket_timeout": options["socket_timeout"],
+            "socket_connect_timeout": options["socket_connect_timeout"],
         },
     )
     credentials = {
-        "username": unquote(first.username) if first.username else None,
-        "password": unquote(first.password) if first.password else None,
+        name: unquote(value)
+        for name, value in (("username", first.username), ("password", first.password))
+        if value
     }
     master: Redis = sentinel.master_for(master_name, **{**options, **parsed, **credentials})
     return master

@@ -19,6 +19,7 @@ _URL_OPTIONS = frozenset(
     {
         *("username", "password", "db", "client_name", "protocol", "max_connections"),
         *("health_check_interval", "socket_timeout", "socket_connect_timeout", "socket_read_size"),
+        "credential_provider",  # the dotted path of a class, as in kombu's URLs
         "retry_on_timeout",  # which changes nothing here, but URLs of Celery's result backends have it
     }
 )
@@ -122,6 +123,17 @@ def _refuse_unknown_options(setting: str, url: str, scheme: str) -> None:
 def query_of(url: str) -> dict[str, list[str]]:
     """The options behind the "?", of all URLs where there are several."""
     return parse_qs("&".join(urlsplit(part).query for part in url.split(";")))
+
+
+def without_credentials(url: str) -> str:
+    """The URL without its users and passwords."""
+    return re.sub(r"(?<=://)[^/;?]*@", "", url)
+
+
+def without_option(url: str, name: str) -> tuple[str, str | None]:
+    """The URL without an option, and the option's value; None: it has none."""
+    value = query_of(url).get(name, [None])[0]
+    return re.sub(rf"(?<=[?&]){name}=[^&;]*&?", "", url).replace("?;", ";").rstrip("?&"), value
 
 
 def with_query(url: str, parameters: Mapping[str, str]) -> str:

@@ -76,7 +76,13 @@ class Sweeper:
 
     def prepare(self) -> None:
         """Tell the index of the kinds. Raises `ImproperlyConfigured` if it keeps one otherwise."""
-        self._index.note(self._kinds())
+        kinds = self._kinds()
+        if not kinds:
+            logger.warning(
+                "this worker knows no kind, so it evaluates nothing and sweeps nothing: let it import the"
+                " modules that register entity classes, as those of tasks (Celery(include=[...]), say)"
+            )
+        self._index.note(kinds)
 
     def sweep(self) -> bool:
         """Sweep once; whether there is more to do at once. Raises `IndexUnavailable` if no shard answers.

@@ -26,7 +26,9 @@ IDS = {*map(str, range(110)), "A 0", "A 1", "it's", '"', "$HOME", "*", "a/b", "-
 @pytest.fixture
 def engine(valkey: Valkey, shop: Path) -> Engine:
     """The operators' view of that index."""
-    return Engine(Celery("shop", broker=valkey.url, set_as_current=False))
+    engine = Engine(Celery("shop", broker=valkey.url, set_as_current=False))
+    engine.declare("order")
+    return engine
 
 
 def quarantine(engine: Engine, ids: set[str]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis.cluster
+from celery import Celery
+from redis.credentials import CredentialProvider
 
 from celery_goalstate import Engine
 from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
@@ -55,6 +57,59 @@ def test_what_the_url_says_goes_before(url: str) -> None:
     pool = index._client.connection_pool
     assert pool.max_connections == 7
     assert pool.connection_kwargs["socket_timeout"] == 2
+
+
+class Tokens(CredentialProvider):
+    """Passwords that live for minutes."""
+
+    def get_credentials(self) -> tuple[str, str]:
+        return "svc", "of this minute"
+
+
+TOKENS = f"{__name__}.Tokens"
+
+
+@pytest.fixture
+def with_tokens(tmp_path: Path) -> Iterator[Valkey]:
+    """A server that lets in nobody but who has a token."""
+    with Valkey(tmp_path) as server:
+        with server.client() as admin:
+            admin.execute_command("ACL", "SETUSER", "svc", "on", ">of this minute", "~*", "&*", "+@all")
+            admin.execute_command("ACL", "SETUSER", "default", "resetpass", ">another")
+        yield server
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        {"broker_url": "{url}?credential_provider=" + TOKENS},
+        {"goalstate_index_url": "{url}?credential_provider=" + TOKENS + "&socket_timeout=2"},
+        {"goalstate_index_url": "{url}", "goalstate_index_credentials": TOKENS},
+        {"goalstate_index_url": "{url_with_password}", "goalstate_index_credentials": TOKENS},
+    ],
+    ids=["broker's URL", "index's URL", "setting", "instead of a password"],
+)
+def test_a_credential_provider_logs_in(with_tokens: Valkey, conf: dict[str, str]) -> None:
+    urls = {"url": with_tokens.url, "url_with_password": with_tokens.url.replace("//", "//default:no@")}
+    app = Celery("shop", broker="amqp://nowhere", set_as_current=False)
+    app.conf.update({name: value.format(**urls) for name, value in conf.items()})
+    index = Engine(app).parts.index
+    index.note(["order"])
+    assert index.kinds() == ["order"]
+    index.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nowhere.Tokens", r"'nowhere.Tokens' cannot be made: ModuleNotFoundError"),
+        (f"{__name__}.Missing", r"Missing' cannot be made: AttributeError"),
+        ("collections.OrderedDict", r"'collections.OrderedDict' is no redis.credentials.CredentialProvider"),
+    ],
+)
+def test_a_credential_provider_that_is_none(path: str, message: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=message):
+        open_index(Settings(index_url="redis://nobody", index_credentials=path))
 
 
 #: Every option of a URL, with a value.

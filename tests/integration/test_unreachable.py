@@ -241,10 +241,9 @@ def test_a_cluster_that_refuses_the_password(make_app: MakeApp, truth: Truth, tm
 def test_an_index_that_accepts_and_says_nothing(
     make_app: MakeApp, truth: Truth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("celery_goalstate.index.REPLY_TIMEOUT", 0.05)
     with socket.create_server((HOST, 0)) as silent:
         url = f"redis://{HOST}:{silent.getsockname()[1]}/0"
-        engine, entity = engine_on(make_app(goalstate_index_url=url), truth)
+        engine, entity = engine_on(make_app(goalstate_index_url=url, goalstate_index_timeout=0.05), truth)
         with pytest.raises(IndexUnavailable, match=r"Timeout"):
             engine.enqueue(entity("1"))
 

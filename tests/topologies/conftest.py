@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from celery import Celery
@@ -27,7 +27,7 @@ class Host(Entity):
         return "new"
 
 
-EngineOn = Callable[[str], tuple[Engine, type[Host]]]
+EngineOn = Callable[..., tuple[Engine, type[Host]]]
 
 
 @pytest.fixture
@@ -35,9 +35,9 @@ def engine_on() -> Iterator[EngineOn]:
     """Opens an engine over an index's URL."""
     apps = []
 
-    def open_one(url: str) -> tuple[Engine, type[Host]]:
+    def open_one(url: str, **conf: Any) -> tuple[Engine, type[Host]]:
         app = Celery("topologies", broker="memory://", set_as_current=False)
-        app.conf.goalstate_index_url = url
+        app.conf.update(goalstate_index_url=url, **conf)
         apps.append(app)
         engine = Engine(app)
         return engine, engine.register(type("Host", (Host,), {"unconverged": []}))

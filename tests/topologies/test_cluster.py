@@ -47,12 +47,11 @@ OpenIndex = Callable[..., RedisIndex]
 @pytest.fixture
 def open_index_on(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenIndex]:
     """As a fresh process opens it, but for its patience."""
-    monkeypatch.setattr(indexes, "REPLY_TIMEOUT", TIMEOUT)
     monkeypatch.setattr(indexes, "CONNECT_TIMEOUT", TIMEOUT)
     opened = []
 
     def open_it(url: str = "", **settings: Any) -> RedisIndex:
-        index = open_index(Settings(index_url=url or cluster.url, **settings))
+        index = open_index(Settings(index_url=url or cluster.url, index_timeout=TIMEOUT, **settings))
         assert isinstance(index, RedisIndex)
         opened.append(index)
         return index

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from celery_goalstate import Engine, Entity
-from celery_goalstate import index as indexes
 from celery_goalstate.exceptions import IndexUnavailable
 from celery_goalstate.index.base import Claim, Finish, Index, Report, Request, Run, Verdict
 from tests.servers import RedisServer, poll
@@ -61,15 +60,14 @@ def claim(index: Index, wakeup: tuple[str, str], name: str) -> Run:
 
 
 def test_what_the_old_master_took_meanwhile_is_lost_and_healed(
-    sentinels: Sentinels, engine_on: EngineOn, monkeypatch: pytest.MonkeyPatch
+    sentinels: Sentinels, engine_on: EngineOn
 ) -> None:
-    monkeypatch.setattr(indexes, "REPLY_TIMEOUT", 1.0)
     assert sentinels.link
     old = sentinels.master
     here, entity = engine_on(sentinels.url)
     there, entity_there = engine_on(old.url)  # a producer and a worker that are cut off with it
     for engine in (here, there):
-        engine.app.conf.goalstate_lease = 1.0
+        engine.app.conf.update(goalstate_lease=1.0, goalstate_index_timeout=1.0)
     index, index_there = here.parts.index, there.parts.index
     for id in ("kept", "deleted"):
         here.enqueue(entity(id), 600)

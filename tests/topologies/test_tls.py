@@ -9,10 +9,10 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from celery_goalstate import index as indexes
 from celery_goalstate.exceptions import IndexUnavailable
 from tests.servers import HOST, Cluster, RedisServer, free_port, require
 from tests.topologies.conftest import EngineOn
@@ -108,9 +108,9 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         yield elsewhere
 
 
-def refusal(engine_on: EngineOn, url: str) -> str:
+def refusal(engine_on: EngineOn, url: str, **conf: Any) -> str:
     """What an enqueue says, which never shows the password."""
-    engine, host = engine_on(url)
+    engine, host = engine_on(url, **conf)
     with pytest.raises(IndexUnavailable) as caught:
         engine.enqueue(host("1"))
     error: BaseException | None = caught.value
@@ -140,13 +140,10 @@ def test_a_certificate_for_another_address_is_refused(elsewhere: Place, engine_o
     assert f"certificate is not valid for '{HOST}'" in said
 
 
-def test_tls_where_there_is_none_and_none_where_there_is(
-    here: Place, engine_on: EngineOn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(indexes, "CONNECT_TIMEOUT", 0.5)
-    monkeypatch.setattr(indexes, "REPLY_TIMEOUT", 0.5)
-    refusal(engine_on, here.url(here.ours, port=here.server.port))
-    refusal(engine_on, f"redis://default:{PASSWORD}@{HOST}:{here.tls_port}/0")
+def test_tls_where_there_is_none_and_none_where_there_is(here: Place, engine_on: EngineOn) -> None:
+    quick = {"goalstate_index_timeout": 0.5}
+    refusal(engine_on, here.url(here.ours, port=here.server.port), **quick)
+    refusal(engine_on, f"redis://default:{PASSWORD}@{HOST}:{here.tls_port}/0", **quick)
 
 
 def test_who_wants_no_check_says_so(here: Place, engine_on: EngineOn) -> None:

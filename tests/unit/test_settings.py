@@ -148,6 +148,14 @@ def test_without_settings_the_defaults_hold() -> None:
         sweep_interval=1.0,
         resend_after=60.0,
         window=10_000,
+        index_timeout=5.0,
+        broker_timeout=5.0,
+        keep_client=True,
+        index_credentials=None,
+        history=10,
+        metrics=True,
+        enqueue_in_transaction="warn",
+        flower_url=None,
         kind=KindOptions(),
     )
 
