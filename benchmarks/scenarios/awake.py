@@ -39,7 +39,9 @@ def run(bench: Bench) -> None:
         f"{ours} {ratio(measured[ours], measured[plain]):.2f} × {plain}"
         for ours, plain in (
             ("enqueue, due now", "apply_async"),
+            ("enqueue, far", "SET"),
             ("enqueue, far", "apply_async(eta=)"),
+            ("enqueue, coalesced", "SET"),
             ("enqueue, coalesced", "apply_async"),
         )
     )

@@ -8,7 +8,7 @@ from itertools import count
 
 from benchmarks.app import Order, engine
 from benchmarks.bench import Bench, microseconds
-from benchmarks.plain import plain
+from benchmarks.plain import plain, server
 
 HOUR = 3600.0
 
@@ -31,6 +31,7 @@ def run(bench: Bench) -> None:
     bench.take_turns(
         bench.rounds,
         {
+            "SET": each(lambda: server.set("key", "value")),
             "apply_async": each(lambda: plain.apply_async(("42",))),
             "apply_async(eta=)": each(lambda: plain.apply_async(("42",), eta=in_an_hour())),
             "enqueue, due now": each(lambda: engine.enqueue(Order(next(ids)))),
@@ -45,6 +46,7 @@ def run(bench: Bench) -> None:
 
 def _warm_up(known: Order) -> None:
     """Connections are open, scripts are known, and so is one entity."""
+    server.ping()
     plain.apply_async(("42",))
     engine.enqueue(Order("warm"))
     engine.enqueue(known, HOUR)
