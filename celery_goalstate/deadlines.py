@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from celery_goalstate.backoff import FURTHEST, delay_seconds
 from celery_goalstate.index.base import Policy, Request, random_id
 
-#: When to look: seconds from now, a timedelta from now, or an aware datetime; None: now.
+#: When to evaluate: seconds from now, a timedelta from now, or an aware datetime; None: now.
 Deadline = float | timedelta | datetime | None
 
 
@@ -18,7 +18,7 @@ def one_deadline(deadline: Deadline, eta: datetime | None, countdown: float | No
     given = {"deadline": deadline, "eta": eta, "countdown": countdown}
     values = {name: value for name, value in given.items() if value is not None}
     if len(values) > 1:
-        raise TypeError(f"give only one of {' and '.join(values)}: each says when to look")
+        raise TypeError(f"give only one of {' and '.join(values)}: each is the deadline")
     if eta is not None and not isinstance(eta, datetime):
         raise TypeError(f"eta is {eta!r}; give an aware datetime")
     if countdown is not None and isinstance(countdown, datetime):

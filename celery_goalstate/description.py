@@ -17,7 +17,7 @@ class Status(enum.StrEnum):
     SCHEDULED = "scheduled"  #: an evaluation is pending
     RUNNING = "running"  #: a worker evaluates it now; a next evaluation may be pending
     IDLE = "idle"  #: evaluated; nothing is pending
-    FAILED = "failed"  #: quarantined until somebody enqueues it
+    FAILED = "failed"  #: quarantined until it is enqueued
 
 
 PUBLIC_STATUSES = {
@@ -38,7 +38,7 @@ class Enqueued:
     sent: bool  #: was a message published? If not, the index sends it in time
 
     def __bool__(self) -> bool:
-        raise TypeError("an Enqueued is neither true nor false; look at .changed or .sent")
+        raise TypeError("an Enqueued is neither true nor false; use .changed or .sent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Description:
     failures: int  #: consecutive ones
     error: str | None  #: of the last evaluation
     task_id: str | None  #: of the Celery task under way, or of the last one
-    converged: bool | None  #: did the last evaluation reach the goal? None: it did not look
+    converged: bool | None  #: did the last evaluation reach the goal? None: it was not read
     finished: datetime | None  #: when the last evaluation ended
     started: datetime | None  #: when the evaluation under way began
     lease_expires: datetime | None  #: when its worker counts as lost, unless it renews

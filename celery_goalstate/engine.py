@@ -161,7 +161,7 @@ class Engine:
     def declare(self, kind: str, **routing: Any) -> None:
         """Say that another code base evaluates this kind, and where its messages go: `queue`, `priority`, ...
 
-        So entities of a kind can be enqueued, looked at and deleted by a process that has no class of it.
+        So a process without the class can enqueue, describe and delete entities of the kind.
         Raises `ImproperlyConfigured` for options that say no routing, or that differ from an earlier call's.
         """
         self._kinds.declare(kind, routing)
@@ -203,7 +203,7 @@ class Engine:
         replace: bool = False,
         max_wait: float | timedelta | None = None,
     ) -> Enqueued:
-        """Look at this entity then, or earlier if somebody asked for that: the earliest deadline wins.
+        """Schedule an evaluation of the entity. Of all deadlines asked for, the earliest wins.
 
         `deadline` (or Celery's words, `eta` and `countdown`) is an aware datetime, a timedelta, or seconds
         from now; none of them: now. The evaluation does not start before it.
@@ -263,7 +263,7 @@ class Engine:
         """`enqueue` for many entities, in few round trips; how many schedules it changed.
 
         `spread` (seconds or a timedelta) adds to each deadline a random part of it, so that they do not all
-        come due at once. Raises as `enqueue` does: all entities are looked at before the first is written.
+        come due at once. Raises as `enqueue` does: all entities are checked before the first is written.
         """
         policy, bound = policy_of(replace=replace, max_wait=max_wait)
         return self._enqueue_all(
@@ -542,7 +542,7 @@ def _ids_by_kind(identified: Iterable[tuple[K, str]]) -> dict[K, list[str]]:
 
 
 def _end_lost(index: Index, kind: str, records: Iterable[Record]) -> None:
-    """End evaluations whose worker is lost: nobody sweeps a kind that is not registered."""
+    """End evaluations whose worker is lost: a kind that is not registered is not swept."""
     runs = [record for record in records if record.lease]
     index.finish(
         kind, [Report(run.id, run.lease, Verdict.FAILED, delay=0, expired_only=True) for run in runs]

@@ -3,10 +3,10 @@
 Producers that still write to the old place are no hindrance: each call moves what is there. Nothing is lost,
 wherever it is interrupted, since it goes in this order:
 
-1. adopt: what is not known here gets its past (failures, quarantine, last look) and its deadline;
+1. adopt: what is not known here gets its past (failures, quarantine, last evaluation) and its deadline;
 2. enqueue, for what is known here already: of two deadlines the earliest wins;
 3. retire: the old place forgets what has not changed since it was read; what has is moved by the next call;
-4. enqueue again: between 1 and 3 somebody may have enqueued at the old place what was evaluated here by then.
+4. enqueue again: between 1 and 3 an entity may have been enqueued at the old place and evaluated here.
 
 The old kind is paused first, and stays so: an entity is never evaluated in both places.
 """
@@ -84,11 +84,11 @@ def _check(engine: Engine, kind: str, old_kind: str, old: Settings) -> None:
 
 
 def _pause(engine: Engine, kind: str, source: Index, old_kind: str, old: Settings) -> None:
-    """Pause the old kind. Of two URLs that lead to the same index, that is what tells."""
+    """Pause the old kind. That also shows whether two URLs lead to the same index."""
     index, alike = engine.parts.index, _keys(old, old_kind) == _keys(engine.settings, kind)
     if alike and index.paused(kind):
         raise ImproperlyConfigured(
-            f"kind {kind!r} is paused here, so nobody can tell whether the old index is another one:"
+            f"kind {kind!r} is paused here, so it is unknown whether the old index is another one:"
             f" `goalstate resume {kind}` first"
         )
     source.pause(old_kind)
@@ -98,7 +98,7 @@ def _pause(engine: Engine, kind: str, source: Index, old_kind: str, old: Setting
 
 
 def _end_what_is_lost(engine: Engine, source: Index, settings: Settings, kind: Kind) -> None:
-    """What a sweeper does there, where nobody sweeps any more: runs whose worker was killed end."""
+    """Sweep there once more, since no worker does: runs whose worker was killed end."""
     publisher = Publisher(engine.app, source)
     parts = dataclasses.replace(engine.parts, index=source, publisher=publisher)
     kinds = {kind.name: kind}

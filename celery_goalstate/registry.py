@@ -127,7 +127,7 @@ class Kinds:
         return iter(dict.fromkeys([*self._registered, *self._declared]))
 
     def known(self) -> list[Kind]:
-        """The kinds, without resyncs that nobody asked for, as far as modules were imported until now."""
+        """The kinds, without unused resyncs, as far as modules were imported until now."""
         found = (self.find(name) for name in self)
         return [kind for kind in found if kind and (kind.standing or not _is_resync(kind.entity_class))]
 

@@ -159,17 +159,17 @@ REFUSED_TASK_OPTIONS: Mapping[str, str] = {
     **dict.fromkeys(("shared", "lazy", "filter"), "the engine itself creates the task, on its app"),
     "serializer": "wake-ups are JSON",
     "compression": "a wake-up is too small to gain from it",
-    **dict.fromkeys(("expires", "countdown", "eta"), "enqueue is told when to look at an entity"),
+    **dict.fromkeys(("expires", "countdown", "eta"), "the deadline is an argument of enqueue"),
     **dict.fromkeys(
         ("autoretry_for", "dont_autoretry_for", "retry_kwargs", "default_retry_delay"),
-        "the engine looks again after any failure but a PermanentError; see failure_retry_delay",
+        "the engine retries after any failure but a PermanentError; see failure_retry_delay",
     ),
     **dict.fromkeys(
         ("retry_backoff", "retry_backoff_max", "retry_jitter"),
         "the back-off is the engine's; see failure_retry_delay, max_retry_delay and jitter",
     ),
     "max_retries": "see max_failures",
-    "retry_on_worker_lost": "the engine itself looks again at an entity whose worker was lost",
+    "retry_on_worker_lost": "the engine itself retries when a worker was lost",
 }
 
 
@@ -245,7 +245,7 @@ class Settings:
     eta_horizon: float = _option(30.0, _DURATION_OR_ZERO)  #: a message is published this long ahead
     lease: float = _option(30.0, _DURATION)  #: after which a worker that fell silent is given up
     sweep_interval: float = _option(1.0, _DURATION)
-    resend_after: float = _option(60.0, _DURATION)  #: when an overdue message is looked for
+    resend_after: float = _option(60.0, _DURATION)  #: when an overdue message may be lost
     window: int = _option(10_000, _COUNT)  #: messages under way per shard
     index_timeout: float = _option(5.0, _DURATION)  #: the longest wait for a reply of the index
     broker_timeout: float = _option(5.0, _DURATION)  #: the longest wait for a broker that does not answer

@@ -112,14 +112,14 @@ def check_kind(engine: Engine, kind: str) -> None:
 
 
 def unknown_kind(engine: Engine, kind: str) -> str:
-    """What to tell of a kind that is not registered."""
+    """The error text for a kind that is not registered."""
     close = difflib.get_close_matches(kind, engine.kinds, n=1)
     hint = f" Did you mean {close[0]}?" if close else ""
     return f"no entity class of kind {kind!r} is registered.{hint} Known: {', '.join(engine.kinds) or 'none'}"
 
 
 def queue_of(engine: Engine, kind: str) -> str | None:
-    """Where the messages of a kind go; None if this app cannot tell."""
+    """Where the messages of a kind go; None if this app does not know."""
     if kind not in engine.kinds:
         return None
     known = engine.kind(kind)

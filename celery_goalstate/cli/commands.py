@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import click
 from celery.bin.base import CeleryCommand, CeleryOption
@@ -77,7 +77,7 @@ def enqueue(
     at: datetime | None,
     as_json: bool,
 ) -> None:
-    """Look at entities: now, or at a deadline. The earliest deadline wins.
+    """Schedule an evaluation: now, or at a deadline. The earliest deadline wins.
 
     Revives an entity that is quarantined.
     """
@@ -96,8 +96,13 @@ def enqueue(
         print_json([{"entity": f"{ref.kind}/{ref.id}", **asdict(each)} for ref, each in done.items()])
     else:
         for ref, each in done.items():
-            when = "unchanged" if each.deadline is None else f"scheduled {relative(each.deadline)}"
-            click.echo(f"{ref}: {when}{'' if each.changed else ', as it was before'}")
+            if each.deadline is None:
+                scheduled = "unchanged"
+            elif each.changed and each.deadline <= datetime.now(UTC):
+                scheduled = "scheduled now"
+            else:
+                scheduled = f"scheduled {relative(each.deadline)}"
+            click.echo(f"{ref}: {scheduled}{'' if each.changed else ', as it was before'}")
     for kind in paused:
         click.echo(until_resumed(kind), err=True)
 
@@ -349,8 +354,9 @@ def _list_counts(ctx: click.Context, engine: Engine, as_json: bool) -> None:
         ctx.exit(NOT_FOUND)
     for kind in map(printable, orphans):
         click.echo(
-            f"No entity class of kind {kind} is registered here. Unless another app has one, nobody evaluates"
-            f" these. Renamed? `goalstate move {kind} NEW_KIND`. Removed? `goalstate delete {kind} --all`.",
+            f"No entity class of kind {kind} is registered here. Unless another app has one, no worker"
+            f" evaluates these. Renamed? `goalstate move {kind} NEW_KIND`."
+            f" Removed? `goalstate delete {kind} --all`.",
             err=True,
         )
 

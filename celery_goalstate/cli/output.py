@@ -51,7 +51,7 @@ def print_details(found: Description, paused: bool, queue: str | None) -> None:
         "deadline": found.deadline and _absolute(found.deadline) + overdue,
         "running since": found.started and _moment(found.started),
         "quarantined": found.quarantined and _moment(found.quarantined),
-        "last look": found.finished and f"ended {_moment(found.finished)}{reached}",
+        "evaluated": found.finished and f"ended {_moment(found.finished)}{reached}",
         "failures": found.failures and str(found.failures),
         "error": found.error,
         "task id": found.task_id,
@@ -71,23 +71,23 @@ def what_follows(found: Description, paused: bool) -> str:
         return then + until_resumed(found.kind)
     match found.status:
         case Status.RUNNING:
-            again = " It is looked at once more after that." if found.deadline else ""
+            again = " It is evaluated once more after that." if found.deadline else ""
             return (
                 f"A worker evaluates it now.{again} Should the worker fall silent, its lease ends"
-                f" {relative(found.lease_expires)}; then it is looked at again after the back-off."
+                f" {relative(found.lease_expires)}; then it is evaluated again after the back-off."
             )
         case Status.FAILED:
             return (
-                "It is quarantined: nothing happens until somebody enqueues it:"
+                "It is quarantined: nothing happens until it is enqueued:"
                 f" `goalstate enqueue {shlex.quote(f'{found.kind}/{found.id}')}`."
             )
         case Status.IDLE if found.converged is False:
             return (
                 "Nothing is pending, though its goal is not reached: its actions changed nothing and asked"
-                " for no further look. Enqueue it when that should be different."
+                " for no further evaluation. Enqueue it when that should be different."
             )
         case Status.IDLE:
-            return "Nothing is pending, until somebody enqueues it."
+            return "Nothing is pending until it is enqueued."
     retry = f" That is the retry after {_in_a_row(found.failures)}." if found.failures else ""
     if lateness(found) < 1:
         return f"A worker evaluates it at its deadline.{retry}"
@@ -104,7 +104,7 @@ def what_follows(found: Description, paused: bool) -> str:
 
 
 def until_resumed(kind: str) -> str:
-    """What to tell of a kind that is paused."""
+    """The remark on a kind that is paused."""
     return f"The kind is paused: nothing starts until `goalstate resume {kind}`."
 
 
@@ -122,7 +122,6 @@ def _seconds_since(when: datetime) -> float:
 
 
 def relative(when: datetime | None) -> str:
-    """How long ago, or in how long, that is."""
     """`in 4 min` or `12 s ago`."""
     if when is None:
         return "never"
@@ -169,7 +168,7 @@ def details_of(found: Description, paused: bool, queue: str | None) -> dict[str,
 
 
 def print_json(value: Any) -> None:
-    """For machines, and for a person who looks at it, too: nothing in it can steer a terminal."""
+    """For machines, and for people who read it too: nothing in it can steer a terminal."""
     text = json.dumps(value, indent=2, ensure_ascii=False, default=datetime.isoformat)
     click.echo(
         "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)

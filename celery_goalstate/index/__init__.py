@@ -87,7 +87,7 @@ def open_index(settings: IndexSettings) -> Index:
 
 
 def _client(url: str, timeout: float, credentials: str | None) -> Redis | RedisCluster:
-    # The client repeats nothing by itself: a transition that is repeated says so (see `base`).
+    # The client repeats nothing by itself: the transitions are safe to repeat (see `base`).
     options: dict[str, Any] = {
         "retry": Retry(NoBackoff(), 0),
         "decode_responses": True,
@@ -129,7 +129,7 @@ def _credential_provider(path: str) -> CredentialProvider:
 def _cluster(url: str, options: dict[str, Any]) -> RedisCluster:
     """`redis+cluster://[user:password@]host:port[;redis+cluster://host:port...][?options]`.
 
-    Any of these nodes tells of all the others.
+    Any of these nodes knows all the others.
     """
     open_node: Any = ClusterNode  # untyped in redis-py
     first, *others = [urlsplit(part) for part in url.split(";")]
@@ -138,7 +138,7 @@ def _cluster(url: str, options: dict[str, Any]) -> RedisCluster:
         client = RedisCluster.from_url(
             first._replace(scheme=first.scheme.removesuffix("+cluster"), query=query).geturl(),
             startup_nodes=[open_node(part.hostname or "localhost", part.port or 6379) for part in others],
-            # A slot that nobody serves is missed by those who ask for it, not by everybody.
+            # A slot without a node is an error for its own keys only.
             require_full_coverage=False,
             # While it is opened, it asks a node of its choice, and if that does not answer, another.
             **{**options, "retry": Retry(NoBackoff(), 3)},
@@ -160,7 +160,7 @@ def _sentinel_master(url: str, options: dict[str, Any]) -> Redis:
     master_name = query.pop("master_name")
     sentinel_password = query.pop("sentinel_password", None)
     first = parts[0]
-    # Whatever else the URL says is read by redis-py's own parser.
+    # All other options of the URL are read by redis-py's own parser.
     parse: Any = parse_url  # untyped in redis-py
     parsed = parse(urlunsplit(("redis", "localhost", first.path, urlencode(query), "")))
     del parsed["host"]

@@ -1,6 +1,6 @@
 """How the index talks to a Redis Cluster: one round trip to each node, and no node is in the others' way.
 
-redis-py's own pipeline says each command again, alone, when a node did not answer. With many commands for a
+redis-py's own pipeline sends each command again, alone, when a node did not answer. With many commands for a
 node that swallows them a caller would wait for minutes.
 """
 
@@ -54,8 +54,8 @@ class Cluster:
             asked[name].append(position)
         replies: list[Any] = [None] * len(commands)
         for name, positions in asked.items():
-            said = [commands[position] for position in positions]
-            for position, reply in zip(positions, self._exchange(nodes[name], said, fresh), strict=True):
+            sent = [commands[position] for position in positions]
+            for position, reply in zip(positions, self._exchange(nodes[name], sent, fresh), strict=True):
                 replies[position] = reply
         return replies
 
@@ -86,7 +86,7 @@ class Cluster:
         began = time.monotonic()
         if began < self._looks_again_at:
             return
-        with suppress(*REDIS_ERRORS):  # the next call says so
+        with suppress(*REDIS_ERRORS):  # the next call fails with it
             self._client.nodes_manager.initialize(last_failed_node_name=last)
         now = time.monotonic()
         self._looks_again_at = now + PAUSE * (now - began)

@@ -14,7 +14,7 @@ _OF_SEVERAL = (*_OF_SENTINELS, "redis+cluster", "rediss+cluster")  # may be reac
 _SCHEMES = ("redis", "rediss", "unix", *_OF_SEVERAL, "memory")
 EXAMPLE = 'e.g. goalstate_index_url="redis://localhost:6379/1", or "memory://" within one process'
 
-#: What an index's URL may say behind its "?": redis-py's options that can be said in a text.
+#: The options behind the "?" of an index's URL: those of redis-py's that can be written as text.
 _URL_OPTIONS = frozenset(
     {
         *("username", "password", "db", "client_name", "protocol", "max_connections"),

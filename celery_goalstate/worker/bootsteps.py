@@ -51,8 +51,8 @@ class SweeperStep(bootsteps.StartStopStep):
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
         self._sweeper: Sweeper | None = None
-        self._problem = ""  # why the last sweep failed; told once, not every second
-        self._checked = False  # has the server been looked at?
+        self._problem = ""  # why the last sweep failed: logged once, not every second
+        self._checked = False  # was the server checked?
         self._running = False
         self._timer: Any = None
         self._next: Any = None
@@ -102,10 +102,10 @@ class SweeperStep(bootsteps.StartStopStep):
                 logger.exception("a sweep failed; it is tried again and again")
         finally:
             # An index that lets its callers wait may have its share of the worker's loop, and no more.
-            patience = LOOP_SHARE * (time.monotonic() - began) if self._problem else 0.0
+            pause = LOOP_SHARE * (time.monotonic() - began) if self._problem else 0.0
             if self._running:
                 interval = 0.0 if more else self._interval
-                self._next = self._timer.call_after(max(interval, patience), self._tick)
+                self._next = self._timer.call_after(max(interval, pause), self._tick)
 
     def _sweep(self) -> bool:
         more = self._open().sweep()
@@ -141,7 +141,7 @@ def broker_warnings(app: Celery, eta_horizon: float) -> Iterator[str]:
     """What is wrong with the broker's settings, if messages are published `eta_horizon` seconds ahead."""
     if not eta_horizon:
         return
-    with app.connection_for_read() as connection:  # which connects nobody yet
+    with app.connection_for_read() as connection:  # not connected yet
         transport, options = connection.transport, connection.transport_options or {}
     driver, channel = transport.driver_type, getattr(transport, "Channel", None)  # the broker's own default
     timeout = options.get("visibility_timeout", getattr(channel, "visibility_timeout", None))

@@ -72,7 +72,7 @@ class Sweeper:
         self._standing_at: dict[str, float] = {}  # per kind
         self._noted_at = 0.0
         self.problems: Mapping[str, Exception] = {}  #: where and why the last sweep failed
-        self._told: dict[str, str] = {}  # those that are in the log
+        self._reported: dict[str, str] = {}  # those that are in the log
 
     def prepare(self) -> None:
         """Tell the index of the kinds. Raises `ImproperlyConfigured` if it keeps one otherwise."""
@@ -87,7 +87,7 @@ class Sweeper:
     def sweep(self) -> bool:
         """Sweep once; whether there is more to do at once. Raises `IndexUnavailable` if no shard answers.
 
-        What fails for a kind or a shard is in nobody else's way: it is logged, and is in `problems` until
+        What fails for a kind or a shard delays no other: it is logged, and is in `problems` until
         it works again.
         """
         kinds = self._kinds()
@@ -106,11 +106,11 @@ class Sweeper:
             elif survey:
                 try:
                     more |= self._sweep(kinds[survey.kind], survey)
-                except Exception as error:  # noqa: BLE001 - told by `_tell`
+                except Exception as error:  # noqa: BLE001 - logged by `_report`
                     problems[where] = error
                     if isinstance(error, IndexUnavailable) and self._clock() - began >= LONG_WAIT:
                         silence = error  # the next survey tells whose it is
-        self._tell(problems)
+        self._report(problems)
         return more
 
     def check_server(self) -> None:
@@ -122,8 +122,8 @@ class Sweeper:
                 policy,
             )
 
-    def _tell(self, problems: Mapping[str, Exception]) -> None:
-        """Log what is new: a problem is told once, however often it is met."""
+    def _report(self, problems: Mapping[str, Exception]) -> None:
+        """Log each problem once, however often it is met, and once when it is over."""
         # A shard that is away must be so twice: much passes at once, and of an index that is away as a whole
         # the next survey tells.
         away = [
@@ -131,17 +131,17 @@ class Sweeper:
             for where, error in problems.items()
             if isinstance(error, IndexUnavailable) and where in self.problems
         ]
-        if not self._told.keys() >= set(away):
+        if not self._reported.keys() >= set(away):
             logger.warning("the sweeper waits for the index of %s: %s", ", ".join(away), problems[away[0]])
         failed = [where for where, error in problems.items() if not isinstance(error, IndexUnavailable)]
         for where in failed:
-            if self._told.get(where) != repr(problems[where]):
+            if self._reported.get(where) != repr(problems[where]):
                 logger.error("the sweep of %s failed; it is tried again", where, exc_info=problems[where])
-        if mended := [where for where in self._told if where not in problems]:
-            logger.info("the sweeper works again for %s", ", ".join(mended))
+        if working := [where for where in self._reported if where not in problems]:
+            logger.info("the sweeper works again for %s", ", ".join(working))
         self.problems = problems
-        told = {*away, *failed, *self._told}
-        self._told = {where: repr(error) for where, error in problems.items() if where in told}
+        reported = {*away, *failed, *self._reported}
+        self._reported = {where: repr(error) for where, error in problems.items() if where in reported}
 
     def _sweep(self, kind: Kind, survey: Survey) -> bool:
         """Whether a full batch was found and some of it was moved: then there is probably more."""
@@ -182,19 +182,18 @@ class Sweeper:
         return any(finished.result is Finish.ACCEPTED for finished in replies)
 
     def _resend(self, kind: Kind, survey: Survey) -> list[Wakeup]:
-        """Send lost messages again; where nothing tells how far a queue is, one message to find out."""
-        now, patience = self._clock(), self._settings.resend_after
-        probes = self._probes.setdefault((kind.name, survey.shard), _Probes(FIRST_PROBE * patience))
-        if now > probes.next_at + LAST_PROBE * patience:
-            probes.interval = FIRST_PROBE * patience  # the last one was sent long ago, for something else
+        """Send lost messages again; where it is unknown how far a queue is, send one message to find out."""
+        now, after = self._clock(), self._settings.resend_after
+        probes = self._probes.setdefault((kind.name, survey.shard), _Probes(FIRST_PROBE * after))
+        if now > probes.next_at + LAST_PROBE * after:
+            probes.interval = FIRST_PROBE * after  # the last one was sent long ago, for something else
         probe = survey.suspect[0] if now >= probes.next_at else None
         wakeups = self._index.resend(kind.name, {id: random_id() for id in survey.suspect}, probe=probe)
         if any(wakeup.id != probe for wakeup in wakeups):
-            # A message came through: the next one will tell soon.
-            probes.interval, probes.next_at = FIRST_PROBE * patience, now
+            probes.interval, probes.next_at = FIRST_PROBE * after, now
         elif wakeups:
             probes.next_at = now + probes.interval
-            probes.interval = min(2 * probes.interval, LAST_PROBE * patience)
+            probes.interval = min(2 * probes.interval, LAST_PROBE * after)
         return wakeups
 
     def _schedule_standing(self, kinds: Mapping[str, Kind], problems: dict[str, Exception]) -> None:
@@ -203,7 +202,7 @@ class Sweeper:
             self._noted_at = now + self._settings.resend_after
             try:
                 self._index.note(kinds)
-            except Exception as error:  # noqa: BLE001 - told by `_tell`
+            except Exception as error:  # noqa: BLE001 - logged by `_report`
                 problems["the kinds"] = error
                 if not isinstance(error, IndexUnavailable):  # which takes its time
                     self._noted_at = now
@@ -214,14 +213,14 @@ class Sweeper:
                     [scheduled] = self._index.enqueue(kind.name, [request], policy=Policy.REVIVE)
                     if scheduled.wakeup:
                         self._dispatch(kind, [scheduled.wakeup])
-                except Exception as error:  # noqa: BLE001 - told by `_tell`
+                except Exception as error:  # noqa: BLE001 - logged by `_report`
                     problems[f"the resync of {kind.name}"] = error
                 else:
                     self._standing_at[kind.name] = now + self._settings.resend_after
 
     def _dispatch(self, kind: Kind, wakeups: Sequence[Wakeup]) -> bool:
         if not wakeups:
-            return True  # which tells nothing of the broker
+            return True  # the broker was not asked
         if self._clock() < self._rests_until:
             self._index.put_back(kind.name, wakeups)
             return False

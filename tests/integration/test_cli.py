@@ -203,7 +203,7 @@ class TestShow:
         assert result.output.startswith("order/42: running\n")
         assert "its lease ends in 30 s" in result.output
         goalstate("enqueue", "order", "42")
-        assert "looked at once more after that" in goalstate("show", "order", "42").output
+        assert "evaluated once more after that" in goalstate("show", "order", "42").output
 
     @pytest.mark.parametrize("id", ["42", "-42", "a/b", "$(id); 'it'"])
     def test_quarantined(self, engine: Engine, goalstate: Command, id: str) -> None:
@@ -219,7 +219,7 @@ class TestShow:
     @pytest.mark.parametrize(
         ("converged", "said", "follows"),
         [
-            (True, "goal reached", "Nothing is pending, until somebody enqueues it."),
+            (True, "goal reached", "Nothing is pending until it is enqueued."),
             (False, "goal not reached", "Nothing is pending, though its goal is not reached"),
         ],
     )

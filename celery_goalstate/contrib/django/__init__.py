@@ -1,7 +1,7 @@
 """Django: enqueue when the transaction has been committed.
 
-An enqueue inside a transaction lets a worker look at the row before the change can be seen: it evaluates the
-old state, finds nothing to do, and nobody looks again.
+An enqueue inside a transaction lets a worker read the row before the change can be seen: it evaluates the old
+state, finds nothing to do, and the change is missed.
 
 Settings are Celery's own: with `app.config_from_object("django.conf:settings", namespace="CELERY")` each
 `goalstate_x` is `CELERY_GOALSTATE_X` in Django's settings.
