@@ -1,4 +1,4 @@
-"""Actions, what one is told, and what it can say."""
+"""Actions: what one is, what it gets, and what it can return."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Protocol, TypeAlias, final
+from types import FunctionType, MethodType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, final
 
 from celery_goalstate.backoff import delay_seconds
-from celery_goalstate.entity import Entity, EntityRef
+from celery_goalstate.entity import Entity, EntityLike, EntityRef
 from celery_goalstate.exceptions import ActionTimeout, LeaseLost
+
+if TYPE_CHECKING:
+    from celery_goalstate.deadlines import Deadline
+    from celery_goalstate.description import Enqueued
+    from celery_goalstate.engine import Engine
 
 
 @final
 @dataclass(frozen=True, slots=True, init=False)
 class Requeue:
-    """Returned by an action: go on with the list, then look again after `after` (seconds or a timedelta).
+    """Returned by an action: go on with the list, then evaluate again after `after` (seconds or a timedelta).
 
     Of several the earliest counts, and a failure later in the list discards it. `stop=True` skips the rest
     of the list.
@@ -55,6 +61,8 @@ class Action:
     """One step toward the goal: `execute(ctx, entity)`. It must be idempotent: it can run twice.
 
     `timeout`, in seconds, is what `ctx.remaining()` and `ctx.check()` go by: a cooperative limit.
+
+    Raises `TypeError` or `ValueError` for what cannot be one.
     """
 
     name: str
@@ -66,7 +74,8 @@ class Action:
             raise ValueError(f"an action's name is {name!r}; give a printable string")
         if not callable(execute):
             raise TypeError(f"action {name} executes {execute!r}; give a function of (ctx, entity)")
-        _refuse_coroutine_function(name, execute)
+        if not isinstance(execute, Method):
+            _check_function(name, execute, ("ctx", "entity"))
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "execute", execute)
         object.__setattr__(self, "timeout", _checked_timeout(timeout, f"the timeout of action {name}"))
@@ -107,24 +116,37 @@ def as_action_list(value: ActionsLike, entity: Entity | None = None) -> ActionLi
         )
     if entity is not None:
         for action in action_list.actions:
-            if isinstance(action.execute, _Method):
-                _refuse_coroutine_function(action.name, action.execute.bound_to(entity))
+            if isinstance(action.execute, Method):
+                _check_function(action.name, action.execute.bound_to(entity), ("ctx",))
     return action_list
 
 
+@final
 @dataclass(frozen=True, slots=True)
-class _Method:
+class Method:
     """Executes a method of the entity that is only known by its name."""
 
     name: str
 
+    def check_in(self, cls: type[Entity]) -> None:
+        """Raise `TypeError` if the class lacks the method, or has one that cannot be called with (ctx)."""
+        found = inspect.getattr_static(cls, self.name, None)
+        if isinstance(found, FunctionType):
+            _check_function(self.name, MethodType(found, cls), ("ctx",))
+        elif isinstance(found, (classmethod, staticmethod)):
+            _check_function(self.name, getattr(cls, self.name), ("ctx",))
+        elif not callable(found) and not hasattr(found, "__get__") and not hasattr(cls, "__getattr__"):
+            raise TypeError(f"{cls.__qualname__} has no method {self.name!r}")
+
     def bound_to(self, entity: Entity) -> Callable[[Context], Requeue | Stop | None]:
+        """The entity's own method. Raises `TypeError` if there is none."""
         method = getattr(entity, self.name, None)
         if not callable(method):
             raise TypeError(f"{entity!r} has no method {self.name!r} for its action of that name")
         return method  # type: ignore[no-any-return]  # what it returns is checked when it has
 
     def __call__(self, ctx: Context, entity: Entity) -> Requeue | Stop | None:
+        """As an action's function."""
         return self.bound_to(entity)(ctx)
 
 
@@ -132,7 +154,7 @@ def _as_action(value: ActionLike) -> Action:
     if isinstance(value, Action):
         return value
     if isinstance(value, str):
-        return Action(value, _Method(value))
+        return Action(value, Method(value))
     if not callable(value):
         raise TypeError(f"{value!r} is no action; give an Action, a function or the name of a method")
     name = getattr(value, "__name__", "<unnamed>")
@@ -150,7 +172,12 @@ def _checked_timeout(timeout: float | timedelta | None, name: str) -> float | No
     return seconds
 
 
-def _refuse_coroutine_function(name: str, function: Callable[..., Any]) -> None:
+def _check_function(name: str, function: Callable[..., Any], args: tuple[str, ...]) -> None:
+    """Raise `TypeError` for a function that cannot be called with so many arguments, or not as an action."""
+    if not _takes(function, len(args)):
+        raise TypeError(
+            f"action {name} executes {function!r}, which cannot be called with ({', '.join(args)})"
+        )
     while isinstance(function, functools.partial):
         function = function.func
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
@@ -159,19 +186,32 @@ def _refuse_coroutine_function(name: str, function: Callable[..., Any]) -> None:
         )
 
 
+#: Code, whether it is that of a bound method, and how many arguments it takes. Many an action is built anew
+#: for each evaluation, and reading a signature takes longer than all the rest of that.
+_known_to_take: set[tuple[object, bool, int]] = set()
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether the function can be called with so many arguments, all by position."""
+    code = getattr(function, "__code__", None)  # a bound method has that of its function
+    known = (code, isinstance(function, MethodType), count)
+    if known in _known_to_take:
+        return True
+    try:
+        # Not the signature of what a decorator wraps: that may give it more arguments.
+        signature = inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return True  # some builtins have none
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    if code is not None:
+        _known_to_take.add(known)
+    return True
+
+
 # What an action gets -----------------------------------------------------------------------------
-
-
-class Scheduler(Protocol):
-    """What an action uses of the engine."""
-
-    @property
-    def enqueue(self) -> Callable[..., Any]:
-        """Schedules an evaluation."""
-
-    @property
-    def delete(self) -> Callable[[Entity | EntityRef], bool]:
-        """Forgets an entity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,12 +222,11 @@ class Budget:
     of: str
 
 
-@final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Context:
-    """What an action is told: `execute(ctx, entity)`."""
+class _Known:
+    """What is known when an action begins."""
 
-    engine: Scheduler
+    engine: Engine
     entity: Entity
     state: Any  #: as read before the first action of the list
     goal_state: Any
@@ -197,17 +236,81 @@ class Context:
     fencing_token: int  #: rises with every evaluation of the entity: a store can refuse an older one
     task: Any  #: the request of the Celery task
     log: logging.LoggerAdapter[logging.Logger]  #: its records carry kind, id and action
-    _budgets: tuple[Budget, ...]
-    _clock: Callable[[], float]
-    _held: Callable[[], bool]
+    budgets: InitVar[tuple[Budget, ...]]
+    clock: InitVar[Callable[[], float]]  #: seconds; that of the budgets
+    held: InitVar[Callable[[], bool]]  #: whether the lease is still held; answers at once
+    _budgets: tuple[Budget, ...] = field(init=False, repr=False)
+    _clock: Callable[[], float] = field(init=False, repr=False)
+    _held: Callable[[], bool] = field(init=False, repr=False)
 
-    def enqueue(self, entity: Entity | EntityRef, deadline: Any = None, **options: Any) -> Any:
+    def __post_init__(
+        self, budgets: tuple[Budget, ...], clock: Callable[[], float], held: Callable[[], bool]
+    ) -> None:
+        object.__setattr__(self, "_budgets", budgets)
+        object.__setattr__(self, "_clock", clock)
+        object.__setattr__(self, "_held", held)
+
+
+@final
+class Context(_Known):
+    """What an action gets: `execute(ctx, entity)`. Nothing can be set on it."""
+
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(
+            f"ctx.{name} cannot be set; what the actions of one evaluation share lives on the entity:"
+            f" entity.{name} = ..."
+        )
+
+    def enqueue(
+        self,
+        entity: EntityLike,
+        deadline: Deadline = None,
+        *,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        replace: bool = False,
+        max_wait: float | timedelta | None = None,
+    ) -> Enqueued:
         """`Engine.enqueue`, for any entity; for the one under evaluation a later failure discards it."""
-        return self.engine.enqueue(entity, deadline, **options)
+        return self.engine.enqueue(
+            entity, deadline, eta=eta, countdown=countdown, replace=replace, max_wait=max_wait
+        )
 
-    def delete(self, entity: Entity | EntityRef) -> bool:
+    def enqueue_many(
+        self,
+        entities: Iterable[EntityLike],
+        deadline: Deadline = None,
+        *,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        spread: float | timedelta | None = None,
+        replace: bool = False,
+        max_wait: float | timedelta | None = None,
+    ) -> int:
+        """`Engine.enqueue_many`, for any entities."""
+        return self.engine.enqueue_many(
+            entities,
+            deadline,
+            eta=eta,
+            countdown=countdown,
+            spread=spread,
+            replace=replace,
+            max_wait=max_wait,
+        )
+
+    def delete(self, entity: EntityLike) -> bool:
         """`Engine.delete`, for any entity."""
         return self.engine.delete(entity)
+
+    def delete_many(self, entities: Iterable[EntityLike]) -> int:
+        """`Engine.delete_many`, for any entities."""
+        return self.engine.delete_many(entities)
+
+    def is_scheduled(self, entity: EntityLike) -> bool:
+        """`Engine.is_scheduled`, for any entity; the evaluation under way is not pending any more."""
+        return self.engine.is_scheduled(entity)
 
     def remaining(self) -> float | None:
         """Seconds left of the action's or its list's timeout, whichever ends first; None: there is none."""
@@ -229,7 +332,7 @@ class Context:
 
 
 class _ActionLogger(logging.LoggerAdapter[logging.Logger]):
-    """Says of which entity and action a message is: in its text, and in the record's fields.
+    """Names the entity and the action of a message: in its text, and in the record's fields.
 
     Adds its fields to those of the call, instead of replacing them as the adapter of Python 3.11 does.
     """

@@ -27,9 +27,10 @@ from celery_goalstate.description import (
     index_statuses,
     public_counts,
 )
-from celery_goalstate.entity import Entity, EntityRef, can_resync, checked_id
+from celery_goalstate.entity import Entity, EntityLike, EntityRef, IdLike, can_resync, checked_id
 from celery_goalstate.exceptions import ImproperlyConfigured, UnknownKind
-from celery_goalstate.index.base import Index, Policy, Record, Report, Request, Run, Scheduled, Verdict
+from celery_goalstate.hooks import Hooks
+from celery_goalstate.index.base import Index, Policy, Record, Report, Request, Scheduled, Verdict
 from celery_goalstate.index.base import Status as IndexStatus
 from celery_goalstate.messages.publisher import Publisher
 from celery_goalstate.registry import (
@@ -45,16 +46,15 @@ from celery_goalstate.registry import (
 )
 from celery_goalstate.settings import NAME, KindOptions, Settings
 from celery_goalstate.worker import bootsteps
+from celery_goalstate.worker.caller import calling_run
 from celery_goalstate.worker.lease import LeaseKeeper
 from celery_goalstate.worker.parts import Parts
 from celery_goalstate.worker.public import create_public_task
 from celery_goalstate.worker.sweeper import Sweeper
-from celery_goalstate.worker.task import Evaluator, create_task, speaker
+from celery_goalstate.worker.task import Evaluator, create_task
 
 logger = logging.getLogger(__name__)
 
-#: An entity, or a reference to one whose class this process need not know.
-EntityLike = Entity | EntityRef
 #: A kind by its name or its entity class.
 KindLike = str | type[Entity]
 
@@ -84,6 +84,7 @@ class Engine:
         self._settings: Settings | None = None
         self._opened: Parts | None = None
         self._lock = threading.RLock()
+        self.hooks = Hooks()  #: what the app adds around evaluations and actions
         if app is not None:
             self.init_app(app)
 
@@ -187,9 +188,9 @@ class Engine:
             eta_horizon=lambda: self.settings.eta_horizon,
         )
 
-    def ref(self, kind: str, id: str | int) -> EntityRef:
+    def ref(self, kind: str, id: IdLike) -> EntityRef:
         """A reference to an entity, which can be enqueued without importing its class. Checks its form."""
-        return EntityRef(kind, id)  # type: ignore[arg-type]  # an int becomes its decimal string
+        return EntityRef(kind, id)  # type: ignore[arg-type]  # an int or a UUID becomes its text
 
     # -- scheduling
 
@@ -244,7 +245,7 @@ class Engine:
     ) -> tuple[Sequence[Scheduled], bool]:
         """What the index replies, and whether there were messages to send, and all of them were sent."""
         index = self.parts.index
-        inside = _speaker_in(index, kind.name)
+        inside = calling_run(index, kind.name)
         scheduled = index.enqueue(kind.name, requests, policy=policy, max_wait=max_wait, inside=inside)
         wakeups = [each.wakeup for each in scheduled if each.wakeup is not None]
         return scheduled, self.parts.publisher.dispatch(kind, wakeups) and bool(wakeups)
@@ -518,14 +519,6 @@ def _name_of(kind: KindLike) -> str:
         return kind.kind
     checked: str = NAME("kind", kind)
     return checked
-
-
-def _speaker_in(index: Index, kind: str) -> Run | None:
-    """The evaluation of this engine and kind that speaks, if there is one."""
-    who = speaker.get()
-    if who is None or who.ended or who.index is not index or who.kind != kind:
-        return None
-    return who.run
 
 
 def _batches(identified: Iterable[tuple[K, str]]) -> Iterator[list[tuple[K, str]]]:

@@ -1,15 +1,16 @@
 """What a user of the engine writes: entities.
 
 The idea is that of the goal state engines of cluster schedulers and of Kubernetes' controllers: an entity
-tells its state, its goal state, and the actions that move the one toward the other.
+has a state, a goal state, and actions that move the one toward the other.
 """
 
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
 
 from celery_goalstate.display import printable
 from celery_goalstate.settings import NAME
@@ -17,16 +18,24 @@ from celery_goalstate.settings import NAME
 if TYPE_CHECKING:
     from celery_goalstate.actions import ActionsLike
 
+#: What an entity's id may be given as.
+IdLike: TypeAlias = str | int | uuid.UUID
+
 MAX_ID_BYTES = 512
 _NOT_IN_AN_ID = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, lone surrogates
 
 
 def checked_id(value: object) -> str:
-    """An entity's id, of an int its digits. Raises `TypeError` or `ValueError` for what cannot be one."""
+    """An entity's id: of an int its digits, of a UUID its canonical text.
+
+    Raises `TypeError` or `ValueError` for what cannot be one.
+    """
     if isinstance(value, int) and not isinstance(value, bool):
         return str(int(value))
+    if isinstance(value, uuid.UUID):
+        return str(value)
     if not isinstance(value, str):
-        raise TypeError(f"an entity's id is {value!r}; give a string or an int")
+        raise TypeError(f"an entity's id is {value!r}; give a string, an int or a UUID")
     if _NOT_IN_AN_ID.search(value) or not 1 <= len(value.encode()) <= MAX_ID_BYTES:
         shown = repr(value if len(value) <= 80 else f"{value[:80]}…")
         raise ValueError(
@@ -53,6 +62,10 @@ class EntityRef:
         return f"{self.kind}/{printable(self.id)}"
 
 
+#: An entity, or a reference to one whose class this process need not know.
+EntityLike: TypeAlias = "Entity | EntityRef"
+
+
 class ActionTable(Protocol):
     """What `Entity.rules` is: `Rules`, or anything else that chooses actions by state and goal state."""
 
@@ -67,7 +80,7 @@ class Entity:
     by `from_id` for every evaluation and reads its state from wherever the truth is.
 
     Raises `TypeError` or `ValueError` for an id that is not 1 to 512 bytes of UTF-8 without control
-    characters. An int becomes its decimal string.
+    characters. An int becomes its decimal string, a `uuid.UUID` its canonical text.
     """
 
     #: Names the entities of this class; by default the class's name in snake_case.
@@ -76,7 +89,7 @@ class Entity:
     #: Goal state -> state -> actions. Makes `get_action_list` unnecessary.
     rules: ClassVar[ActionTable | None] = None
 
-    def __init__(self, id: str | int) -> None:
+    def __init__(self, id: IdLike) -> None:
         self.id = checked_id(id)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -91,7 +104,7 @@ class Entity:
         return cls(id)
 
     @classmethod
-    def iter_unconverged(cls) -> Iterable[str | int]:
+    def iter_unconverged(cls) -> Iterable[IdLike]:
         """The ids of the entities whose state is not their goal state, from the source of truth."""
         raise NotImplementedError(f"{cls.__name__} cannot be resynced: it does not define iter_unconverged()")
 
@@ -117,6 +130,10 @@ class Entity:
         if self.rules is None:
             raise NotImplementedError(f"{type(self).__name__} defines neither `rules` nor get_action_list()")
         return self.rules.actions(state, goal_state)
+
+    def is_converged(self, state: Any, goal_state: Any) -> bool:
+        """Whether the goal is reached; by default, whether the two states are equal."""
+        return bool(state == goal_state)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.ref}>"

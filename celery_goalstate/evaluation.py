@@ -1,25 +1,29 @@
-"""One evaluation of one entity: read its states, choose its actions, run them, and say what follows.
+"""One evaluation of one entity: read its states, choose its actions, run them, and decide what follows.
 
     load the entity -> state, goal state -> action list -> each action -> state and goal state once more
           |                                                                             |
           any exception: failed()                                                  _settled()
-          back-off, or quarantine                               idle, look at once, or when an action said
+          back-off, or quarantine                              idle, again at once, or when an action asked
 
 Nothing here knows where the entity is scheduled or on what it runs: an `Evaluation` goes in, an `Outcome`
-comes out, and one place elsewhere acts on it. The only clock is the one that is given.
+comes out, and one place elsewhere acts on it. The only clock is the one that is given. The seams are the
+hooks: around the evaluation, around each action, and where the states were read.
 """
 
 from __future__ import annotations
 
 import enum
 import inspect
+import logging
 import random as _random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from celery_goalstate.actions import (
     Action,
@@ -27,7 +31,6 @@ from celery_goalstate.actions import (
     Budget,
     Context,
     Requeue,
-    Scheduler,
     Stop,
     action_logger,
     as_action_list,
@@ -36,30 +39,40 @@ from celery_goalstate.backoff import delay_seconds
 from celery_goalstate.display import printable
 from celery_goalstate.entity import Entity, EntityRef
 from celery_goalstate.exceptions import Interrupted, PermanentError, RetryAfter
+from celery_goalstate.hooks import Hooks
+from celery_goalstate.rules import NO_RULE
 from celery_goalstate.settings import KindOptions
 
-#: After so many looks at once in a row that did not reach the goal, the back-off spaces the next ones.
-LOOKS_AT_ONCE = 10
+if TYPE_CHECKING:
+    from celery_goalstate.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: After so many evaluations in a row, each at once after the other, that did not reach the goal, the back-off
+#: spaces the next ones.
+ROUNDS_AT_ONCE = 10
 
 #: Characters of a stored error text.
 MAX_ERROR = 500
 
-#: How long an error asks to be left alone, in seconds; None: it says nothing about that.
+#: How long an error asks to wait, in seconds; None: it asks for nothing.
 RetryDelay = Callable[[Exception], float | None]
 
 
 class Evaluation(NamedTuple):
-    """What is known before an evaluation."""
+    """What is known before an evaluation; hooks get it."""
 
     ref: EntityRef
     load: Callable[[str], Entity]  #: `from_id` of the entity's class
     failures: int  #: consecutive ones so far
-    looks: int  #: looks at once in a row so far
+    rounds: int  #: evaluations in a row, each at once after the other, that have not reached the goal
     deadline: datetime  #: UTC
     lateness: float  #: seconds
     fencing_token: int
     held: Callable[[], bool]  #: whether the lease is still held; answers at once
-    engine: Scheduler
+    engine: Engine
     task: Any  #: the request of the Celery task
 
 
@@ -72,40 +85,42 @@ class ActionRun(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What is known after an evaluation. `str()` is a line for people, e.g. in Flower."""
+    """What is known after an evaluation. `str()` is for people, on one line."""
 
-    delay: float | None  #: seconds until the next look; None: none is asked for
+    delay: float | None  #: seconds until the next evaluation; None: none is asked for
     failures: int  #: consecutive ones, this one included
     error: Exception | None = None  #: why it failed, with its traceback
     step: str = ""  #: where it failed: an action's name, `get_state`, ...
     quarantined: bool = False  #: it failed and is not to be tried again
-    looks: int = 0  #: looks at once in a row, the next one included
-    converged: bool | None = None  #: whether the goal is reached; None: not looked at
+    rounds: int = 0  #: as before the evaluation; the next one included
+    converged: bool | None = None  #: whether the goal is reached; None: not known
     state: Any = None  #: as read first
     final_state: Any = None  #: as read last
     goal_state: Any = None  #: as read last
     actions: tuple[ActionRun, ...] = ()
 
     def __str__(self) -> str:
-        return _line(self)
+        return _summary(self)
 
 
 def evaluate(
     evaluation: Evaluation,
     options: KindOptions,
+    hooks: Hooks,
     *,
     retry_after: RetryDelay = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
     random: Callable[[], float] = _random.random,
 ) -> Outcome:
-    """Evaluate an entity: whatever its code raises becomes an outcome, but for what ends a process.
+    """Evaluate an entity: what its code and the hooks raise becomes an outcome, but for what ends a process.
 
     `retry_after` knows other errors than `RetryAfter` that bring their own delay. `clock` counts seconds,
     `random` returns numbers from 0 to 1.
     """
-    progress = _Progress()
+    progress = _Progress(step="around_evaluation")
     try:
-        _look_and_act(evaluation, options, progress, clock)
+        work = partial(_read_and_act, evaluation, options, hooks, progress, clock)
+        _within(hooks.around_evaluation, (evaluation,), work)
     except BaseException as raised:
         if _ends_more_than_this(raised):
             raise
@@ -119,6 +134,20 @@ def evaluate(
             **progress.seen(),
         )
     return _settled(evaluation, options, progress, random)
+
+
+def _within(
+    hooks: Sequence[Callable[..., AbstractContextManager[object]]],
+    args: tuple[Any, ...],
+    call: Callable[[], T],
+) -> T:
+    """What `call` returns, inside the context managers of the hooks."""
+    if not hooks:
+        return call()
+    outermost, *others = hooks
+    with outermost(*args):
+        return _within(others, args, call)
+    raise TypeError(f"the hook {outermost!r} suppresses errors; it may raise another one in their place")
 
 
 def _ends_more_than_this(raised: BaseException) -> bool:
@@ -142,7 +171,7 @@ def failed(
     random: Callable[[], float] = _random.random,
     **seen: Any,
 ) -> Outcome:
-    """The outcome of a failure after `failures` others in a row: when to look again, or quarantine.
+    """The outcome of a failure after `failures` others in a row: when to try again, or quarantine.
 
     `seen` are fields of the outcome that are known besides.
     """
@@ -152,7 +181,7 @@ def failed(
         invalid.__cause__ = error
         error, delay = invalid, None
 
-    if delay is not None:  # not counted: the other side said when to return
+    if delay is not None:  # not counted: the other side named the time
         return Outcome(error=error, delay=delay, failures=failures, **seen)
 
     failures += 1
@@ -171,19 +200,19 @@ def _settled(
     evaluation: Evaluation, options: KindOptions, progress: _Progress, random: Callable[[], float]
 ) -> Outcome:
     """The outcome of an evaluation without an error."""
-    delay, looks = progress.requeue, 0
+    delay, rounds = progress.requeue, 0
     if delay is None and progress.changed and not progress.converged:
-        looks = evaluation.looks + 1
-        too_many = looks - LOOKS_AT_ONCE
+        rounds = evaluation.rounds + 1
+        too_many = rounds - ROUNDS_AT_ONCE
         delay = options.backoff.delay(too_many, random) if too_many > 0 else 0.0
-    return Outcome(delay=delay, failures=0, looks=looks, converged=progress.converged, **progress.seen())
+    return Outcome(delay=delay, failures=0, rounds=rounds, converged=progress.converged, **progress.seen())
 
 
 @dataclass(slots=True)
 class _Progress:
-    """What was seen and done so far: what there is to tell when an exception ends the rest."""
+    """What was seen and done so far: what is known when an exception ends the rest."""
 
-    step: str = ""
+    step: str
     state: Any = None
     final_state: Any = None
     goal_state: Any = None
@@ -201,22 +230,37 @@ class _Progress:
         }
 
 
-def _look_and_act(
-    evaluation: Evaluation, options: KindOptions, progress: _Progress, clock: Callable[[], float]
+def _read_and_act(
+    evaluation: Evaluation,
+    options: KindOptions,
+    hooks: Hooks,
+    progress: _Progress,
+    clock: Callable[[], float],
 ) -> None:
-    entity = _look(evaluation, progress)
+    entity = _read(evaluation, hooks, progress)
     progress.state = progress.final_state
     progress.step = "get_action_list"
     action_list = as_action_list(entity.get_action_list(progress.state, progress.goal_state), entity)
-    _act(evaluation, entity, action_list, progress, clock)
+    if action_list is NO_RULE:
+        logger.warning(
+            "%s: no rule for state %s and goal state %s, so nothing is done;"
+            " add a cell to its rules, [] if that is meant",
+            evaluation.ref,
+            _state_text(progress.state),
+            _state_text(progress.goal_state),
+        )
+    _act(evaluation, entity, action_list, hooks, progress, clock)
     if options.converge:
-        # Loaded afresh: an entity may keep what it read, and the truth is elsewhere.
-        _look(evaluation, progress)
-        progress.converged = bool(progress.final_state == progress.goal_state)
+        if action_list.actions:
+            # Loaded afresh: an entity may keep what it read, and the truth is elsewhere.
+            entity = _read(evaluation, hooks, progress)
+        progress.step = "is_converged"
+        progress.converged = bool(entity.is_converged(progress.final_state, progress.goal_state))
         progress.changed = bool(progress.final_state != progress.state)
+    progress.step = "around_evaluation"  # what is left to do
 
 
-def _look(evaluation: Evaluation, progress: _Progress) -> Entity:
+def _read(evaluation: Evaluation, hooks: Hooks, progress: _Progress) -> Entity:
     """Load the entity and read its two states."""
     progress.step = "from_id"
     entity = evaluation.load(evaluation.ref.id)
@@ -226,6 +270,9 @@ def _look(evaluation: Evaluation, progress: _Progress) -> Entity:
     progress.final_state = entity.get_state()
     progress.step = "get_goal_state"
     progress.goal_state = entity.get_goal_state()
+    progress.step = "states_read"
+    for hook in hooks.states_read:
+        hook(evaluation, progress.final_state, progress.goal_state)
     return entity
 
 
@@ -233,10 +280,11 @@ def _act(
     evaluation: Evaluation,
     entity: Entity,
     action_list: ActionList,
+    hooks: Hooks,
     progress: _Progress,
     clock: Callable[[], float],
 ) -> None:
-    """Run the actions in order, until one says that the rest is to be skipped."""
+    """Run the actions in order, until one asks to skip the rest."""
     began = clock()
 
     def budgets(action: Action) -> Iterator[Budget]:
@@ -260,38 +308,32 @@ def _act(
             fencing_token=evaluation.fencing_token,
             task=evaluation.task,
             log=action_logger(evaluation.ref, action.name),
-            _budgets=tuple(budgets(action)),
-            _clock=clock,
-            _held=evaluation.held,
+            budgets=tuple(budgets(action)),
+            clock=clock,
+            held=evaluation.held,
         )
         ctx.check()
-        said = _execute(action, ctx, progress, clock)
-        if isinstance(said, Requeue):
-            progress.requeue = said.after if progress.requeue is None else min(said.after, progress.requeue)
-        if isinstance(said, Stop) or (isinstance(said, Requeue) and said.stop):
+        started, raised = clock(), True
+        try:
+            returned = _within(hooks.around_action, (ctx, action), partial(_execute, action, ctx))
+            raised = False
+        finally:
+            progress.actions.append(ActionRun(action.name, clock() - started, raised))
+        if isinstance(returned, Requeue):
+            earlier = progress.requeue
+            progress.requeue = returned.after if earlier is None else min(returned.after, earlier)
+        if isinstance(returned, Stop) or (isinstance(returned, Requeue) and returned.stop):
             return
 
 
-def _execute(
-    action: Action, ctx: Context, progress: _Progress, clock: Callable[[], float]
-) -> Requeue | Stop | None:
-    started, succeeded = clock(), False
-    try:
-        said = action.execute(ctx, ctx.entity)
-        _check_said(action, said)
-        succeeded = True
-        return said
-    finally:
-        progress.actions.append(ActionRun(action.name, clock() - started, failed=not succeeded))
-
-
-def _check_said(action: Action, said: object) -> None:
-    if said is None or isinstance(said, (Requeue, Stop)):
-        return
-    if inspect.iscoroutine(said):
-        said.close()  # or Python warns that nobody awaited it
+def _execute(action: Action, ctx: Context) -> Requeue | Stop | None:
+    returned = action.execute(ctx, ctx.entity)
+    if returned is None or isinstance(returned, (Requeue, Stop)):
+        return returned
+    if inspect.iscoroutine(returned):
+        returned.close()  # or Python warns that it was never awaited
     raise TypeError(
-        f"action {action.name} returned {said!r}; an action returns None, Requeue(seconds) or Stop()"
+        f"action {action.name} returned {returned!r}; an action returns None, Requeue(seconds) or Stop()"
     )
 
 
@@ -300,40 +342,40 @@ def _check_said(action: Action, said: object) -> None:
 
 def error_text(error: BaseException, limit: int = MAX_ERROR) -> str:
     """`ConnectionError: no route to host`, on one line, in at most `limit` characters."""
-    return _text(f"{type(error).__name__}: {_str(error)}".removesuffix(": "), limit)
+    return _one_line(f"{type(error).__name__}: {_str(error)}".removesuffix(": "), limit)
 
 
-def _line(outcome: Outcome) -> str:
-    said = []
+def _summary(outcome: Outcome) -> str:
+    parts = []
     runs = outcome.actions
     if runs:
-        said.append(", ".join(f"{run.name} {_span(run.seconds)}" for run in runs))
+        parts.append(", ".join(f"{run.name} {_span(run.seconds)}" for run in runs))
     elif outcome.error is None and not outcome.converged:
-        said.append("no actions")
+        parts.append("no actions")
 
     if outcome.error is not None:
         failure = f"failed ({error_text(outcome.error, 200)})"
         if runs and runs[-1].failed:
-            said[-1] += f" {failure}"
+            parts[-1] += f" {failure}"
         else:
-            said.append(f"{outcome.step} {failure}".lstrip())
+            parts.append(f"{outcome.step} {failure}".lstrip())
     if outcome.quarantined:
-        said.append("quarantined")
+        parts.append("quarantined")
     if outcome.converged:
-        said.append("converged")
+        parts.append("converged")
     if outcome.delay is not None:
-        said.append(f"look again in {_span(outcome.delay)}" if outcome.delay else "look again at once")
+        parts.append(f"again in {_span(outcome.delay)}" if outcome.delay else "again at once")
     elif outcome.converged is False:
-        said.append(f"goal {_state_text(outcome.goal_state)} not reached")
+        parts.append(f"goal {_state_text(outcome.goal_state)} not reached")
 
     # One state if nothing changed, none if none was read.
     states = dict.fromkeys(map(_state_text, (outcome.state, outcome.final_state)))
-    line = "; ".join(said)
-    return line if outcome.state is None else f"{' → '.join(states)}: {line}"
+    text = "; ".join(parts)
+    return text if outcome.state is None else f"{' → '.join(states)}: {text}"
 
 
 def _state_text(state: Any) -> str:
-    return _text(state.name if isinstance(state, enum.Enum) else _str(state), 60)
+    return _one_line(state.name if isinstance(state, enum.Enum) else _str(state), 60)
 
 
 def _span(seconds: float) -> str:
@@ -346,11 +388,11 @@ def _span(seconds: float) -> str:
 def _str(value: object) -> str:
     try:
         return str(value)
-    except Exception:  # noqa: BLE001 - a text for people must not fail the evaluation that it tells of
+    except Exception:  # noqa: BLE001 - a text for people must not fail the evaluation that it describes
         return f"<{type(value).__name__} that cannot be printed>"
 
 
-def _text(text: str, limit: int) -> str:
-    """On one line, printable, and cut to `limit` characters."""
-    line = printable(" ".join(text.split())[: limit + 1])
-    return line if len(line) <= limit else f"{line[: limit - 1]}…"
+def _one_line(text: str, limit: int) -> str:
+    """The text on one line, printable, and cut to `limit` characters."""
+    shown = printable(" ".join(text.split())[: limit + 1])
+    return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"

@@ -2,8 +2,8 @@
 
 * Fix the call: `ImproperlyConfigured`, `UnknownKind` (and `ValueError` / `TypeError` for a bad argument).
 * Try again: `IndexUnavailable`.
-* Said *by an action* to the engine: `RetryAfter`, `PermanentError`.
-* Said by the engine about an evaluation: `ActionTimeout`, `Interrupted`, `LeaseLost`, `WorkerLost`.
+* Raised *by an action*: `RetryAfter`, `PermanentError`.
+* Raised or recorded by the engine: `ActionTimeout`, `Interrupted`, `LeaseLost`, `WorkerLost`.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ class UnknownKind(GoalStateError, LookupError):
 
 
 class IndexUnavailable(GoalStateError):
-    """The index did not answer; the change may or may not have been noted, and saying it again is safe."""
+    """The index did not answer; the change may or may not have been noted, and asking again is safe."""
 
 
 class RetryAfter(GoalStateError):
-    """Raised by an action: a failure whose next look comes after `seconds` instead of after the back-off.
+    """Raised by an action: a failure that is tried again after `seconds` instead of after the back-off.
 
-    It neither counts towards `max_failures` nor makes the back-off grow: the other side said when to return.
+    It neither counts towards `max_failures` nor makes the back-off grow: the other side named the time.
     """
 
     def __init__(self, seconds: float | timedelta, message: str | None = None) -> None:
         self.seconds = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
-        super().__init__(message or f"look again in {self.seconds:g} s")
+        super().__init__(message or f"again in {self.seconds:g} s")
 
     def __reduce__(self) -> tuple[type[RetryAfter], tuple[float, str]]:
         return type(self), (self.seconds, str(self))
 
 
 class PermanentError(GoalStateError):
-    """Raised by an action: trying again is useless; the entity is quarantined until somebody enqueues it."""
+    """Raised by an action: trying again is useless; the entity is quarantined until it is enqueued."""
 
 
 class ActionTimeout(GoalStateError):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from celery_goalstate.actions import Action, Context, Requeue
 from celery_goalstate.entity import Entity
 
@@ -41,7 +39,6 @@ class Resync(Entity):
 
 
 def _resync(ctx: Context, entity: Resync) -> Requeue | None:
-    engine: Any = ctx.engine
-    every = engine.kind(entity.of).options.resync_every
-    ctx.log.info("%d entities of kind %s enqueued", engine.resync(entity.of, spread=every), entity.of)
+    every = ctx.engine.kind(entity.of).options.resync_every
+    ctx.log.info("%d entities of kind %s enqueued", ctx.engine.resync(entity.of, spread=every), entity.of)
     return None if every is None else Requeue(every)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import enum
 import itertools
-import logging
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from celery_goalstate.actions import ActionList, ActionsLike, as_action_list
+from celery_goalstate.actions import ActionList, ActionsLike, Method, as_action_list
+from celery_goalstate.entity import Entity
+from celery_goalstate.exceptions import ImproperlyConfigured
 
-logger = logging.getLogger(__name__)
+V = TypeVar("V")
 
 
 class _Any(enum.Enum):
@@ -25,6 +26,9 @@ class _Any(enum.Enum):
 #: In a `Rules` table: every state, or every goal state, that the table does not name.
 ANY: Final = _Any.ANY
 
+#: What a table has for a cell that is missing: an evaluation that gets it logs a warning.
+NO_RULE: Final = ActionList(())
+
 
 class Rules:
     """A table `goal state -> state -> actions`.
@@ -36,7 +40,8 @@ class Rules:
 
     A cell holds actions as `Entity.get_action_list` may return them. The exact cell comes first, then `ANY`
     state of that goal state, then that state of `ANY` goal state, then `ANY` of both. An empty list is a
-    deliberate nothing; a missing cell is a nothing that is logged.
+    deliberate nothing; a missing cell is a nothing that is logged. A state that has no hash, as a dataclass
+    that is not frozen, is compared with each one in the table.
 
     Raises `TypeError` for a table of another shape or a cell that holds no actions.
     """
@@ -45,33 +50,35 @@ class Rules:
         self._table = {goal: _checked_row(goal, row) for goal, row in _checked_mapping("Rules", table)}
 
     def actions(self, state: Any, goal_state: Any) -> ActionList:
-        """What leads from the state toward the goal state."""
-        found = self._find(state, goal_state)
-        if found is None:
-            logger.warning("no rule for state %s and goal state %s: nothing is done", state, goal_state)
-            return ActionList(())
-        return found
+        """What leads from the state toward the goal state; `NO_RULE` if the table does not say."""
+        for goal in (goal_state, ANY):
+            row = _get(self._table, goal)
+            if row is not None:
+                for key in (state, ANY):
+                    action_list = _get(row, key)
+                    if action_list is not None:
+                        return action_list
+        return NO_RULE
 
     def missing(self, states: Iterable[Any], goals: Iterable[Any]) -> list[tuple[Any, Any]]:
         """Every (state, goal state) that no rule covers; `states` and `goals` may be Enum classes."""
         return [
-            (state, goal) for state, goal in itertools.product(states, goals) if not self._covers(state, goal)
+            (state, goal)
+            for state, goal in itertools.product(states, goals)
+            if self.actions(state, goal) is NO_RULE
         ]
+
+    def methods(self) -> Iterator[Method]:
+        """The entity's methods that the table names."""
+        for row in self._table.values():
+            for action_list in row.values():
+                for action in action_list.actions:
+                    if isinstance(action.execute, Method):
+                        yield action.execute
 
     def to_mermaid(self) -> str:
         """The table as a Mermaid flowchart: per goal state, which state leads to which actions."""
         return "\n".join(["flowchart LR", *self._mermaid_lines()])
-
-    def _find(self, state: Any, goal_state: Any) -> ActionList | None:
-        for goal in (goal_state, ANY):
-            row = self._table.get(goal, {})
-            for key in (state, ANY):
-                if key in row:
-                    return row[key]
-        return None
-
-    def _covers(self, state: Any, goal_state: Any) -> bool:
-        return self._find(state, goal_state) is not None
 
     def _mermaid_lines(self) -> Iterator[str]:
         for g, (goal, row) in enumerate(self._table.items()):
@@ -84,6 +91,31 @@ class Rules:
 
     def __repr__(self) -> str:
         return f"Rules({self._table!r})"
+
+
+def check_entity_class(cls: type[Entity]) -> None:
+    """Raise `ImproperlyConfigured` for a class of which no entity could ever be evaluated."""
+    path = f"{cls.__module__}.{cls.__qualname__}"
+    if cls.get_action_list is not Entity.get_action_list:
+        return
+    if cls.rules is None:
+        raise ImproperlyConfigured(
+            f"{path} defines neither `rules` nor get_action_list(): its entities could never be evaluated"
+        )
+    if isinstance(cls.rules, Rules):
+        for method in cls.rules.methods():
+            try:
+                method.check_in(cls)
+            except TypeError as error:
+                raise ImproperlyConfigured(f"the rules of {path} name {method.name!r}: {error}") from error
+
+
+def _get(table: Mapping[Any, V], key: Any) -> V | None:
+    try:
+        hash(key)
+    except TypeError:
+        return next((value for each, value in table.items() if each is not ANY and each == key), None)
+    return table.get(key)
 
 
 def _checked_mapping(name: str, value: Any) -> Iterable[tuple[Any, Any]]:

@@ -1,6 +1,6 @@
 """Several entities in one task: claimed together, evaluated one after the other, reported together.
 
-Each keeps its own lease, failure, back-off and outcome. One that is slow holds nobody back: after `SLICE`
+Each keeps its own lease, failure, back-off and outcome. One that is slow holds no other back: after `SLICE`
 seconds what has ended is reported, and what still waits for its turn is given back, by an alarm, whatever the
 thread that evaluates is doing. So an entity that starts was claimed no longer ago than that.
 """
@@ -16,10 +16,10 @@ from celery_goalstate.index.base import Claim, Report, Verdict
 #: Seconds that the entities of a batch wait for their turn.
 SLICE = 1.0
 
-LOOK_AGAIN, NOTHING_TO_DO = "look again", "nothing to do"
+AGAIN, NOTHING_TO_DO = "again", "nothing to do"
 
-#: The ways in which an entity ends, in the order in which a line names them.
-ENDINGS = (Verdict.DONE, Verdict.FAILED, Verdict.QUARANTINED, LOOK_AGAIN, Verdict.UNSTARTED, NOTHING_TO_DO)
+#: The ways in which an entity ends, in the order in which `Tally` names them.
+ENDINGS = (Verdict.DONE, Verdict.FAILED, Verdict.QUARANTINED, AGAIN, Verdict.UNSTARTED, NOTHING_TO_DO)
 
 
 class Batch:
@@ -51,7 +51,7 @@ class Batch:
             self._ended.append(report)
 
     def settle(self) -> list[Report]:
-        """What is to be reported: all that has ended, and all that waits, which nobody gets any more."""
+        """What is to be reported: all that has ended, and all that waits, of which none starts any more."""
         with self._lock:
             reports = [*self._ended, *map(self._give_back, self._waiting)]
             self._ended.clear()
@@ -60,7 +60,7 @@ class Batch:
 
 
 class Tally(Counter[str]):
-    """How many entities ended in which way; `str()` is a line for people."""
+    """How many entities ended in which way; `str()` is for people."""
 
     def __str__(self) -> str:
         parts = ", ".join(f"{self[ending]} {ending}" for ending in ENDINGS if self[ending])
@@ -70,4 +70,4 @@ class Tally(Counter[str]):
 def ending(report: Report) -> str:
     """The way in which this entity ended."""
     again = report.verdict is Verdict.DONE and report.delay is not None
-    return LOOK_AGAIN if again else report.verdict.value
+    return AGAIN if again else report.verdict.value

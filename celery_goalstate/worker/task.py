@@ -2,11 +2,11 @@
 
 wake-up ──► claim ──► refused: superseded, deleted, paused, early: nothing to do
               │
-            lease ──► evaluate ──► finish ──► fenced: another look is under way, the outcome is dropped
+            lease ──► evaluate ──► finish ──► fenced: the lease was lost, the outcome is dropped
                                       │
                                    accepted ──► next wake-up, if there is one
                                       │
-                            done: SUCCESS with a line · failed: RETRY · quarantined: FAILURE
+                            done: SUCCESS · failed: RETRY · quarantined: FAILURE
 """
 
 from __future__ import annotations
@@ -16,20 +16,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
-from contextvars import ContextVar
-from dataclasses import dataclass
+from contextvars import copy_context
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery, Task
 from celery.app.task import Context as TaskRequest
 from celery.exceptions import Reject, Retry, TaskPredicate
-from celery.signals import task_postrun
 from celery.utils.serialization import get_pickleable_exception
 
-from celery_goalstate.actions import Scheduler
 from celery_goalstate.deadlines import milliseconds
 from celery_goalstate.display import printable
 from celery_goalstate.entity import EntityRef
@@ -39,7 +36,6 @@ from celery_goalstate.index.base import (
     Claim,
     Finish,
     Finished,
-    Index,
     Refusal,
     Refused,
     Report,
@@ -52,8 +48,12 @@ from celery_goalstate.messages.envelope import strategy
 from celery_goalstate.messages.publisher import read_message
 from celery_goalstate.registry import Kind
 from celery_goalstate.worker.batch import NOTHING_TO_DO, SLICE, Batch, Tally, ending
+from celery_goalstate.worker.caller import call_until_postrun, calling
 from celery_goalstate.worker.lease import Lease
 from celery_goalstate.worker.parts import Parts
+
+if TYPE_CHECKING:
+    from celery_goalstate.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +65,8 @@ CLAIM_ATTEMPTS = 10
 #: How long a task with batches takes more entities, in seconds: other tasks want their turn.
 TAKE_FOR = 1.0
 
-#: Errors of an entity that Celery would take for its own: as a word about this task, or (any MemoryError) as
-#: the end of the whole worker.
+#: Errors of an entity that Celery would take for its own: for what becomes of this task, or (any MemoryError)
+#: for the end of the whole worker.
 TO_CELERY = (TaskPredicate, MemoryError)
 
 REFUSALS = {
@@ -77,74 +77,86 @@ REFUSALS = {
 }
 
 
-@dataclass(slots=True)
-class Speaker:
-    """The evaluation under way in this thread or greenlet."""
+class Ended(NamedTuple):
+    """How the work that one message asked for has ended."""
 
-    index: Index  #: tells engines apart: each may have a kind of this name
-    kind: str
-    run: Run
-    ended: bool = False  #: work that an action leaves behind, in a copy of its context, speaks from outside
-    until: str = ""  #: the Celery task that failed with it: handlers of that failure still speak for it
-
-
-#: Who speaks when an entity is enqueued: an evaluation, or (None) somebody from outside.
-speaker: ContextVar[Speaker | None] = ContextVar("goalstate_speaker", default=None)
+    summary: str  #: for people
+    error: Exception | None = None  #: why the evaluation failed; None: it did not, or its outcome was dropped
+    retry_at: datetime | None = None  #: when the failed entity is evaluated again; None: it is quarantined
 
 
 class Evaluator:
     """What a worker does with the wake-ups of one kind."""
 
-    def __init__(self, kind: Kind, *, engine: Scheduler, parts: Parts) -> None:
+    def __init__(self, kind: Kind, *, engine: Engine, parts: Parts) -> None:
         assert kind.entity_class is not None  # noqa: S101 - only those of this process are evaluated
         self._kind = kind
         self._entity_class = kind.entity_class
         self._engine = engine
+        self._parts = parts
         self._index = parts.index
         self._publisher = parts.publisher
         self._keeper = parts.keeper
 
     def handle(self, task: Task[Any, Any], args: Any, kwargs: Any) -> str:
-        """Evaluate the entity of one message; the line that Flower shows.
-
-        Raises what tells Celery how the evaluation ended: `Retry` or the error that quarantined the entity.
-        """
+        """`run` for Celery: what it returns or raises is the result of the task."""
         try:
             pairs, resent_at = read_message(args, kwargs)
         except ValueError as error:
             logger.error("%s rejected a malformed message: %s", task.name, error)  # noqa: TRY400 - no traceback
             raise Reject(str(error), requeue=False) from error
-
         request = task.request  # searches a stack
-        claims, claimed_at = self._claim(pairs, str(request.id), resent_at)
+        ended = self.run(
+            pairs, resent_at, task_id=str(request.id), retries=request.retries or 0, request=request
+        )
+        return _result(ended)
+
+    def run(
+        self,
+        pairs: list[tuple[str, str]],
+        resent_at: int | None,
+        *,
+        task_id: str,
+        retries: int,
+        request: TaskRequest,
+    ) -> Ended:
+        """Evaluate the entities of one message, (id, token) pairs; with batches, some more that are due.
+
+        Raises `IndexUnavailable`: the sweeper makes up for what is not evaluated then.
+        """
+        claims, claimed_at = self._claim(pairs, task_id, resent_at)
         self._dispatch([claim.wakeup for claim in claims if isinstance(claim, Refusal) and claim.wakeup])
         if len(claims) == 1:
-            line = self._evaluate_one(request, claims[0], claimed_at)
+            ended = self._evaluate_one(claims[0], claimed_at, task_id, retries, request)
         else:
             held = [claim for claim in claims if isinstance(claim, Claim)]
             tally = self._evaluate_batch(request, held, claimed_at)
             if refused := len(claims) - len(held):
                 tally[NOTHING_TO_DO] += refused
-            line = str(tally)
-        return self._take_more(request, line) if self._kind.options.batch_size > 1 else line
+            ended = Ended(str(tally))
+        if self._kind.options.batch_size > 1 and ended.error is None:
+            ended = Ended(self._take_more(request, task_id, ended.summary))
+        return ended
 
     # -- one entity
 
-    def _evaluate_one(self, request: TaskRequest, claim: Claim | Refusal, claimed_at: float) -> str:
+    def _evaluate_one(
+        self, claim: Claim | Refusal, claimed_at: float, task_id: str, retries: int, request: TaskRequest
+    ) -> Ended:
+        entity = f"{self._kind.name}/{printable(claim.id)}"
         if isinstance(claim, Refusal):
-            return REFUSALS[claim.reason]
+            return Ended(f"{entity}: {REFUSALS[claim.reason]}")
         run = Run(claim.id, claim.lease)
         with self._keep(run, claimed_at) as lease:
             outcome = self._evaluate(request, claim, lease)
-            task_id, retries = str(request.id), request.retries or 0
-            told = report(run, outcome, self._kind, task_id=task_id, retries=retries)
-            [finished] = self._finish([told], held=lambda: self._keeper.held(lease))
+            to_report = report(run, outcome, self._kind, task_id=task_id, retries=retries)
+            [finished] = self._finish([to_report], held=lambda: self._keeper.held(lease))
 
         if finished.wakeup:
             self._dispatch([finished.wakeup])
         if outcome.error is not None:
-            speaker.set(Speaker(self._index, self._kind.name, run, until=task_id))
-        return self._tell(f"{self._kind.name}/{printable(claim.id)}", outcome, finished)
+            call_until_postrun(self._index, self._kind.name, run, task_id)
+        return _ended(entity, outcome, finished)
 
     # -- several
 
@@ -156,7 +168,7 @@ class Evaluator:
         settled: list[Report] = []
         expires = claimed_at + self._keeper.length
 
-        telling = threading.Lock()
+        settling = threading.Lock()
 
         def settle() -> None:
             reports = batch.settle()
@@ -164,12 +176,12 @@ class Evaluator:
             settled.extend(reports)  # not counted yet: the alarm's thread may be here at the same time
 
         def settle_early() -> None:
-            with telling:
+            with settling:
                 try:
                     settle()
-                except IndexUnavailable as error:  # a thread has nobody to tell
+                except IndexUnavailable as error:  # in a thread it reaches no caller
                     logger.warning(
-                        "outcomes of kind %s are lost, its entities are looked at again: %s",
+                        "outcomes of kind %s are lost, its entities are evaluated again: %s",
                         self._kind.name,
                         error,
                     )
@@ -187,16 +199,16 @@ class Evaluator:
             try:
                 settle()
             finally:
-                with telling:  # the alarm's thread may be in the midst of its reports
+                with settling:  # the alarm's thread may be in the midst of its reports
                     pass
         return Tally(map(ending, settled))
 
     def _settle(self, reports: list[Report], held: Callable[[], bool]) -> None:
         wakeups = []
-        for told, finished in zip(reports, self._finish(reports, held), strict=True):
+        for reported, finished in zip(reports, self._finish(reports, held), strict=True):
             if finished.result is Finish.FENCED:
                 logger.warning(
-                    "%s/%s: dropped, since its lease was lost", self._kind.name, printable(told.id)
+                    "%s/%s: dropped, since its lease was lost", self._kind.name, printable(reported.id)
                 )
             elif finished.wakeup:
                 wakeups.append(finished.wakeup)
@@ -206,7 +218,7 @@ class Evaluator:
     def _give_back(claim: Claim) -> Report:
         return Report(claim.id, claim.lease, Verdict.UNSTARTED, delay=None, fresh_task_id=random_id())
 
-    def _take_more(self, request: TaskRequest, line: str) -> str:
+    def _take_more(self, request: TaskRequest, task_id: str, summary: str) -> str:
         """Under load, evaluate what is due and parked instead of waiting for its messages."""
         clock, taken = self._keeper.clock, Tally()
         ends = clock() + TAKE_FOR
@@ -217,14 +229,14 @@ class Evaluator:
                     self._kind.name,
                     self._kind.options.batch_size,
                     nonce=random_id(),
-                    task_id=str(request.id),
+                    task_id=task_id,
                 )
             except IndexUnavailable:
                 break  # what this message was about is done
             if not claims:
                 break
             taken.update(self._evaluate_batch(request, claims, claimed_at))
-        return f"{line}; taken as well, {taken}" if taken else line
+        return f"{summary}; taken as well, {taken}" if taken else summary
 
     # -- what both do
 
@@ -232,7 +244,7 @@ class Evaluator:
         self, pairs: list[tuple[str, str]], task_id: str, resent_at: int | None
     ) -> tuple[list[Claim | Refusal], float]:
         """The index's replies, and a time by this process's clock from which their leases last at least."""
-        nonce = random_id()  # tells this claim, said again, from a second message of the same task id
+        nonce = random_id()  # tells this claim, made again, from a second message of the same task id
         for attempt in range(1, CLAIM_ATTEMPTS + 1):
             claimed_at = self._keeper.clock()
             try:
@@ -255,7 +267,7 @@ class Evaluator:
             ref=EntityRef(self._kind.name, claim.id),
             load=self._entity_class.from_id,
             failures=claim.failures,
-            looks=claim.looks,
+            rounds=claim.looks,
             deadline=datetime.fromtimestamp(claim.deadline / 1000, UTC),
             lateness=claim.lateness / 1000,
             fencing_token=int(claim.lease),
@@ -263,16 +275,22 @@ class Evaluator:
             engine=self._engine,
             task=request,
         )
-        who = Speaker(self._index, self._kind.name, lease.run)
-        before = speaker.set(who)
-        try:
-            return evaluate(evaluation, self._kind.options, retry_after=_celery_retry_after)
-        finally:
-            who.ended = True
-            speaker.reset(before)
+        # In a context of its own: nothing of it reaches the next entity, or what Celery does afterwards.
+        return copy_context().run(self._evaluate_here, evaluation, lease.run)
+
+    def _evaluate_here(self, evaluation: Evaluation, run: Run) -> Outcome:
+        with calling(self._index, self._kind.name, run):
+            return evaluate(
+                evaluation,
+                self._kind.options,
+                self._engine.hooks,
+                retry_after=partial(_celery_retry_after, now=self._parts.now),
+                clock=self._parts.clock,
+                random=self._parts.random,
+            )
 
     def _finish(self, reports: list[Report], held: Callable[[], bool]) -> list[Finished]:
-        """Tell the index, again and again while the lease lasts: the actions have been executed."""
+        """Report to the index, again and again while the lease lasts: the actions have been executed."""
         while True:
             try:
                 try:
@@ -285,7 +303,7 @@ class Evaluator:
                 pass  # it struck after the actions; a report is safe to repeat
 
     def _log(self, id: str, outcome: Outcome) -> None:
-        """Celery's own lines name the task only, and a retry's shows no traceback."""
+        """Of an entity in a batch: Celery's own lines name the task only."""
         level = logging.INFO
         if outcome.error is not None:
             level = logging.ERROR if outcome.quarantined else logging.WARNING
@@ -298,36 +316,48 @@ class Evaluator:
         with suppress(IndexUnavailable, SoftTimeLimitExceeded):
             self._publisher.dispatch(self._kind, wakeups)
 
-    @staticmethod
-    def _tell(entity: str, outcome: Outcome, finished: Finished) -> str:
-        """Tell Celery; and the log, since Celery's own lines name no entity and show no error of a retry."""
-        line, error = str(outcome), outcome.error
-        if finished.result is Finish.FENCED:
-            line += "; dropped, since its lease was lost"
-            logger.warning("%s: %s", entity, line, exc_info=error)
-            return line
-        if error is None:
-            logger.info("%s: %s", entity, line)
-            return line
-        if outcome.quarantined:
-            logger.error("%s: %s", entity, line)  # Celery shows the traceback
-            if isinstance(error, TO_CELERY):
-                raise GoalStateError(error_text(error)) from error
-            raise error
-        if finished.deadline is None:  # a failure has a next look, unless the entity is gone
-            line += "; dropped, since the entity was deleted"
-            logger.warning("%s: %s", entity, line, exc_info=error)
-            return line
-        logger.warning("%s: %s", entity, line, exc_info=error)
-        when = datetime.fromtimestamp(finished.deadline / 1000, UTC)
+
+def _ended(entity: str, outcome: Outcome, finished: Finished) -> Ended:
+    """What is known of one entity, and its line in the log: Celery's own shows no traceback of a retry.
+
+    Celery itself logs a success, with this summary.
+    """
+    summary, error = f"{entity}: {outcome}", outcome.error
+    if finished.result is Finish.FENCED:
+        summary += "; dropped, since its lease was lost"
+        logger.warning("%s", summary, exc_info=error)
+        return Ended(summary)
+    if error is None:
+        logger.debug("%s", summary)
+        return Ended(summary)
+    if outcome.quarantined:
+        logger.error("%s", summary)  # Celery shows the traceback
+        return Ended(summary, error)
+    if finished.deadline is None:  # a failure is tried again, unless the entity is gone
+        summary += "; dropped, since the entity was deleted"
+        logger.warning("%s", summary, exc_info=error)
+        return Ended(summary)
+    logger.warning("%s", summary, exc_info=error)
+    return Ended(summary, error, retry_at=datetime.fromtimestamp(finished.deadline / 1000, UTC))
+
+
+def _result(ended: Ended) -> str:
+    """What Celery's task returns or raises."""
+    error = ended.error
+    if error is None:
+        return ended.summary
+    if ended.retry_at is not None:
         # It crosses to the pool's parent process.
-        raise Retry(line, exc=get_pickleable_exception(error), when=when) from error
+        raise Retry(ended.summary, exc=get_pickleable_exception(error), when=ended.retry_at) from error
+    if isinstance(error, TO_CELERY):
+        raise GoalStateError(error_text(error)) from error
+    raise error
 
 
 def report(
     run: Run, outcome: Outcome, kind: Kind, *, task_id: str, retries: int, expired_only: bool = False
 ) -> Report:
-    """What the index is told of an outcome."""
+    """What is reported to the index of an outcome."""
     if outcome.error is None:
         verdict = Verdict.DONE
     else:
@@ -339,7 +369,7 @@ def report(
         verdict=verdict,
         delay=None if outcome.delay is None else milliseconds(outcome.delay),
         failures=outcome.failures,
-        looks=outcome.looks,
+        looks=outcome.rounds,
         error="" if outcome.error is None else error_text(outcome.error),
         converged=outcome.converged,
         task_id=task_id,
@@ -383,19 +413,11 @@ def create_task(
     )
 
 
-@task_postrun.connect
-def _fall_silent(task_id: str | None = None, **_: Any) -> None:
-    """Celery's handlers of a failure or retry have run."""
-    who = speaker.get()
-    if who is not None and who.until == task_id:
-        speaker.set(None)
-
-
-def _celery_retry_after(error: Exception) -> float | None:
+def _celery_retry_after(error: Exception, now: Callable[[], datetime]) -> float | None:
     """The delay that Celery's own `Retry` asks for, as `RetryAfter` does; None for any other error."""
     if not isinstance(error, Retry) or error.when is None:
         return None
     if isinstance(error.when, datetime):
         when = error.when if error.when.tzinfo else error.when.replace(tzinfo=UTC)
-        return max(0.0, (when - datetime.now(UTC)).total_seconds())
+        return max(0.0, (when - now()).total_seconds())
     return max(0.0, float(error.when))

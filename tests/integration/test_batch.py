@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import contextvars
 import dataclasses
 import logging
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -102,7 +104,7 @@ def test_each_ends_as_if_alone(world: World, truth: Truth, host: type[Entity]) -
     script(truth)
     [result] = world.run(enqueue_all(world, host, SORTS))
     assert result.state == states.SUCCESS
-    assert result.result == "6 entities: 3 done, 1 failed, 1 quarantined, 1 look again"
+    assert result.result == "6 entities: 3 done, 1 failed, 1 quarantined, 1 again"
     world.messages()
 
     script(truth)
@@ -169,6 +171,48 @@ def test_what_is_superseded_is_left_out(world: World, truth: Truth, host: type[E
     [result] = world.run(message)
     assert result.result == "3 entities: 3 nothing to do"
     assert truth.log == [("host", "1"), ("host", "3")]
+
+
+def test_nothing_of_one_reaches_the_next_through_its_context(
+    world: World, truth: Truth, host: type[Entity]
+) -> None:
+    """A tenant that an action, or a hook, sets is not that of the next entity."""
+    tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="none")
+    seen: list[tuple[str, str]] = []
+
+    @contextlib.contextmanager
+    def of_the_entity(evaluation: Any) -> Iterator[None]:
+        seen.append((evaluation.ref.id, tenant.get()))
+        tenant.set(f"tenant of {evaluation.ref.id}")  # and nobody sets it back
+        yield
+        seen.append((evaluation.ref.id, tenant.get()))
+
+    def switch(ctx: Any, entity: Entity) -> None:
+        tenant.set(f"{tenant.get()}, switched")
+
+    world.engine.hooks.around_evaluation.append(of_the_entity)
+    truth.set("2", switch)
+    world.run(enqueue_all(world, host, "123"))
+    assert seen == [
+        *(("1", "none"), ("1", "tenant of 1")),
+        *(("2", "none"), ("2", "tenant of 2, switched")),
+        *(("3", "none"), ("3", "tenant of 3")),
+    ]
+    assert tenant.get() == "none"
+
+
+def test_a_hook_that_raises_fails_one(world: World, truth: Truth, host: type[Entity]) -> None:
+    def hook(evaluation: Any) -> Any:
+        if evaluation.ref.id == "2":
+            raise LookupError("no such tenant")
+        return contextlib.nullcontext()
+
+    world.engine.hooks.around_evaluation.append(hook)
+    [result] = world.run(enqueue_all(world, host, "123"))
+    assert result.result == "3 entities: 2 done, 1 failed"
+    described = world.engine.describe(host("2"))
+    assert described is not None
+    assert (described.error, described.failures) == ("LookupError: no such tenant", 1)
 
 
 # Nobody is held back -----------------------------------------------------------------------------
@@ -332,7 +376,7 @@ def test_outcomes_that_cannot_be_told_are_given_up_with_their_leases(
     [result] = world.run(enqueue_all(world, host, "123"))
     assert isinstance(result.result, IndexUnavailable)
     assert ["2"] in asked
-    lost = "outcomes of kind host are lost, its entities are looked at again"
+    lost = "outcomes of kind host are lost, its entities are evaluated again"
     assert lost in caplog.text  # it is waited for
     world.index.finish = finish
     truth.set("2", truth.reach)
@@ -402,7 +446,7 @@ def test_a_task_takes_what_is_due_and_parked(busy: World, truth: Truth, handle: 
     host = busy.register("host", batch_size=8)
     busy.engine.enqueue_many(host(id) for id in range(20))
     truth.set("5", says(ConnectionError("no route")))
-    assert handle() == "new: converged; taken as well, 19 entities: 18 done, 1 failed"
+    assert handle() == "host/0: new: converged; taken as well, 19 entities: 18 done, 1 failed"
     assert [truth.looks(str(id), "host") for id in range(20)] == [1] * 20
     assert ids(busy.messages()) == [["5"]], "its back-off"
 

@@ -227,7 +227,7 @@ def test_the_outcome_is_told_again_while_the_lease_lasts(
     truth.set("1", truth.reach)
     world.engine.enqueue(world.entity("1"))
     [result] = world.run()
-    assert untimed(result.result) == "old → new: reach 0 ms; converged"
+    assert untimed(result.result) == "order/1: old → new: reach 0 ms; converged"
     assert truth.looks("1") == 1
 
 

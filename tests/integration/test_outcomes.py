@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -89,7 +90,9 @@ def test_one_schedule_per_entity_and_the_earliest_deadline_wins(world: World, tr
     assert len(messages) == 3
     results = world.run(*messages)
     assert truth.looks("1") == 1
-    assert [result.result for result in results].count("nothing to do: superseded by another wake-up") == 2
+    assert [result.result for result in results].count(
+        "order/1: nothing to do: superseded by another wake-up"
+    ) == 2
 
 
 def test_replace_debounces_up_to_max_wait(world: World) -> None:
@@ -107,7 +110,7 @@ def test_success_is_one_readable_line(world: World, truth: Truth) -> None:
     truth.set("1", says("drain", None), truth.reach)
     result = evaluate(world)
     assert result.state == states.SUCCESS
-    assert untimed(result.result) == "old → new: drain 0 ms, reach 0 ms; converged"
+    assert untimed(result.result) == "order/1: old → new: drain 0 ms, reach 0 ms; converged"
     assert look(world).converged is True
 
 
@@ -204,7 +207,9 @@ def test_requeue_goes_on_and_the_earliest_wins(world: World, truth: Truth) -> No
         "1", says("first", Requeue(8)), says("second", Requeue(timedelta(seconds=5))), says("third", None)
     )
     result = evaluate(world)
-    assert untimed(result.result).startswith("old: first 0 ms, second 0 ms, third 0 ms; look again in 5 s")
+    assert untimed(result.result).startswith(
+        "order/1: old: first 0 ms, second 0 ms, third 0 ms; again in 5 s"
+    )
     assert look(world).deadline == datetime.fromtimestamp(NOW + 5, UTC)
 
 
@@ -224,18 +229,16 @@ def test_stop_skips_the_rest_without_a_failure(world: World, truth: Truth, said:
 
 def test_a_time_budget_is_an_ordinary_failure(world: World, truth: Truth) -> None:
     def hang(ctx: Any, entity: Any) -> None:
-        while ctx.remaining():
-            pass
+        world.clock.advance(5)
 
     Timed = world.register("timed")  # noqa: N806 - a class
-    Timed.get_action_list = lambda *args: ActionList([hang, says("never", None)], timeout=0.001)
+    Timed.get_action_list = lambda *args: ActionList([hang, says("never", None)], timeout=5)
     truth.set("1")
     world.engine.enqueue(Timed("1"))
     [result] = world.run()
     assert result.state == states.RETRY
     assert (
-        world.engine.list("timed")[0].error
-        == "ActionTimeout: the timeout of the action list (0.001 s) is over"
+        world.engine.list("timed")[0].error == "ActionTimeout: the timeout of the action list (5 s) is over"
     )
 
 
@@ -400,7 +403,7 @@ def test_a_message_of_a_deleted_entity_does_nothing(world: World, truth: Truth) 
     assert world.engine.delete(world.entity("1"))
     assert not world.engine.delete(world.entity("1"))
     assert [result.result for result in world.run()] == [
-        "nothing to do: the index does not know the entity (deleted?)"
+        "order/1: nothing to do: the index does not know the entity (deleted?)"
     ]
     assert not truth.log
 
@@ -415,7 +418,7 @@ def test_a_message_that_comes_twice_is_evaluated_once(world: World, truth: Truth
 def test_a_message_before_its_deadline_is_sent_again(world: World, truth: Truth) -> None:
     world.engine.enqueue(world.entity("1"), 5)
     [result] = world.run()
-    assert result.result == "nothing to do yet: sent again"
+    assert result.result == "order/1: nothing to do yet: sent again"
     assert not truth.log
     [message] = world.messages()
     assert 4 < message.delay <= 5
@@ -551,6 +554,28 @@ def test_what_an_action_leaves_behind_speaks_from_outside(world: World, truth: T
     assert look(world).deadline == datetime.fromtimestamp(NOW + 5, UTC)
 
 
+def test_what_an_evaluation_sets_in_a_context_variable_ends_with_it(world: World, truth: Truth) -> None:
+    """Celery's handlers, and the next task of the process, see what there was before."""
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody's")
+    seen: list[str] = []
+    variable.set("the worker's")
+
+    def enter(ctx: Any, entity: Any) -> None:
+        seen.append(variable.get())
+        variable.set("acme's")
+
+    def note(**_: Any) -> None:
+        seen.append(variable.get())
+
+    truth.set("1", enter, _named("note", lambda ctx, entity: note()), truth.reach)
+    signals.task_postrun.connect(note, weak=False)
+    try:
+        evaluate(world)
+    finally:
+        signals.task_postrun.disconnect(note)
+    assert seen == ["the worker's", "acme's", "the worker's"]
+
+
 def test_other_entities_are_enqueued_at_once(world: World, truth: Truth) -> None:
     def enqueue(ctx: Any, entity: Any) -> None:
         assert ctx.enqueue(world.entity("2")).sent
@@ -585,6 +610,68 @@ def test_respect_backoff_is_a_floor_for_enqueues_from_outside(world: World, trut
     assert world.engine.enqueue(patient("1")).deadline == datetime.fromtimestamp(NOW + 10, UTC)
     assert world.engine.enqueue(world.entity("1")).deadline == datetime.fromtimestamp(NOW, UTC)
     assert look(world).failures == 1, "brought forward, not reset"
+
+
+# Without Celery ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("action", "summary", "error", "retry_in"),
+    [
+        (Stop(), "order/1: old: act 0 ms; goal new not reached", type(None), None),
+        (ValueError("no"), "order/1: old: act 0 ms failed (ValueError: no); again in 10 s", ValueError, 10),
+        (
+            RetryAfter(3),
+            "order/1: old: act 0 ms failed (RetryAfter: again in 3 s); again in 3 s",
+            RetryAfter,
+            3,
+        ),
+        (
+            PermanentError("no"),
+            "order/1: old: act 0 ms failed (PermanentError: no); quarantined",
+            PermanentError,
+            None,
+        ),
+    ],
+    ids=["done", "failed", "asked to wait", "quarantined"],
+)
+def test_how_the_work_of_a_message_ended(
+    world: World, truth: Truth, action: Any, summary: str, error: type[Any], retry_in: float | None
+) -> None:
+    truth.set("1", says("act", action))
+    world.engine.enqueue(world.entity("1"))
+    [message] = world.messages()
+    request: Any = object()
+    ended = world.evaluator("order").run(
+        [tuple(pair) for pair in message.args[0]], None, task_id=message.id, retries=0, request=request
+    )
+    assert untimed(ended.summary) == summary
+    assert type(ended.error) is error
+    assert ended.retry_at == (None if retry_in is None else datetime.fromtimestamp(NOW + retry_in, UTC))
+
+
+def test_celerys_own_retry_counts_from_the_time_of_the_parts(world: World, truth: Truth) -> None:
+    parts = dataclasses.replace(world.engine.parts, now=lambda: datetime(2030, 1, 1, tzinfo=UTC))
+    truth.set("1", says("ask", Retry(when=datetime(2030, 1, 1, 0, 0, 42, tzinfo=UTC))))
+    with world.engine.opened_with(parts):
+        evaluate(world)
+    assert look(world).deadline == datetime.fromtimestamp(NOW + 42, UTC)
+
+
+def test_durations_are_by_the_clock_of_the_parts_and_chance_by_their_random(
+    make_world: Callable[..., World], truth: Truth
+) -> None:
+    world = make_world()
+    parts = dataclasses.replace(world.engine.parts, random=lambda: 0.5)
+
+    def slow(ctx: Any, entity: Any) -> None:
+        world.clock.advance(90)
+        raise OSError
+
+    truth.set("1", slow)
+    with world.engine.opened_with(parts):
+        result = evaluate(world)
+    assert "slow 90 s failed (OSError); again in 7.5 s" in str(result.result)
 
 
 # In a real worker --------------------------------------------------------------------------------
@@ -636,7 +723,7 @@ def test_a_worker_tells_celery_how_it_ended(served: tuple[Engine, type[Entity]],
         poll("converged", lambda: len(told) == 4)
         assert told[3][0] == "success"
         assert told[3][1] != first, "a new life, a new task id"
-        assert untimed(told[3][2]) == "old → new: reach 0 ms; converged"
+        assert untimed(told[3][2]) == "order/1: old → new: reach 0 ms; converged"
     finally:
         signals.task_retry.disconnect(on_retry)
         signals.task_failure.disconnect(on_failure)
@@ -754,20 +841,23 @@ def test_the_log_names_the_entity_and_shows_the_error(
     assert action.filename == "test_outcomes.py"
     assert (action.kind, action.id, action.action) == ("order", "50%d", "ship")
     assert untimed(failure.getMessage()).startswith(
-        "order/50%d: old: ship 0 ms failed (KeyError: 'address'); look"
+        "order/50%d: old: ship 0 ms failed (KeyError: 'address'); again in"
     )
     assert failure.levelno == logging.WARNING
     assert 'raise KeyError("address")' in caplog.text
 
-    world.messages()
-    caplog.clear()
-    truth.set("1", truth.reach)
-    evaluate(world)
-    [success] = [record for record in caplog.records if record.name.startswith("celery_goalstate")]
-    assert (success.levelno, untimed(success.getMessage())) == (
-        logging.INFO,
-        "order/1: old → new: reach 0 ms; converged",
-    )
+
+def test_a_success_is_one_line_at_info_which_is_celerys_own(
+    served: tuple[Engine, type[Entity]], truth: Truth, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, entity = served
+    caplog.set_level(logging.INFO)
+    truth.set("7", truth.reach)
+    engine.enqueue(entity("7"))
+    poll("converged", lambda: "converged" in caplog.text)
+    [line] = [record for record in caplog.records if "order/7" in record.getMessage()]
+    assert line.name == "celery.app.trace"
+    assert untimed(line.getMessage()).endswith("'order/7: old → new: reach 0 ms; converged'")
 
 
 def test_a_percent_sign_in_a_log_text_without_arguments(

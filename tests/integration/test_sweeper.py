@@ -90,7 +90,7 @@ def test_nothing_is_sent_while_paused_and_all_of_it_after(world: World, truth: T
     world.engine.stop()
     assert world.engine.paused("order")
     [result] = world.run()
-    assert result.result == "nothing to do: the kind is paused"
+    assert result.result == "order/2: nothing to do: the kind is paused"
     world.engine.enqueue(world.entity("3"))
     world.clock.advance(1000)
     sweeper = world.sweeper()

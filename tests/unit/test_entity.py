@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import enum
 import functools
+import inspect
 import logging
 import math
+import unittest.mock
+import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,6 +23,7 @@ from celery_goalstate.actions import (
     action_logger,
     as_action_list,
 )
+from celery_goalstate.engine import Engine as RealEngine
 from celery_goalstate.entity import Entity, EntityRef, can_resync
 from celery_goalstate.exceptions import ActionTimeout, ImproperlyConfigured, LeaseLost
 
@@ -91,6 +95,7 @@ class Colour(enum.StrEnum):
         ("x" * 512, "x" * 512),
         ("é" * 256, "é" * 256),
         (Colour.RED, "red"),
+        (uuid.UUID("{12345678-1234-5678-1234-56789ABCDEF0}"), "12345678-1234-5678-1234-56789abcdef0"),
     ],
 )
 def test_ids_that_are_accepted(given: Any, id_: str) -> None:
@@ -290,6 +295,104 @@ def test_what_is_no_action_is_refused_by_name(value: Any, says: str) -> None:
         as_action_list(value, Order("42"))
 
 
+class Pallet:
+    """What is called with (ctx, entity) in many ways."""
+
+    def __call__(self, ctx: Context, entity: Order) -> None: ...
+
+    def move(self, ctx: Context, entity: Order) -> None: ...
+
+    @classmethod
+    def stack(cls, ctx: Context, entity: Order) -> None: ...
+
+    @staticmethod
+    def wrap(ctx: Context, entity: Order, *, tape: int = 1) -> None: ...
+
+
+def gives_one_more(function: Any) -> Any:
+    """A decorator whose wrapper takes other arguments than what it wraps."""
+
+    @functools.wraps(function)
+    def wrapper(ctx: Context, entity: Order) -> None:
+        function(ctx, entity, "more")
+
+    return wrapper
+
+
+@gives_one_more
+def with_more(ctx: Context, entity: Order, more: str) -> None: ...
+
+
+def any_arguments(*args: Any, **kwargs: Any) -> None: ...
+
+
+def three(ctx: Context, entity: Order, third: int) -> None: ...
+
+
+def keyword_only(ctx: Context, *, entity: Order) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        Pallet(),
+        Pallet().move,
+        Pallet.stack,
+        Pallet.wrap,
+        with_more,
+        any_arguments,
+        functools.partial(three, third=3),
+        lambda ctx, entity=None: None,
+        print,
+        max,  # a builtin without a signature
+        unittest.mock.Mock(),
+    ],
+)
+def test_what_can_be_called_with_a_context_and_an_entity(function: Any) -> None:
+    assert Action("pack", function).execute is function
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda: None,
+        lambda ctx: None,
+        three,
+        keyword_only,
+        functools.partial(reserve, None),
+        Pallet.move,
+        gives_one_more,
+    ],
+)
+def test_what_cannot_is_refused_when_the_action_is_built(function: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"action pack executes .*, which cannot be called with \(ctx, entity\)"
+    ):
+        Action("pack", function)
+
+
+def test_a_method_that_takes_more_than_a_context_is_refused() -> None:
+    class Parcel(Entity):
+        def pack(self, ctx: Context, box: str) -> None: ...
+
+        def wrap(self) -> None: ...
+
+    for name in ("pack", "wrap"):
+        with pytest.raises(TypeError, match=rf"action {name} executes .*cannot be called with \(ctx\)"):
+            as_action_list([name], Parcel("1"))
+
+
+def test_the_same_function_is_one_thing_bound_and_another_unbound() -> None:
+    """`Pallet.weigh` is called with two arguments of its own, `pallet.weigh` would need one less."""
+
+    class Pallet:
+        def weigh(self, ctx: Context) -> None: ...
+
+    Action("weigh", Pallet.weigh)
+    with pytest.raises(TypeError, match="cannot be called"):
+        Action("weigh", Pallet().weigh)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [
@@ -322,13 +425,8 @@ class Engine:
     def __init__(self) -> None:
         self.calls: list[Any] = []
 
-    def enqueue(self, entity: Any, deadline: Any = None, **options: Any) -> str:
-        self.calls.append(("enqueue", entity, deadline, options))
-        return "enqueued"
-
-    def delete(self, entity: Any) -> bool:
-        self.calls.append(("delete", entity))
-        return True
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **options: self.calls.append((name, args, options)) or name
 
 
 def context(now: float = 0.0, held: bool = True, *budgets: Budget) -> Context:
@@ -343,20 +441,37 @@ def context(now: float = 0.0, held: bool = True, *budgets: Budget) -> Context:
         fencing_token=7,
         task=None,
         log=action_logger(EntityRef("order", "42"), "ship"),
-        _budgets=budgets,
-        _clock=lambda: now,
-        _held=lambda: held,
+        budgets=budgets,
+        clock=lambda: now,
+        held=lambda: held,
     )
 
 
-def test_an_action_may_schedule_and_delete_any_entity() -> None:
+#: What an action may ask the engine for.
+OF_THE_ENGINE = ["enqueue", "enqueue_many", "delete", "delete_many", "is_scheduled"]
+
+
+@pytest.mark.parametrize("name", OF_THE_ENGINE)
+def test_an_action_may_ask_the_engine(name: str) -> None:
+    """With all its arguments: each is handed on, under its name."""
+    ctx, method = context(), getattr(RealEngine, name)
+    assert inspect.signature(getattr(Context, name)) == inspect.signature(method)
+    _, _, *parameters = inspect.signature(method).parameters.values()
+    given = {each.name: object() for each in parameters}
+    assert getattr(ctx, name)("entity", **given) == name
+    [(called, args, options)] = ctx.engine.calls
+    positional = [given[each.name] for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
+    assert (called, args) == (name, ("entity", *positional))
+    assert options == {each.name: given[each.name] for each in parameters if each.kind is each.KEYWORD_ONLY}
+
+
+@pytest.mark.parametrize("name", ["cache", "state", "_clock"])
+def test_a_value_set_on_the_context_is_an_error_that_says_where_it_belongs(name: str) -> None:
     ctx = context()
-    assert ctx.enqueue(Order("43"), 30, replace=True) == "enqueued"
-    assert ctx.delete(EntityRef("host", "1")) is True
-    assert ctx.engine.calls == [
-        ("enqueue", Order("43"), 30, {"replace": True}),
-        ("delete", EntityRef("host", "1")),
-    ]
+    with pytest.raises(
+        AttributeError, match=rf"ctx\.{name} cannot be set.* on the entity: entity\.{name} = "
+    ):
+        setattr(ctx, name, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
+import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -31,6 +33,8 @@ from celery_goalstate.exceptions import (
     RetryAfter,
     WorkerLost,
 )
+from celery_goalstate.hooks import Hooks
+from celery_goalstate.rules import ANY, Rules
 from celery_goalstate.settings import KindOptions
 
 OPTIONS = KindOptions(failure_retry_delay=10, max_retry_delay=3600, jitter=False)
@@ -71,6 +75,7 @@ class World:
         self.held = True
         self.errors: dict[str, list[BaseException | None]] = {}
         self.ran: list[str] = []
+        self.hooks = Hooks()
         self.engine = object()
 
     def read(self, name: str, value: Any) -> Any:
@@ -87,13 +92,13 @@ class World:
         return host
 
     def evaluate(
-        self, options: KindOptions = OPTIONS, *, failures: int = 0, looks: int = 0, **more: Any
+        self, options: KindOptions = OPTIONS, *, failures: int = 0, rounds: int = 0, **more: Any
     ) -> Outcome:
         evaluation = Evaluation(
             ref=EntityRef("host", "web-1"),
             load=self.load,
             failures=failures,
-            looks=looks,
+            rounds=rounds,
             deadline=datetime(2026, 1, 1, tzinfo=UTC),
             lateness=0.25,
             fencing_token=17,
@@ -101,7 +106,7 @@ class World:
             engine=self.engine,
             task="the request",
         )
-        return evaluate(evaluation, options, clock=lambda: self.now, random=lambda: 0.0, **more)
+        return evaluate(evaluation, options, self.hooks, clock=lambda: self.now, random=lambda: 0.0, **more)
 
     def action(
         self,
@@ -138,10 +143,10 @@ def world() -> World:
 def test_actions_run_in_order_until_the_goal_is_reached(world: World) -> None:
     world.action("drain", leads_to=State.DRAINED, takes=0.012)
     world.action("power_off", leads_to=State.DOWN, takes=2.5)
-    assert world.evaluate(failures=3, looks=4) == Outcome(
+    assert world.evaluate(failures=3, rounds=4) == Outcome(
         delay=None,
         failures=0,
-        looks=0,
+        rounds=0,
         converged=True,
         state=State.UP,
         final_state=State.DOWN,
@@ -162,16 +167,16 @@ def test_functions_and_method_names_are_actions(world: World) -> None:
     assert world.ran == ["web-1"]
 
 
-def test_an_action_is_told_what_is_known(world: World) -> None:
-    told: list[Context] = []
-    world.actions = [Action("look", lambda ctx, host: told.append(ctx))]
+def test_an_action_gets_what_is_known(world: World) -> None:
+    contexts: list[Context] = []
+    world.actions = [Action("note", lambda ctx, host: contexts.append(ctx))]
     world.evaluate(failures=2)
-    (ctx,) = told
+    (ctx,) = contexts
     assert ctx.engine is world.engine
     assert (ctx.entity, ctx.state, ctx.goal_state) == (Host("web-1"), State.UP, State.DOWN)
     assert (ctx.failures, ctx.lateness, ctx.fencing_token, ctx.task) == (2, 0.25, 17, "the request")
     assert ctx.deadline == datetime(2026, 1, 1, tzinfo=UTC)
-    assert ctx.log.extra == {"kind": "host", "id": "web-1", "action": "look"}
+    assert ctx.log.extra == {"kind": "host", "id": "web-1", "action": "note"}
     assert ctx.remaining() is None
 
 
@@ -208,23 +213,61 @@ def test_at_its_goal_with_nothing_to_do_it_is_idle() -> None:
 
 def test_an_unchanged_state_is_left_to_whoever_knows_more(world: World) -> None:
     world.action("order_part")
-    outcome = world.evaluate(looks=3)
-    assert (outcome.delay, outcome.converged, outcome.looks) == (None, False, 0)
+    outcome = world.evaluate(rounds=3)
+    assert (outcome.delay, outcome.converged, outcome.rounds) == (None, False, 0)
 
 
-def test_a_changed_state_that_is_not_the_goal_is_looked_at_at_once(world: World) -> None:
+def test_a_changed_state_that_is_not_the_goal_is_evaluated_again_at_once(world: World) -> None:
     world.action("drain", leads_to=State.DRAINED)
     outcome = world.evaluate(failures=5)
-    assert (outcome.delay, outcome.converged, outcome.looks, outcome.failures) == (0.0, False, 1, 0)
+    assert (outcome.delay, outcome.converged, outcome.rounds, outcome.failures) == (0.0, False, 1, 0)
+
+
+def test_an_entity_may_decide_itself_whether_its_goal_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with numbers that need not be the same, or a goal that says nothing of some fields."""
+    monkeypatch.setattr(Host, "is_converged", lambda self, state, goal_state: state >= goal_state)
+    world = World(state=2, goal=3)
+    world.action("scale", leads_to=5)
+    assert world.evaluate().converged
+    world.action("scale_down", leads_to=1)
+    outcome = world.evaluate()
+    assert (outcome.converged, outcome.delay) == (False, 0.0)
+
+
+def test_after_an_empty_list_nothing_is_read_again() -> None:
+    for state, converged in [(State.DOWN, True), (State.UP, False)]:
+        world = World(state=state)
+        for step in ("from_id", "get_state", "get_goal_state"):
+            world.errors[step] = [None, AssertionError("read once more")]
+        outcome = world.evaluate()
+        assert (outcome.error, outcome.converged, outcome.delay) == (None, converged, None)
+        assert (outcome.state, outcome.final_state, outcome.goal_state) == (state, state, State.DOWN)
+
+
+def test_a_state_that_no_rule_covers_is_logged_with_the_entity(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.actions = Rules({State.UP: {}}).actions(State.UP, State.DOWN)
+    outcome = world.evaluate()
+    assert (outcome.converged, outcome.delay) == (False, None)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage() == (
+        "host/web-1: no rule for state UP and goal state DOWN, so nothing is done;"
+        " add a cell to its rules, [] if that is meant"
+    )
+    world.actions = Rules({ANY: {ANY: []}}).actions(State.UP, State.DOWN)
+    world.evaluate()
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize(
-    ("looks", "delay"), [(0, 0), (8, 0), (9, 0), (10, 10), (11, 20), (12, 40), (50, 3600), (10**6, 3600)]
+    ("rounds", "delay"), [(0, 0), (8, 0), (9, 0), (10, 10), (11, 20), (12, 40), (50, 3600), (10**6, 3600)]
 )
-def test_after_ten_looks_in_a_row_the_backoff_spaces_them(world: World, looks: int, delay: float) -> None:
+def test_after_ten_looks_in_a_row_the_backoff_spaces_them(world: World, rounds: int, delay: float) -> None:
     world.action("drain", leads_to=State.DRAINED)
-    outcome = world.evaluate(looks=looks)
-    assert (outcome.delay, outcome.looks, outcome.failures) == (delay, looks + 1, 0)
+    outcome = world.evaluate(rounds=rounds)
+    assert (outcome.delay, outcome.rounds, outcome.failures) == (delay, rounds + 1, 0)
 
 
 def test_the_goal_may_move_while_the_actions_run(world: World) -> None:
@@ -238,7 +281,141 @@ def test_without_convergence_a_list_without_an_error_is_all(world: World) -> Non
     world.action("drain", leads_to=State.DRAINED)
     world.errors["get_state"] = [None, AssertionError("read once more")]
     outcome = world.evaluate(KindOptions(converge=False))
-    assert (outcome.error, outcome.delay, outcome.converged, outcome.looks) == (None, None, None, 0)
+    assert (outcome.error, outcome.delay, outcome.converged, outcome.rounds) == (None, None, None, 0)
+
+
+# Hooks -------------------------------------------------------------------------------------------
+
+
+def around(notes: list[str], name: str, *, raises: Exception | None = None) -> Any:
+    """A hook that notes when it is entered and left, and with which error; it may raise one as it is left."""
+
+    @contextlib.contextmanager
+    def hook(*args: Any) -> Iterator[None]:
+        notes.append(f"{name} begins")
+        try:
+            yield
+        except Exception as error:
+            notes.append(f"{name} sees {type(error).__name__}")
+            raise
+        notes.append(f"{name} ends")
+        if raises is not None:
+            raise raises
+
+    return hook
+
+
+def test_hooks_surround_an_evaluation_and_each_action(world: World) -> None:
+    world.action("drain")
+    world.action("power_off", leads_to=State.DOWN)
+    world.hooks.around_evaluation.extend([around(world.ran, "outer"), around(world.ran, "inner")])
+    world.hooks.around_action.append(around(world.ran, "span"))
+    world.hooks.states_read.append(lambda _, state, goal: world.ran.append(f"{state.name}, {goal.name}"))
+    assert world.evaluate().converged
+    assert world.ran == [
+        "outer begins",
+        "inner begins",
+        "UP, DOWN",
+        *("span begins", "drain", "span ends"),
+        *("span begins", "power_off", "span ends"),
+        "DOWN, DOWN",
+        "inner ends",
+        "outer ends",
+    ]
+
+
+def test_hooks_know_of_what_they_surround(world: World) -> None:
+    seen: list[Any] = []
+    action = world.action("power_off", leads_to=State.DOWN)
+
+    def hook(*args: Any) -> Any:
+        seen.append(args)
+        return contextlib.nullcontext()
+
+    world.hooks.around_evaluation.append(hook)
+    world.hooks.around_action.append(hook)
+    world.evaluate(failures=2)
+    [(evaluation,), (ctx, of_action)] = seen
+    assert (str(evaluation.ref), evaluation.failures, evaluation.lateness) == ("host/web-1", 2, 0.25)
+    assert (evaluation.fencing_token, evaluation.task) == (17, "the request")
+    assert evaluation.engine is world.engine
+    assert (ctx.entity, ctx.state, of_action) == (Host("web-1"), State.UP, action)
+
+
+def test_the_time_of_an_action_is_that_of_its_hooks_too(world: World) -> None:
+    @contextlib.contextmanager
+    def commits(*args: Any) -> Iterator[None]:
+        world.now += 1
+        yield
+        world.now += 2
+
+    world.action("power_off", takes=4)
+    world.hooks.around_action.append(commits)
+    assert world.evaluate().actions == (ActionRun("power_off", 7.0),)
+
+
+def test_hooks_see_the_error_that_ends_what_they_surround(world: World) -> None:
+    world.action("drain", raises=OSError())
+    world.hooks.around_evaluation.append(around(world.ran, "evaluation"))
+    world.hooks.around_action.append(around(world.ran, "action"))
+    world.evaluate()
+    assert world.ran == [
+        *("evaluation begins", "action begins", "drain"),
+        *("action sees OSError", "evaluation sees OSError"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("place", "step"), [("around_evaluation", "around_evaluation"), ("around_action", "power_off")]
+)
+def test_an_error_of_a_hook_is_a_failure_of_the_evaluation(world: World, place: str, step: str) -> None:
+    def never(*args: Any) -> Any:
+        raise KeyError("tenant")
+
+    hooks = getattr(world.hooks, place)
+    world.action("power_off", leads_to=State.DOWN)
+    for hook, began in [(never, False), (around([], "late", raises=KeyError("tenant")), True)]:
+        world.ran.clear()
+        hooks[:] = [hook]
+        outcome = world.evaluate(failures=1)
+        assert isinstance(outcome.error, KeyError)
+        assert (outcome.step, outcome.failures, outcome.delay) == (step, 2, 20.0)
+        assert world.ran == (["power_off"] if began else [])
+
+
+def test_an_error_while_the_states_are_noted_is_a_failure(world: World) -> None:
+    world.action("drain")
+    world.hooks.states_read.append(lambda *args: 1 // 0)
+    outcome = world.evaluate()
+    assert isinstance(outcome.error, ZeroDivisionError)
+    assert (outcome.step, world.ran) == ("states_read", [])
+
+
+def test_a_hook_may_translate_an_error(world: World) -> None:
+    @contextlib.contextmanager
+    def translate(ctx: Context, action: Action) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RetryAfter(7) from error
+
+    world.action("ask", raises=OSError())
+    world.hooks.around_action.append(translate)
+    outcome = world.evaluate(failures=3)
+    assert (outcome.delay, outcome.failures, outcome.step) == (7.0, 3, "ask")
+
+
+@pytest.mark.parametrize("place", ["around_evaluation", "around_action"])
+def test_a_hook_cannot_make_an_error_disappear(world: World, place: str) -> None:
+    """Or an entity would come to rest in the midst of its actions."""
+    world.action("drain", raises=OSError())
+    world.action("power_off")
+    getattr(world.hooks, place).append(lambda *args: contextlib.suppress(OSError))
+    outcome = world.evaluate()
+    assert isinstance(outcome.error, TypeError)
+    assert "suppresses errors; it may raise another one" in str(outcome.error)
+    assert world.ran == ["drain"]
+    assert outcome.delay == 10.0
 
 
 # What an action can say --------------------------------------------------------------------------
@@ -247,9 +424,9 @@ def test_without_convergence_a_list_without_an_error_is_all(world: World) -> Non
 def test_requeue_goes_on_with_the_list(world: World) -> None:
     world.action("drain", says=Requeue(30))
     world.action("log")
-    outcome = world.evaluate(failures=2, looks=2)
+    outcome = world.evaluate(failures=2, rounds=2)
     assert world.ran == ["drain", "log"]
-    assert (outcome.delay, outcome.failures, outcome.looks, outcome.converged) == (30.0, 0, 0, False)
+    assert (outcome.delay, outcome.failures, outcome.rounds, outcome.converged) == (30.0, 0, 0, False)
 
 
 @pytest.mark.parametrize(("first", "second"), [(30, 5), (5, 30), (5, timedelta(minutes=1))])
@@ -259,10 +436,10 @@ def test_the_earliest_requeue_wins(world: World, first: Any, second: Any) -> Non
     assert world.evaluate().delay == 5.0
 
 
-def test_requeue_comes_before_a_look_at_once(world: World) -> None:
+def test_requeue_comes_before_another_round(world: World) -> None:
     world.action("drain", says=Requeue(30), leads_to=State.DRAINED)
-    outcome = world.evaluate(looks=7)
-    assert (outcome.delay, outcome.looks) == (30.0, 0)
+    outcome = world.evaluate(rounds=7)
+    assert (outcome.delay, outcome.rounds) == (30.0, 0)
 
 
 def test_requeue_holds_even_when_the_goal_is_reached(world: World) -> None:
@@ -307,7 +484,7 @@ def test_stop_keeps_an_earlier_requeue(world: World) -> None:
 def test_after_stop_the_state_is_read_once_more(world: World) -> None:
     world.action("drain", says=Stop(), leads_to=State.DRAINED)
     outcome = world.evaluate()
-    assert (outcome.delay, outcome.looks, outcome.final_state) == (0.0, 1, State.DRAINED)
+    assert (outcome.delay, outcome.rounds, outcome.final_state) == (0.0, 1, State.DRAINED)
 
 
 async def coroutine() -> None: ...
@@ -341,13 +518,13 @@ def test_a_failure_skips_the_rest_and_backs_off(world: World) -> None:
     world.action("drain", leads_to=State.DRAINED)
     world.action("power_off", raises=error, takes=1.5)
     world.action("log")
-    outcome = world.evaluate(looks=3)
+    outcome = world.evaluate(rounds=3)
     assert outcome == Outcome(
         error=error,
         step="power_off",
         delay=10.0,
         failures=1,
-        looks=0,
+        rounds=0,
         converged=None,
         state=State.UP,
         final_state=State.UP,
@@ -373,7 +550,7 @@ def test_the_traceback_is_kept(world: World) -> None:
 
 
 @pytest.mark.parametrize("step", ["from_id", "get_state", "get_goal_state", "get_action_list"])
-def test_an_error_while_looking_is_a_failure(world: World, step: str) -> None:
+def test_an_error_while_reading_is_a_failure(world: World, step: str) -> None:
     world.action("drain")
     world.errors[step] = [KeyError("web-1")]
     outcome = world.evaluate(failures=1)
@@ -383,7 +560,7 @@ def test_an_error_while_looking_is_a_failure(world: World, step: str) -> None:
 
 
 @pytest.mark.parametrize("step", ["from_id", "get_state", "get_goal_state"])
-def test_an_error_in_the_second_look_is_a_failure_too(world: World, step: str) -> None:
+def test_an_error_while_reading_again_is_a_failure_too(world: World, step: str) -> None:
     world.action("power_off", leads_to=State.DOWN)
     world.errors[step] = [None, OSError("gone")]
     outcome = world.evaluate()
@@ -409,6 +586,7 @@ def test_states_that_cannot_be_compared_are_a_failure() -> None:
 
     outcome = World(state=Odd()).evaluate()
     assert isinstance(outcome.error, ArithmeticError)
+    assert outcome.step == "is_converged"
 
 
 def test_from_id_must_return_an_entity(world: World) -> None:
@@ -458,8 +636,8 @@ def test_what_means_something_to_celery_is_a_failure_here(world: World, error: E
 
 def test_retry_after_brings_its_own_delay_and_is_not_counted(world: World) -> None:
     world.action("ask", raises=RetryAfter(7.5))
-    outcome = world.evaluate(KindOptions(max_failures=3), failures=2, looks=4)
-    assert (outcome.delay, outcome.failures, outcome.looks) == (7.5, 2, 0)
+    outcome = world.evaluate(KindOptions(max_failures=3), failures=2, rounds=4)
+    assert (outcome.delay, outcome.failures, outcome.rounds) == (7.5, 2, 0)
     assert not outcome.quarantined
     assert isinstance(outcome.error, RetryAfter)
 
@@ -502,7 +680,7 @@ def test_max_failures_in_a_row_quarantine(world: World, before: int, quarantined
 
 def test_a_lost_worker_counts_like_any_failure() -> None:
     outcome = failed(WorkerLost(), 2, OPTIONS)
-    assert (outcome.failures, outcome.delay, outcome.looks) == (3, 40.0, 0)
+    assert (outcome.failures, outcome.delay, outcome.rounds) == (3, 40.0, 0)
     assert failed(WorkerLost(), 2, KindOptions(max_failures=3)).quarantined
 
 
@@ -592,17 +770,17 @@ NO_ROUTE = ConnectionError("no route")
     [
         (
             line(DRAIN, final_state=State.DRAINED, converged=False, delay=5.0),
-            "UP → DRAINED: drain 12 ms; look again in 5 s",
+            "UP → DRAINED: drain 12 ms; again in 5 s",
         ),
         (
             line(DRAIN, final_state=State.DRAINED, converged=False, delay=0.0),
-            "UP → DRAINED: drain 12 ms; look again at once",
+            "UP → DRAINED: drain 12 ms; again at once",
         ),
         (
             line(DRAIN, ("power_off", 1.5), final_state=State.DOWN, converged=True),
             "UP → DOWN: drain 12 ms, power_off 1.5 s; converged",
         ),
-        (line(DRAIN, converged=True, delay=30), "UP: drain 12 ms; converged; look again in 30 s"),
+        (line(DRAIN, converged=True, delay=30), "UP: drain 12 ms; converged; again in 30 s"),
         (line(DRAIN, converged=False), "UP: drain 12 ms; goal DOWN not reached"),
         (line(DRAIN), "UP: drain 12 ms"),
         (line(converged=True), "UP: converged"),
@@ -610,7 +788,7 @@ NO_ROUTE = ConnectionError("no route")
         (line(), "UP: no actions"),
         (
             line(FAILED_DRAIN, error=NO_ROUTE, step="drain", delay=20.0),
-            "UP: drain 12 ms failed (ConnectionError: no route); look again in 20 s",
+            "UP: drain 12 ms failed (ConnectionError: no route); again in 20 s",
         ),
         (
             line(DRAIN, FAILED_DRAIN, error=NO_ROUTE, step="drain", quarantined=True),
@@ -618,22 +796,22 @@ NO_ROUTE = ConnectionError("no route")
         ),
         (
             line(DRAIN, error=LeaseLost("gone"), step="power_off", delay=10),
-            "UP: drain 12 ms; power_off failed (LeaseLost: gone); look again in 10 s",
+            "UP: drain 12 ms; power_off failed (LeaseLost: gone); again in 10 s",
         ),
         (
             line(DRAIN, error=NO_ROUTE, step="get_state", delay=10),
-            "UP: drain 12 ms; get_state failed (ConnectionError: no route); look again in 10 s",
+            "UP: drain 12 ms; get_state failed (ConnectionError: no route); again in 10 s",
         ),
         (
             line(state=None, error=NO_ROUTE, step="from_id", delay=10),
-            "from_id failed (ConnectionError: no route); look again in 10 s",
+            "from_id failed (ConnectionError: no route); again in 10 s",
         ),
         (
             str(Outcome(error=WorkerLost("gone"), delay=20, failures=1)),
-            "failed (WorkerLost: gone); look again in 20 s",
+            "failed (WorkerLost: gone); again in 20 s",
         ),
         (line(state="up", final_state="up", converged=True), "up: converged"),
-        (line(state=(1, 2), final_state=(3,), delay=0), "(1, 2) → (3,): no actions; look again at once"),
+        (line(state=(1, 2), final_state=(3,), delay=0), "(1, 2) → (3,): no actions; again at once"),
         (line(state="a\n b", final_state="a\n b"), "a b: no actions"),
         (line(state="s" * 100, final_state="s" * 100), "s" * 59 + "…: no actions"),
     ],
@@ -657,7 +835,7 @@ def test_an_outcome_as_a_line(told: str, expected: str) -> None:
     ],
 )
 def test_spans_are_readable(seconds: float, text: str) -> None:
-    assert line(delay=seconds) == f"UP: no actions; look again in {text}"
+    assert line(delay=seconds) == f"UP: no actions; again in {text}"
 
 
 class UnprintableError(Exception):

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import enum
-import logging
+import functools
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from celery_goalstate.actions import Action, ActionList, Context
 from celery_goalstate.entity import Entity
-from celery_goalstate.rules import ANY, Rules
+from celery_goalstate.exceptions import ImproperlyConfigured
+from celery_goalstate.rules import ANY, NO_RULE, Rules, check_entity_class
 
 
 class State(enum.Enum):
@@ -91,11 +93,120 @@ def test_an_empty_cell_is_a_deliberate_nothing(caplog: pytest.LogCaptureFixture)
     assert not caplog.records
 
 
-def test_a_missing_cell_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    assert names(FLEET.actions(State.DRAINED, Goal.UP)) == []
-    (record,) = caplog.records
-    assert record.levelno == logging.WARNING
-    assert record.getMessage() == "no rule for state State.DRAINED and goal state Goal.UP: nothing is done"
+def test_a_missing_cell_is_a_nothing_that_can_be_told_from_a_deliberate_one() -> None:
+    assert FLEET.actions(State.DRAINED, Goal.UP) is NO_RULE
+    assert FLEET.actions(State.DOWN, Goal.DOWN) is not NO_RULE
+    assert names(NO_RULE) == []
+
+
+@dataclass
+class Replicas:
+    """Equal to another, and without a hash."""
+
+    ready: int
+
+
+@pytest.mark.parametrize("state", [Replicas(1), {"ready": 1}, [1], {1}, (1, [2])], ids=repr)
+def test_states_without_a_hash(state: Any) -> None:
+    assert names(Rules({ANY: {ANY: [drain]}}).actions(state, state)) == ["drain"]
+    assert Rules({"up": {"s": [drain]}}).actions(state, state) is NO_RULE
+    assert names(Rules({"up": {ANY: [drain]}}).actions(state, "up")) == ["drain"]
+    assert names(Rules({ANY: {"up": [drain]}}).actions("up", state)) == ["drain"]
+
+
+def test_a_state_without_a_hash_may_be_equal_to_one_in_the_table() -> None:
+    rules = Rules({ANY: {frozenset({1}): [drain], ANY: [power_off]}})
+    assert names(rules.actions({1}, "x")) == ["drain"]
+    assert names(rules.actions({2}, "x")) == ["power_off"]
+
+
+def test_a_state_that_is_equal_to_everything_is_not_taken_for_any() -> None:
+    class Wildcard:
+        __hash__ = None
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+    assert names(Rules({ANY: {ANY: [drain], "up": [power_off]}}).actions(Wildcard(), "x")) == ["power_off"]
+
+
+# Registering -------------------------------------------------------------------------------------
+
+
+class Host(Entity):
+    """A base class that is never registered needs no rules of its own."""
+
+    shelf = "B7"
+    undrain = functools.partialmethod(drain)
+
+    def drain(self, ctx: Context) -> None: ...
+
+    def needs_more(self, ctx: Context, more: int) -> None: ...
+
+    async def later(self, ctx: Context) -> None: ...
+
+    @classmethod
+    def all_off(cls, ctx: Context) -> None: ...
+
+    @staticmethod
+    def off(ctx: Context) -> None: ...
+
+    @property
+    def chosen(self) -> Any:
+        raise AssertionError("not read before there is an entity")
+
+
+def test_a_class_with_neither_rules_nor_a_list() -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"\.Host defines neither `rules` nor get_action_list\(\)"):
+        check_entity_class(Host)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("drian", "name 'drian': Host has no method 'drian'"),
+        ("shelf", "name 'shelf': Host has no method 'shelf'"),
+        ("needs_more", r"name 'needs_more': .* cannot be called with \(ctx\)"),
+        ("later", "name 'later': action later is a coroutine function"),
+    ],
+)
+def test_a_table_that_names_what_is_no_method(name: str, says: str) -> None:
+    class Server(Host):
+        rules = Rules({Goal.UP: {State.UP: [], State.DOWN: [power_off, name]}})
+
+    says = says.replace("Host has", r".*Server has")
+    with pytest.raises(ImproperlyConfigured, match=rf"the rules of .*Server {says}"):
+        check_entity_class(Server)
+
+
+@pytest.mark.parametrize("name", ["drain", "undrain", "all_off", "off", "chosen"])
+def test_a_table_that_names_methods(name: str) -> None:
+    class Server(Host):
+        rules = Rules({Goal.UP: {State.DOWN: [power_off, name]}})
+
+    check_entity_class(Server)
+
+
+def test_methods_that_only_an_entity_knows() -> None:
+    class Proxy(Entity):
+        rules = Rules({ANY: {ANY: "anything"}})
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    check_entity_class(Proxy)
+
+
+def test_a_list_or_a_table_of_ones_own_is_not_looked_into() -> None:
+    class Table:
+        def actions(self, state: Any, goal_state: Any) -> list[str]:
+            return []
+
+    class Listed(Entity):
+        def get_action_list(self, state: Any, goal_state: Any) -> list[str]:
+            return []
+
+    check_entity_class(type("Derived", (Listed,), {}))
+    check_entity_class(type("Tabled", (Entity,), {"rules": Table()}))
 
 
 def test_missing_names_the_cells_that_no_rule_covers() -> None:

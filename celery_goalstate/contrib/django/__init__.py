@@ -14,7 +14,8 @@ from typing import Any
 from django.db import transaction
 
 from celery_goalstate.deadlines import Deadline
-from celery_goalstate.engine import Engine, EntityLike
+from celery_goalstate.engine import Engine
+from celery_goalstate.entity import EntityLike
 from celery_goalstate.registry import current_engine
 
 __all__ = ["enqueue_on_commit"]
