@@ -47,7 +47,7 @@ from celery_goalstate.registry import (
 from celery_goalstate.settings import NAME, KindOptions, Settings
 from celery_goalstate.worker import bootsteps
 from celery_goalstate.worker.caller import calling_run
-from celery_goalstate.worker.lease import LeaseKeeper
+from celery_goalstate.worker.lease import EagerKeeper, LeaseKeeper
 from celery_goalstate.worker.parts import Parts
 from celery_goalstate.worker.public import create_public_task
 from celery_goalstate.worker.sweeper import Sweeper
@@ -490,8 +490,9 @@ class Engine:
 
     def _open(self) -> Parts:
         index = indexes.open_index(self.settings)
+        keeper = EagerKeeper if self.app.conf.task_always_eager else LeaseKeeper
         return Parts(
-            index=index, publisher=Publisher(self.app, index), keeper=LeaseKeeper(index, self.settings.lease)
+            index=index, publisher=Publisher(self.app, index), keeper=keeper(index, self.settings.lease)
         )
 
     @contextmanager

@@ -4,6 +4,9 @@ The thread dies with its process, so that no lease outlives the evaluation that 
 of `threading`: a greenlet under gevent, nothing at all in a process that never evaluates. It sleeps until a
 lease is a third of its length old; most evaluations have ended by then. It rings the alarms of batches, too:
 a thread for each takes up to a fifth of what a batch of 64 does.
+
+Where an `enqueue` evaluates by itself (`task_always_eager`) there is no thread: a lease is renewed when it is
+asked for.
 """
 
 from __future__ import annotations
@@ -15,8 +18,9 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from celery_goalstate.display import printable
 from celery_goalstate.exceptions import IndexUnavailable
@@ -58,13 +62,100 @@ class Alarm:
     call: Callable[[], None]
 
 
-class LeaseKeeper:
-    """Renews the leases of one engine that are held in this process."""
+class Keeper(Protocol):
+    """Keeps the leases of one engine that are held in this process. Times are its own, in seconds."""
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """What tells that time."""
+
+    @property
+    def length(self) -> float:
+        """Of a lease that is not renewed."""
+
+    def keep(
+        self, kind: str, run: Run, *, claimed_at: float, max_run: float
+    ) -> AbstractContextManager[Lease]:
+        """Renew a lease while the block runs, but not for longer than `max_run` seconds."""
+
+    def held(self, lease: Lease) -> bool:
+        """Whether the lease is certainly still ours."""
+
+    def alarm(self, at: float, call: Callable[[], None]) -> AbstractContextManager[None]:
+        """Call something, in a thread of its own, if the block still runs at that time."""
+
+
+class _Renewer:
+    """What renews leases, whoever says when."""
 
     def __init__(self, index: Index, lease: float, clock: Callable[[], float] = _clock) -> None:
         self._index = index
-        self._length = lease
+        self.length = lease
         self.clock = clock
+
+    def _lease(self, kind: str, run: Run, claimed_at: float, max_run: float) -> Lease:
+        return Lease(
+            kind,
+            run,
+            renew_at=claimed_at + self.length * RENEW_AT,
+            expires=claimed_at + self.length,
+            until=claimed_at + max_run,
+        )
+
+    def _renew(self, leases: list[Lease]) -> None:
+        by_kind: defaultdict[str, list[Lease]] = defaultdict(list)
+        for lease in leases:
+            if self.clock() >= lease.until:
+                logger.warning(
+                    "%s/%s runs for longer than its max_run: its lease ends",
+                    lease.kind,
+                    printable(lease.run.id),
+                )
+                lease.renew_at = float("inf")
+            else:
+                by_kind[lease.kind].append(lease)
+        for kind, due in by_kind.items():
+            asked_at = self.clock()
+            for lease in due:
+                lease.renew_at = asked_at + self.length * TRY_AGAIN_AFTER
+            try:
+                renewed = self._index.renew(kind, [lease.run for lease in due])
+            except IndexUnavailable as error:
+                logger.warning("leases could not be renewed, trying again: %s", error)
+                continue
+            for lease, still_held in zip(due, renewed, strict=True):
+                if still_held:
+                    lease.renew_at = asked_at + self.length * RENEW_AT
+                    lease.expires = asked_at + self.length
+                else:
+                    lease.lost, lease.renew_at = True, float("inf")
+
+
+class EagerKeeper(_Renewer):
+    """Renews a lease, without a thread, when somebody asks whether it is held."""
+
+    @contextmanager
+    def keep(self, kind: str, run: Run, *, claimed_at: float, max_run: float) -> Iterator[Lease]:
+        """See `Keeper`."""
+        yield self._lease(kind, run, claimed_at, max_run)
+
+    def held(self, lease: Lease) -> bool:
+        """See `Keeper`. An evaluation that stood still, in a debugger say, goes on if no other one began."""
+        if self.clock() >= lease.renew_at:
+            self._renew([lease])
+        return not lease.lost and self.clock() < lease.expires
+
+    @contextmanager
+    def alarm(self, at: float, call: Callable[[], None]) -> Iterator[None]:  # noqa: ARG002 - see below
+        """Nothing: an `enqueue` that evaluates by itself evaluates no batch."""
+        yield
+
+
+class LeaseKeeper(_Renewer):
+    """Renews leases in a thread, each when it is a third of its length old."""
+
+    def __init__(self, index: Index, lease: float, clock: Callable[[], float] = _clock) -> None:
+        super().__init__(index, lease, clock)
         self._start_afresh()
 
     def _start_afresh(self) -> None:
@@ -77,14 +168,8 @@ class LeaseKeeper:
 
     @contextmanager
     def keep(self, kind: str, run: Run, *, claimed_at: float, max_run: float) -> Iterator[Lease]:
-        """Renew a lease while the block runs, but not for longer than `max_run` seconds."""
-        lease = Lease(
-            kind,
-            run,
-            renew_at=claimed_at + self._length * RENEW_AT,
-            expires=claimed_at + self._length,
-            until=claimed_at + max_run,
-        )
+        """See `Keeper`."""
+        lease = self._lease(kind, run, claimed_at, max_run)
         self._start()
         with self._changed:
             self._leases.add(lease)
@@ -97,7 +182,7 @@ class LeaseKeeper:
 
     @contextmanager
     def alarm(self, at: float, call: Callable[[], None]) -> Iterator[None]:
-        """Call something, in a thread of its own, if the block still runs at that time."""
+        """See `Keeper`."""
         alarm = Alarm(at, call)
         self._start()
         with self._changed:
@@ -109,13 +194,8 @@ class LeaseKeeper:
             with self._changed:
                 self._alarms.discard(alarm)
 
-    @property
-    def length(self) -> float:
-        """Of a lease, in seconds."""
-        return self._length
-
     def held(self, lease: Lease) -> bool:
-        """Whether the lease is certainly still ours, by this process's clock alone."""
+        """See `Keeper`. By this process's clock alone: the answer comes at once."""
         return not lease.lost and self.clock() < lease.expires
 
     def _start(self) -> None:
@@ -145,7 +225,7 @@ class LeaseKeeper:
                 ringing = {alarm for alarm in self._alarms if alarm.at <= now}
                 self._alarms -= ringing
             try:
-                for alarm in ringing:  # nobody's lease is to wait for what it does
+                for alarm in ringing:  # no lease is to wait for what it does
                     threading.Thread(target=alarm.call, daemon=True).start()
             except RuntimeError:
                 logger.exception("no thread can be started: batches wait for their slow entities")
@@ -153,31 +233,3 @@ class LeaseKeeper:
                 self._renew(due)
             except Exception:  # the thread must go on for the other leases
                 logger.exception("leases could not be renewed")
-
-    def _renew(self, leases: list[Lease]) -> None:
-        by_kind: defaultdict[str, list[Lease]] = defaultdict(list)
-        for lease in leases:
-            if self.clock() >= lease.until:
-                logger.warning(
-                    "%s/%s runs for longer than its max_run: its lease ends",
-                    lease.kind,
-                    printable(lease.run.id),
-                )
-                lease.renew_at = float("inf")
-            else:
-                by_kind[lease.kind].append(lease)
-        for kind, due in by_kind.items():
-            asked_at = self.clock()
-            for lease in due:
-                lease.renew_at = asked_at + self._length * TRY_AGAIN_AFTER
-            try:
-                renewed = self._index.renew(kind, [lease.run for lease in due])
-            except IndexUnavailable as error:
-                logger.warning("leases could not be renewed, trying again: %s", error)
-                continue
-            for lease, still_held in zip(due, renewed, strict=True):
-                if still_held:
-                    lease.renew_at = asked_at + self._length * RENEW_AT
-                    lease.expires = asked_at + self._length
-                else:
-                    lease.lost, lease.renew_at = True, float("inf")

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from celery_goalstate.index.base import Index
 from celery_goalstate.messages.publisher import Publisher
-from celery_goalstate.worker.lease import LeaseKeeper
+from celery_goalstate.worker.lease import Keeper
 
 
 def _now() -> datetime:
@@ -23,7 +23,7 @@ class Parts:
 
     index: Index
     publisher: Publisher
-    keeper: LeaseKeeper
+    keeper: Keeper
     clock: Callable[[], float] = time.monotonic  #: seconds, for durations
     now: Callable[[], datetime] = _now  #: this process's time, where a caller or Celery names a point in time
     random: Callable[[], float] = random.random  #: from 0 to 1

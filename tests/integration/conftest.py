@@ -19,7 +19,7 @@ from celery_goalstate import Engine, Entity
 from celery_goalstate.index.base import Index, Limits
 from celery_goalstate.index.memory import MemoryIndex
 from celery_goalstate.messages.publisher import Publisher
-from celery_goalstate.worker.lease import LeaseKeeper
+from celery_goalstate.worker.lease import EagerKeeper, LeaseKeeper
 from celery_goalstate.worker.parts import Parts
 from celery_goalstate.worker.sweeper import Sweeper
 from celery_goalstate.worker.task import Evaluator
@@ -115,7 +115,8 @@ class World:
         self.engine = Engine(app)
         self.index = MemoryIndex(Limits(**limits), clock=self.clock.milliseconds)
         settings = self.engine.settings
-        self.keeper = LeaseKeeper(self.index, settings.lease, clock=self.clock)
+        keeper = EagerKeeper if app.conf.task_always_eager else LeaseKeeper
+        self.keeper = keeper(self.index, settings.lease, clock=self.clock)
         self.engine._opened = Parts(
             index=self.index, publisher=Publisher(app, self.index), keeper=self.keeper, clock=self.clock
         )

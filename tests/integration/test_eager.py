@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from celery_goalstate import Engine, Requeue, Stop
-from celery_goalstate.exceptions import PermanentError
+from celery_goalstate.exceptions import IndexUnavailable, PermanentError
 from celery_goalstate.index.memory import MemoryIndex
 from celery_goalstate.messages.publisher import EAGER_LOOKS
 from tests.integration.conftest import MakeApp, Truth, World
@@ -93,6 +93,71 @@ def test_one_that_asks_for_another_look_at_once_for_ever(
     assert truth.looks("1") == EAGER_LOOKS
     assert world.engine.is_scheduled(world.entity("1"))
     assert f"order/1 is left alone after {EAGER_LOOKS} looks in a row" in caplog.text
+
+
+def test_no_thread_is_started(make_app: MakeApp, truth: Truth) -> None:
+    engine = Engine(make_app(task_always_eager=True, goalstate_lease=1))
+    entity = engine.register(batch_size=8)(truth.entity())
+    before = set(threading.enumerate())
+    seen: list[threading.Thread] = []
+
+    def note(ctx: Any, entity: Any) -> None:
+        seen.extend(set(threading.enumerate()) - before)
+        truth.reach(ctx, entity)
+
+    truth.set("1", note)
+    engine.enqueue_many([entity("1"), entity("2")])
+    assert truth.states["1"] == "new"
+    assert seen == []
+
+
+def slow(world: World, seconds: float) -> Callable[..., None]:
+    """An action that takes longer than a lease, as in a debugger."""
+
+    def stand_still(ctx: Any, entity: Any) -> None:
+        world.clock.advance(seconds)
+
+    return stand_still
+
+
+def test_an_evaluation_that_outlasts_its_lease_goes_on(world: World, truth: Truth) -> None:
+    truth.set("1", slow(world, 1000), _named("check", lambda ctx, entity: ctx.check()), truth.reach)
+    world.engine.enqueue(world.entity("1"))
+    described = world.engine.describe(world.entity("1"))
+    assert described is not None
+    assert (described.converged, described.failures) == (True, 0)
+
+
+def test_but_not_beyond_its_max_run_nor_beside_another_one(
+    make_world: Callable[..., World], truth: Truth, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = make_world(task_always_eager=True, goalstate_max_run=100)
+
+    def taken_over(ctx: Any, entity: Any) -> None:
+        world.clock.advance(40)
+        world.sweeper().sweep()  # another process takes this one for dead
+
+    for id, stall in [("1", slow(world, 101)), ("2", taken_over)]:
+        truth.set(id, stall, truth.reach)
+        world.engine.enqueue(world.entity(id))
+        assert truth.states[id] == "old", "no action begins without the lease"
+    assert "order/1 runs for longer than its max_run" in caplog.text
+
+
+def test_an_index_that_does_not_answer_for_a_moment(world: World, truth: Truth) -> None:
+    renew, asked = world.index.renew, []
+
+    def answers_at_last(*args: Any) -> Any:
+        asked.append(args)
+        if len(asked) == 1:
+            raise IndexUnavailable
+        return renew(*args)
+
+    world.index.renew = answers_at_last
+    truth.set("1", slow(world, 12), slow(world, 12), truth.reach)
+    world.engine.enqueue(world.entity("1"))
+    assert truth.states["1"] == "new"
+    assert len(asked) == 2, "not more often than the lease needs it"
 
 
 def _named(name: str, execute: Callable[..., Any]) -> Callable[..., Any]:
