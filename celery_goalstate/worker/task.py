@@ -381,6 +381,25 @@ def report(
     )
 
 
+#: What a base class, or `task_cls`, may set for all tasks and what would undo an outcome here, or spoil a
+#: wake-up. Given to the task itself, these win over any class. All of it is refused as an option, too.
+OWN_OPTIONS: Mapping[str, Any] = {
+    "autoretry_for": (),
+    "dont_autoretry_for": (),
+    "retry_kwargs": {},
+    "retry_backoff": False,
+    "retry_backoff_max": 600,
+    "retry_jitter": True,
+    "retry_on_worker_lost": False,
+    "max_retries": None,
+    "default_retry_delay": 180,
+    "expires": None,
+    "serializer": "json",
+    "compression": None,
+    "typing": False,
+}
+
+
 def create_task(
     app: Celery,
     name: str,
@@ -405,10 +424,9 @@ def create_task(
         evaluate_entity,
         bind=True,
         name=name,
-        serializer="json",
         Strategy=staticmethod(partial(strategy, eta_horizon=eta_horizon)),
-        typing=False,
         shared=False,  # or every other app of the process got it too, with this app's engine
+        **OWN_OPTIONS,
         **options,
     )
 
