@@ -17,6 +17,7 @@ from celery_goalstate.display import did_you_mean
 from celery_goalstate.entity import Entity, can_resync
 from celery_goalstate.exceptions import ImproperlyConfigured, UnknownKind
 from celery_goalstate.resync import RESYNC_ID, Resync, resync_class
+from celery_goalstate.rules import check_entity_class
 from celery_goalstate.settings import NAME, ROUTING_OPTIONS, KindOptions
 
 if TYPE_CHECKING:
@@ -277,6 +278,7 @@ def check_registration(cls: Any, options: dict[str, Any]) -> None:
     """Raise `TypeError` or `ImproperlyConfigured` for what cannot be registered."""
     if not (isinstance(cls, type) and issubclass(cls, Entity)) or cls is Entity:
         raise TypeError(f"{cls!r} cannot be registered; give a subclass of celery_goalstate.Entity")
+    check_entity_class(cls)
     every = KindOptions().override(**options).resync_every
     if every is not None and not can_resync(cls):
         raise ImproperlyConfigured(

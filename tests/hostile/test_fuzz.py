@@ -15,7 +15,7 @@ from celery.signals import task_postrun
 from click.testing import CliRunner
 from kombu.utils.uuid import uuid
 
-from celery_goalstate import Engine, Entity, Status, cli
+from celery_goalstate import Engine, Entity, Rules, Status, cli
 from celery_goalstate.exceptions import GoalStateError, ImproperlyConfigured
 from celery_goalstate.index.base import Claim, Report, Verdict
 from celery_goalstate.settings import REFUSED_TASK_OPTIONS, Settings
@@ -52,6 +52,8 @@ def engine(valkey: Valkey) -> Iterator[Engine]:
 
     @engine.register
     class Order(Entity):
+        rules = Rules({})
+
         @classmethod
         def iter_unconverged(cls) -> list[str]:
             return ["1", "2"]
@@ -101,6 +103,7 @@ def test_ids(
 
     class Evasive(Entity):
         kind = "evasive"
+        rules = Rules({})
         told: Any = None
 
         def get_id(self) -> Any:
@@ -192,7 +195,7 @@ def test_settings(engine: Engine, total: int, record_property: Callable[[str, ob
     tasks = set(engine.app.tasks)
 
     class Refused(Entity):
-        pass
+        rules = Rules({})
 
     def configure(options: dict[str, Any]) -> None:
         conf = {"broker_url": "redis://localhost", **{f"goalstate_{name}": v for name, v in options.items()}}

@@ -26,7 +26,7 @@ from celery.worker.control import Panel
 from click.testing import CliRunner
 from kombu.utils.uuid import uuid
 
-from celery_goalstate import Engine, Entity, cli
+from celery_goalstate import Engine, Entity, Rules, cli
 from celery_goalstate.exceptions import GoalStateError
 from celery_goalstate.settings import Settings
 from tests.servers import HOST, Process, Valkey, free_port, poll
@@ -106,7 +106,7 @@ def test_not_in_errors_nor_in_logs(caplog: pytest.LogCaptureFixture, url: str, s
 
     @engine.register
     class Order(Entity):
-        pass
+        rules = Rules({})
 
     with heard(caplog) as said:
         for call in (

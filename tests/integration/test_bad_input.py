@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from celery_goalstate import Engine, Entity, shared_entity
+from celery_goalstate import ANY, Engine, Entity, Rules, shared_entity
 from celery_goalstate.exceptions import GoalStateError, ImproperlyConfigured, UnknownKind
 from tests.integration.conftest import MakeApp, Truth, World, is_empty
 
@@ -105,6 +105,8 @@ def test_a_bad_id(world: World, id: Any) -> None:
 @pytest.mark.parametrize("id", BAD_IDS, ids=lambda id: repr(id)[:12])
 def test_a_bad_id_that_only_get_id_tells(world: World, truth: Truth, id: Any) -> None:
     class Evasive(Entity):
+        rules = Rules({})
+
         def get_id(self) -> Any:
             return id
 
@@ -210,7 +212,7 @@ def test_bad_options_of_a_kind(world: World, truth: Truth, options: dict[str, An
 
 def test_a_resync_of_what_cannot_be_resynced(world: World) -> None:
     class Mute(Entity):
-        pass
+        rules = Rules({})
 
     with pytest.raises(ImproperlyConfigured, match=r"resync_every=60 needs iter_unconverged\(\).*Mute"):
         world.engine.register(resync_every=60)(Mute)
@@ -226,6 +228,64 @@ def test_what_cannot_be_registered(world: World, what: Any) -> None:
             TypeError, match=r"cannot be registered; give a subclass of celery_goalstate\.Entity"
         ):
             register(what)
+
+
+class Base(Entity):
+    """Never registered: its subclasses say what is to be done."""
+
+    get_state = get_goal_state = lambda self: "new"
+
+    def pack(self, ctx: Any) -> None: ...
+
+    def send(self, ctx: Any, carrier: str) -> None: ...
+
+
+class Listed(Base):
+    def get_action_list(self, state: Any, goal_state: Any) -> Any: ...
+
+
+def takes_too_little(ctx: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("cls", "text"),
+    [
+        (Base, "defines neither `rules` nor get_action_list(): its entities could never be evaluated"),
+        (
+            type("Typo", (Base,), {"rules": Rules({ANY: {ANY: ["pakc"]}})}),
+            "name 'pakc': Typo has no method 'pakc'",
+        ),
+        (type("More", (Base,), {"rules": Rules({ANY: {ANY: "send"}})}), "cannot be called with (ctx)"),
+    ],
+    ids=["neither", "typo", "more"],
+)
+def test_a_class_of_which_no_entity_could_be_evaluated(world: World, cls: type[Entity], text: str) -> None:
+    for register in (world.engine.register, shared_entity):
+        with pytest.raises(ImproperlyConfigured) as caught:
+            register(cls)
+        assert text in str(caught.value)
+        assert cls.__qualname__ in str(caught.value)
+    assert world.engine.kinds == ("order",)
+    assert f"goalstate.{cls.kind}" not in world.app.tasks
+
+
+def test_a_class_that_leaves_the_rest_to_its_base(world: World) -> None:
+    for cls in (Listed, type("Ruled", (Base,), {"rules": Rules({ANY: {ANY: ["pack"]}})})):
+        assert world.engine.register(cls) is cls
+
+
+def test_an_action_that_cannot_be_called_as_one(world: World, truth: Truth) -> None:
+    with pytest.raises(
+        TypeError, match=r"Rules\[up\]\[down\]: action takes_too_little executes .* \(ctx, entity\)"
+    ):
+        Rules({"up": {"down": [takes_too_little]}})
+    truth.set("1", takes_too_little)
+    world.engine.enqueue(world.entity("1"))
+    world.run()
+    described = world.engine.describe(world.entity("1"))
+    assert described is not None
+    assert (described.status, described.failures) == ("scheduled", 1), "in a list made afresh: a failure"
+    assert "cannot be called with (ctx, entity)" in str(described.error)
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, True, None, "5"], ids=repr)

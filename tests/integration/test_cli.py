@@ -17,7 +17,7 @@ from celery import Celery
 from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
 
-from celery_goalstate import Description, Engine, Entity, EntityRef, Status, cli
+from celery_goalstate import Description, Engine, Entity, EntityRef, Rules, Status, cli
 from celery_goalstate.cli import output
 from celery_goalstate.exceptions import IndexUnavailable
 from celery_goalstate.index import open_index
@@ -41,13 +41,15 @@ def engine(valkey: Valkey) -> Iterator[Engine]:
 
     @engine.register
     class Order(Entity):
+        rules = Rules({})
+
         @classmethod
         def iter_unconverged(cls) -> list[str]:
             return ["1", "2"]
 
     @engine.register(queue="parcels")
     class Parcel(Entity):
-        pass
+        rules = Rules({})
 
     yield engine
     with valkey.client() as client:
@@ -589,7 +591,7 @@ class TestMove:
 
         @moved.register
         class Order(Entity):
-            pass
+            rules = Rules({})
 
         result = run(app, "move", "order", "--from-prefix", "gs")
         assert (result.exit_code, result.output) == (0, "order to order: 1 moved\n")
@@ -663,7 +665,7 @@ class TestWhichEngine:
 
         @other.register
         class Invoice(Entity):
-            pass
+            rules = Rules({})
 
         assert goalstate("--namespace", "billing", "enqueue", "invoice", "1").exit_code == 0
         assert "invoice" in goalstate("--namespace", "billing", "list").output
@@ -700,12 +702,12 @@ app.conf.broker_transport_options = {{"socket_connect_timeout": 2}}
 engine = Engine(app)
 """
 ENTITIES = """
-from celery_goalstate import Entity
+from celery_goalstate import Entity, Rules
 from shop import engine
 
 @engine.register
 class Order(Entity):
-    pass
+    rules = Rules({})
 """
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from celery_goalstate import Entity, Status
+from celery_goalstate import Entity, Rules, Status
 from celery_goalstate.engine import BATCH
 from celery_goalstate.exceptions import ImproperlyConfigured, PermanentError, UnknownKind
 from tests.integration.conftest import NOW, MakeApp, Truth, World, engine_of_others, is_empty
@@ -261,6 +262,8 @@ def test_resync_spreads(world: World, truth: Truth) -> None:
 
 def test_resync_takes_ints_and_many_of_them(world: World) -> None:
     class Row(Entity):
+        rules = Rules({})
+
         @classmethod
         def iter_unconverged(cls) -> Iterator[int]:
             yield from range(2 * BATCH + 1)
@@ -269,8 +272,42 @@ def test_resync_takes_ints_and_many_of_them(world: World) -> None:
     assert world.engine.resync(Row) == 2 * BATCH + 1
 
 
+def test_ids_that_are_uuids(world: World) -> None:
+    """As Django has them, with `values_list("pk")` of a model whose key is one."""
+    keys = [uuid.uuid4() for _ in range(4)]
+
+    class Asset(Entity):
+        rules = Rules({})
+
+        @classmethod
+        def iter_unconverged(cls) -> Iterator[uuid.UUID]:
+            return iter(keys)
+
+    class Row(Asset):
+        kind = "row"
+
+        def __init__(self, key: uuid.UUID) -> None:
+            self.key = key
+
+        def get_id(self) -> Any:
+            return self.key
+
+    engine = world.engine
+    for kind in (Asset, Row):
+        engine.register(kind)
+        assert engine.enqueue(kind(keys[0])).changed
+        assert not engine.enqueue(engine.ref(kind.kind, str(keys[0]))).changed
+        assert engine.enqueue_many(engine.ref(kind.kind, key) for key in keys[:2]) == 1
+        assert engine.resync(kind) == 2
+        assert {each.id for each in engine.list(kind)} == set(map(str, keys))
+        assert engine.is_scheduled(kind(keys[3]))
+        assert engine.delete_many(map(kind, keys)) == 4
+
+
 def test_resync_of_ids_that_cannot_be(world: World) -> None:
     class Row(Entity):
+        rules = Rules({})
+
         @classmethod
         def iter_unconverged(cls) -> Any:
             return ["1", None]

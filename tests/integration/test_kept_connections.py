@@ -21,7 +21,7 @@ from redis.credentials import UsernamePasswordCredentialProvider
 from redis.exceptions import ConnectionError as Unreachable
 from redis.retry import Retry
 
-from celery_goalstate import Engine, Entity
+from celery_goalstate import Engine, Entity, Rules
 from celery_goalstate.index import open_index
 from celery_goalstate.index.base import Request, Wakeup
 from celery_goalstate.index.connection import Server, server_of
@@ -305,7 +305,7 @@ def test_a_broker_that_comes_back_is_found_again(app: Celery, valkey: Valkey) ->
 
     @engine.register
     class Order(Entity):
-        pass
+        rules = Rules({})
 
     assert engine.enqueue(Order("1")).sent
     with valkey.client() as client:
@@ -396,7 +396,7 @@ def test_what_is_not_needed_any_more_is_closed(app: Celery, valkey: Valkey) -> N
 
     @engine.register
     class Order(Entity):
-        pass
+        rules = Rules({})
 
     assert engine.enqueue(Order("1")).sent
     parts = engine.parts

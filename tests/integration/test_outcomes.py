@@ -14,7 +14,7 @@ import pytest
 from celery import signals, states
 from celery.exceptions import Ignore, Reject, Retry
 
-from celery_goalstate import ActionList, Engine, Entity, Requeue, Stop
+from celery_goalstate import ANY, ActionList, Engine, Entity, Requeue, Rules, Stop
 from celery_goalstate.exceptions import GoalStateError, PermanentError, RetryAfter
 from tests.integration.conftest import NOW, MakeApp, Truth, World, untimed, worker_of
 from tests.servers import Valkey, poll
@@ -610,6 +610,44 @@ def test_respect_backoff_is_a_floor_for_enqueues_from_outside(world: World, trut
     assert world.engine.enqueue(patient("1")).deadline == datetime.fromtimestamp(NOW + 10, UTC)
     assert world.engine.enqueue(world.entity("1")).deadline == datetime.fromtimestamp(NOW, UTC)
     assert look(world).failures == 1, "brought forward, not reset"
+
+
+# States ------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Replicas:
+    """A state without a hash, as any dataclass that is not frozen."""
+
+    ready: int
+
+
+@pytest.mark.parametrize(
+    "table",
+    [{ANY: {ANY: ["scale"]}}, {ANY: {"unknown": [], ANY: ["scale"]}}, {frozenset(): {}, ANY: {ANY: "scale"}}],
+    ids=["any", "beside others", "as a goal beside others"],
+)
+def test_states_without_a_hash(world: World, table: Any) -> None:
+    replicas = {"web": 1}
+
+    class Deployment(Entity):
+        rules = Rules(table)
+
+        def get_state(self) -> Any:
+            return Replicas(replicas[self.id])
+
+        def get_goal_state(self) -> Any:
+            return Replicas(3)
+
+        def scale(self, ctx: Any) -> None:
+            replicas[self.id] = ctx.goal_state.ready
+
+    world.engine.register(Deployment)
+    world.engine.enqueue(Deployment("web"))
+    world.run()
+    described = world.engine.describe(Deployment("web"))
+    assert described is not None
+    assert (described.error, described.converged, replicas) == (None, True, {"web": 3})
 
 
 # Without Celery ----------------------------------------------------------------------------------

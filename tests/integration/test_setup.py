@@ -15,7 +15,7 @@ import pytest
 from celery import Celery
 from celery._state import _set_current_app, get_current_app
 
-from celery_goalstate import Engine, Entity, current_engine, registry, shared_entity
+from celery_goalstate import Engine, Entity, Rules, current_engine, registry, shared_entity
 from celery_goalstate.exceptions import ImproperlyConfigured, UnknownKind
 from celery_goalstate.index.memory import MemoryIndex
 from celery_goalstate.registry import engine_of
@@ -30,14 +30,15 @@ def test_register_bare_with_options_and_as_a_call(make_app: MakeApp) -> None:
 
     @engine.register
     class Bare(Entity):
-        pass
+        rules = Rules({})
 
     @engine.register(queue="hosts", soft_time_limit=30, max_failures=3)
     class WithOptions(Entity):
-        pass
+        rules = Rules({})
 
     class AsACall(Entity):
         kind = "called"
+        rules = Rules({})
 
     assert engine.register(AsACall) is AsACall
     assert engine.register(AsACall) is AsACall
@@ -225,11 +226,11 @@ def test_shared_entities_belong_to_every_engine_before_and_after(make_app: MakeA
 
     @shared_entity
     class Invoice(Entity):
-        pass
+        rules = Rules({})
 
     @shared_entity(queue="receipts", max_failures=2)
     class Receipt(Entity):
-        pass
+        rules = Rules({})
 
     after = Engine(make_app())
     unattached.init_app(make_app())
@@ -243,7 +244,7 @@ def test_shared_entities_belong_to_every_engine_before_and_after(make_app: MakeA
 def test_a_shared_entity_may_be_registered_by_the_project_too(make_app: MakeApp) -> None:
     @shared_entity
     class Invoice(Entity):
-        pass
+        rules = Rules({})
 
     engine = Engine(make_app())
     assert engine.register(Invoice) is Invoice
@@ -257,7 +258,7 @@ def test_a_shared_entity_of_a_kind_that_is_taken(make_app: MakeApp, truth: Truth
 
         @shared_entity
         class Invoice(Entity):
-            pass
+            rules = Rules({})
 
 
 def test_entities_are_autodiscovered(tmp_path: Path) -> None:
@@ -393,9 +394,9 @@ def test_another_number_of_shards_fails_the_worker_at_start(
     engine = Engine(make_app(broker=valkey.url))
     engine.enqueue(engine.register(truth.entity())("1"))
     (tmp_path / "shop.py").write_text(
-        "from celery import Celery\nfrom celery_goalstate import Engine, Entity\n"
+        "from celery import Celery\nfrom celery_goalstate import Engine, Entity, Rules\n"
         f"app = Celery('shop', broker={valkey.url!r})\napp.conf.goalstate_shards = 4\nengine = Engine(app)\n"
-        "@engine.register\nclass Order(Entity): pass\n"
+        "@engine.register\nclass Order(Entity): rules = Rules({})\n"
     )
     command = [sys.executable, "-m", "celery", "-A", "shop", "worker", "--pool", pool, "--concurrency", "1"]
     done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60)
@@ -515,11 +516,11 @@ def test_django(tmp_path: Path) -> None:
 def test_two_kinds_of_one_task_name_are_refused(make_app: MakeApp) -> None:
     """Celery would only warn, and one kind be evaluated by the other's code."""
     app = make_app()
-    dotted = type("Dotted", (Entity,), {"kind": "b.order"})
+    dotted = type("Dotted", (Entity,), {"kind": "b.order", "rules": Rules({})})
     Engine(app).register(dotted)
     other = Engine(app, namespace="b")
     with pytest.raises(ImproperlyConfigured, match=r"'order'.*'b\.order'.*goalstate\.b\.order"):
-        other.register(type("Order", (Entity,), {"kind": "order"}))
+        other.register(type("Order", (Entity,), {"kind": "order", "rules": Rules({})}))
 
 
 def test_two_engines_on_the_same_entries_are_refused(make_app: MakeApp) -> None:

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 import pytest
 from celery import Celery
 
-from celery_goalstate import Engine, Entity
+from celery_goalstate import Engine, Entity, Rules
 
 
 class Host(Entity):
     """Never at its goal."""
 
+    rules = Rules({})
     unconverged: ClassVar[list[str]] = []
 
     @classmethod

@@ -84,12 +84,12 @@ class Parcel(Entity):
 
 @shared_entity
 class Invoice(Entity):
-    pass
+    rules = Rules({})
 
 
 @shared_entity(resync_every=60)
 class Receipt(Entity):
-    pass
+    rules = Rules({})
 
 
 assert_type(engine.register(Order), type[Order])

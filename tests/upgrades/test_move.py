@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_goalstate import Description, Engine, Entity
+from celery_goalstate import Description, Engine, Entity, Rules
 from celery_goalstate.exceptions import ImproperlyConfigured
 from celery_goalstate.index import open_index
 from celery_goalstate.index.base import Claim, Report, Request, Verdict
@@ -38,6 +38,8 @@ def other_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
 
 class Thing(Entity):
     """What it is called in the code does not matter: its kind is what the index knows."""
+
+    rules = Rules({})
 
 
 def engine_on(valkey: Valkey, kind: str = "thing", **settings: Any) -> Engine:
