@@ -6,11 +6,11 @@ import builtins
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, Unpack, overload
 
 from celery import Celery
 
@@ -44,7 +44,7 @@ from celery_goalstate.registry import (
     path_of,
     task_name,
 )
-from celery_goalstate.settings import NAME, KindOptions, Settings
+from celery_goalstate.settings import NAME, KindKeywords, KindOptions, RoutingKeywords, Settings
 from celery_goalstate.worker import bootsteps
 from celery_goalstate.worker.caller import calling_run
 from celery_goalstate.worker.lease import EagerKeeper, LeaseKeeper
@@ -140,11 +140,11 @@ class Engine:
         return self._settings
 
     @overload
-    def register(self, cls: E, /, **options: Any) -> E: ...
+    def register(self, cls: E, /, **options: Unpack[KindKeywords]) -> E: ...
     @overload
-    def register(self, /, **options: Any) -> Callable[[E], E]: ...
-    def register(self, cls: E | None = None, /, **options: Any) -> E | Callable[[E], E]:
-        """Register an entity class: bare, with options, or as a call. Options as in `KindOptions`.
+    def register(self, /, **options: Unpack[KindKeywords]) -> Callable[[E], E]: ...
+    def register(self, cls: E | None = None, /, **options: Unpack[KindKeywords]) -> E | Callable[[E], E]:
+        """Register an entity class: bare, with options, or as a call. Options as in `KindKeywords`.
 
         Raises `ImproperlyConfigured` for a kind that is taken, for an option that cannot work and for a class
         that is registered with other options, `TypeError` for anything but an entity class.
@@ -159,7 +159,7 @@ class Engine:
                 self._create_task(new, its_options)
         return cls
 
-    def declare(self, kind: str, **routing: Any) -> None:
+    def declare(self, kind: str, **routing: Unpack[RoutingKeywords]) -> None:
         """Say that another code base evaluates this kind, and where its messages go: `queue`, `priority`, ...
 
         So a process without the class can enqueue, describe and delete entities of the kind.
@@ -176,7 +176,7 @@ class Engine:
                     f" the task {name}; set `kind` or the engine's namespace to another one"
                 )
 
-    def _create_task(self, cls: type[Entity], options: dict[str, Any]) -> None:
+    def _create_task(self, cls: type[Entity], options: Mapping[str, Any]) -> None:
         kind = cls.kind
         self._check_task_name(kind)
         create_task(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, TypeVar, Unpack, overload
 
 import celery.app.utils
 from celery import Celery, current_app
@@ -18,7 +18,7 @@ from celery_goalstate.entity import Entity, can_resync
 from celery_goalstate.exceptions import ImproperlyConfigured, UnknownKind
 from celery_goalstate.resync import RESYNC_ID, Resync, resync_class
 from celery_goalstate.rules import check_entity_class
-from celery_goalstate.settings import NAME, ROUTING_OPTIONS, KindOptions
+from celery_goalstate.settings import NAME, ROUTING_OPTIONS, KindKeywords, KindOptions
 
 if TYPE_CHECKING:
     from celery_goalstate.engine import Engine
@@ -28,7 +28,7 @@ E = TypeVar("E", bound=type[Entity])
 DEFAULT_NAMESPACE = "default"
 
 #: An entity class, and the options that it is registered with.
-Registration: TypeAlias = "tuple[type[Entity], dict[str, Any]]"
+Registration: TypeAlias = "tuple[type[Entity], Mapping[str, Any]]"
 
 #: What the public task is called after the namespace; no kind can have this name.
 PUBLIC_TASK = "enqueue"
@@ -64,7 +64,7 @@ class Kinds:
         self._app = app
         self._defaults = defaults
         self._registered: dict[str, Registration] = {}
-        self._declared: dict[str, dict[str, Any]] = {}
+        self._declared: dict[str, Mapping[str, Any]] = {}
         self._resolved: dict[str, Kind] = {}
         self._resolved_with: KindOptions | None = None
         self._importing = threading.Lock()
@@ -73,8 +73,8 @@ class Kinds:
     # -- what the project's modules say
 
     def register(
-        self, cls: type[Entity], options: dict[str, Any]
-    ) -> list[tuple[type[Entity], dict[str, Any]]]:
+        self, cls: type[Entity], options: Mapping[str, Any]
+    ) -> list[tuple[type[Entity], Mapping[str, Any]]]:
         """Add an entity class; what is new: it, and the class that resyncs it.
 
         Raises `ImproperlyConfigured` for a kind that is taken, or registered with other options.
@@ -106,7 +106,7 @@ class Kinds:
         """The entity classes and their options, in the order of their registration."""
         return list(self._registered.values())
 
-    def declare(self, name: str, routing: dict[str, Any]) -> None:
+    def declare(self, name: str, routing: Mapping[str, Any]) -> None:
         """Add a kind without a class. Raises `ImproperlyConfigured`."""
         _refuse_public_task(NAME("kind", name), "declare()")
         if others := sorted(routing.keys() - ROUTING_OPTIONS):
@@ -257,10 +257,10 @@ def current_engine(namespace: str | None = None) -> Engine:
 
 
 @overload
-def shared_entity(cls: E, /, **options: Any) -> E: ...
+def shared_entity(cls: E, /, **options: Unpack[KindKeywords]) -> E: ...
 @overload
-def shared_entity(**options: Any) -> Callable[[E], E]: ...
-def shared_entity(cls: E | None = None, /, **options: Any) -> E | Callable[[E], E]:
+def shared_entity(**options: Unpack[KindKeywords]) -> Callable[[E], E]: ...
+def shared_entity(cls: E | None = None, /, **options: Unpack[KindKeywords]) -> E | Callable[[E], E]:
     """Register an entity class with every engine, present and future, as `shared_task` does for tasks.
 
     For reusable apps, which do not import the project's engine.
@@ -274,7 +274,7 @@ def shared_entity(cls: E | None = None, /, **options: Any) -> E | Callable[[E], 
     return cls
 
 
-def check_registration(cls: Any, options: dict[str, Any]) -> None:
+def check_registration(cls: Any, options: Mapping[str, Any]) -> None:
     """Raise `TypeError` or `ImproperlyConfigured` for what cannot be registered."""
     if not (isinstance(cls, type) and issubclass(cls, Entity)) or cls is Entity:
         raise TypeError(f"{cls!r} cannot be registered; give a subclass of celery_goalstate.Entity")

@@ -10,12 +10,17 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from celery_goalstate.backoff import Backoff, delay_seconds
 from celery_goalstate.display import did_you_mean
 from celery_goalstate.exceptions import ImproperlyConfigured
 from celery_goalstate.index.url import EXAMPLE, checked_url, query_of, safe_url, scheme_of, with_query
+
+if TYPE_CHECKING:
+    from celery import Task
+    from kombu import Exchange, Queue
 
 # What is accepted --------------------------------------------------------------------------------
 
@@ -123,31 +128,53 @@ def _checks(cls: type) -> dict[str, _Check]:
 
 # The options of a kind ---------------------------------------------------------------------------
 
+
+class RoutingKeywords(TypedDict, total=False):
+    """The options of Celery tasks that say where a wake-up is published."""
+
+    queue: str | Queue
+    exchange: str | Exchange
+    exchange_type: str
+    routing_key: str
+    priority: int
+    delivery_mode: int | str
+
+
+class KindKeywords(RoutingKeywords, total=False):
+    """What `register` accepts: `KindOptions`, times also as a timedelta, and options of Celery tasks."""
+
+    failure_retry_delay: float | timedelta
+    max_retry_delay: float | timedelta
+    jitter: bool
+    max_failures: int | None
+    respect_backoff: bool
+    converge: bool
+    resync_every: float | timedelta | None
+    idle_ttl: float | timedelta | None
+    max_run: float | timedelta
+    batch_size: int
+
+    acks_late: bool
+    acks_on_failure: bool
+    acks_on_failure_or_timeout: bool
+    acks_on_timeout: bool
+    base: type[Task[Any, Any]]
+    ignore_result: bool
+    rate_limit: str | float | None
+    reject_on_worker_lost: bool
+    resultrepr_maxsize: int
+    send_events: bool
+    soft_time_limit: float | None
+    store_errors_even_if_ignored: bool
+    throws: tuple[type[BaseException], ...]
+    time_limit: float | None
+    track_started: bool
+    trail: bool
+
+
 #: Celery task options that say where a wake-up is published. Celery deprecates them as attributes of a task
 #: class (and warns), so they are given to each publish instead.
-ROUTING_OPTIONS = frozenset(
-    {"queue", "exchange", "exchange_type", "routing_key", "priority", "delivery_mode"}
-)
-
-#: All Celery task options that `register` accepts and passes on unchanged.
-TASK_OPTIONS = ROUTING_OPTIONS | {
-    "acks_late",
-    "acks_on_failure",
-    "acks_on_failure_or_timeout",
-    "acks_on_timeout",
-    "base",
-    "ignore_result",
-    "rate_limit",
-    "reject_on_worker_lost",
-    "resultrepr_maxsize",
-    "send_events",
-    "soft_time_limit",
-    "store_errors_even_if_ignored",
-    "throws",
-    "time_limit",
-    "track_started",
-    "trail",
-}
+ROUTING_OPTIONS = RoutingKeywords.__optional_keys__
 
 #: Celery task options that would break a kind's task, and why.
 REFUSED_TASK_OPTIONS: Mapping[str, str] = {
@@ -227,6 +254,10 @@ class KindOptions:
                     f" of Celery's task options {', '.join(sorted(TASK_OPTIONS))}"
                 )
         return dataclasses.replace(self, task_options=task_options, **own)
+
+
+#: All Celery task options that `register` accepts and passes on unchanged.
+TASK_OPTIONS = KindKeywords.__optional_keys__ - _checks(KindOptions).keys()
 
 
 # The settings of an engine -----------------------------------------------------------------------

@@ -6,8 +6,9 @@ import enum
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
+from uuid import UUID, uuid4
 
-from celery import Celery
+from celery import Celery, Task
 
 from celery_goalstate import (
     ANY,
@@ -133,9 +134,45 @@ except IndexUnavailable as error:
 
 enqueue_on_commit(order, 60, using="default", engine=engine)
 
+engine.register(
+    Order,
+    failure_retry_delay=timedelta(seconds=5),
+    resync_every=None,
+    priority=3,
+    rate_limit="10/s",
+    base=Task,
+    throws=(ValueError,),
+)
+engine.declare("invoice", queue="billing", priority=1)
+
+
+def asks(ctx: Context, order: Order) -> None:
+    """What an action may ask for, with the engine's own signatures."""
+    assert_type(ctx.engine, Engine)
+    assert_type(ctx.enqueue(order, timedelta(minutes=5), replace=True, max_wait=60), Enqueued)
+    assert_type(ctx.enqueue(engine.ref("asset", uuid4()), countdown=5), Enqueued)
+    assert_type(ctx.enqueue_many([order, Order(UUID(int=1))], spread=60), int)
+    assert_type(ctx.delete(order), bool)
+    assert_type(ctx.delete_many([order]), int)
+    assert_type(ctx.is_scheduled(order), bool)
+    ctx.enqueue(order, debounce=True)  # type: ignore[call-arg]  # must not pass
+    ctx.enqueue("order/42")  # type: ignore[arg-type]  # must not pass
+    ctx.failures = 0  # type: ignore[misc]  # must not pass
+
+
 # What must not pass the type checker; an ignore that is not needed is an error.
 engine.enqueue("order/42")  # type: ignore[arg-type]  # must not pass
 engine.enqueue(order, "in five minutes")  # type: ignore[arg-type]  # must not pass
 engine.register(int)  # type: ignore[type-var]  # must not pass
 Requeue("soon")  # type: ignore[arg-type]  # must not pass
 Action("ship", ship, timeout="5 s")  # type: ignore[arg-type]  # must not pass
+engine.register(max_failure=5)(Order)  # type: ignore[call-overload]  # must not pass
+engine.register(Order, max_failures="5")  # type: ignore[call-overload]  # must not pass
+engine.register(Order, autoretry_for=(OSError,))  # type: ignore[call-overload]  # must not pass
+engine.declare("invoice", max_failures=5)  # type: ignore[call-arg]  # must not pass
+shared_entity(Order, batch_sise=64)  # type: ignore[call-overload]  # must not pass
+
+
+@engine.register(quee="parcels")  # type: ignore[call-overload]  # must not pass
+class Misspelt(Entity):
+    rules = Rules({})

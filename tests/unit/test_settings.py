@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import ssl
 from datetime import timedelta
 from types import ModuleType
@@ -17,7 +18,9 @@ from celery_goalstate.settings import (
     REFUSED_TASK_OPTIONS,
     ROUTING_OPTIONS,
     TASK_OPTIONS,
+    KindKeywords,
     KindOptions,
+    RoutingKeywords,
     Settings,
 )
 
@@ -69,6 +72,16 @@ def test_celery_knows_every_task_option_that_is_accepted() -> None:
     known = {name for name in TASK_OPTIONS if hasattr(task, name)}
     assert TASK_OPTIONS - known <= ROUTING_OPTIONS | {"base"}  # `base` is an argument of the decorator
     assert not TASK_OPTIONS & REFUSED_TASK_OPTIONS.keys()
+
+
+def test_type_checkers_know_what_is_accepted() -> None:
+    """`register(**options: Unpack[KindKeywords])`: an editor sees a typo in a keyword, or a wrong type."""
+    of_kinds = {field.name for field in dataclasses.fields(KindOptions) if field.metadata}
+    assert KindKeywords.__optional_keys__ == of_kinds | TASK_OPTIONS
+    assert not KindKeywords.__required_keys__
+    assert RoutingKeywords.__optional_keys__ == ROUTING_OPTIONS
+    for name in of_kinds:
+        KindOptions().override(**{name: getattr(KindOptions(), name)})
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED_TASK_OPTIONS))
