@@ -251,12 +251,13 @@ def _read_and_act(
         )
     _act(evaluation, entity, action_list, hooks, progress, clock)
     if options.converge:
-        if action_list.actions:
+        acted = bool(action_list.actions)
+        if acted:
             # Loaded afresh: an entity may keep what it read, and the truth is elsewhere.
             entity = _read(evaluation, hooks, progress)
         progress.step = "is_converged"
         progress.converged = bool(entity.is_converged(progress.final_state, progress.goal_state))
-        progress.changed = bool(progress.final_state != progress.state)
+        progress.changed = acted and bool(progress.final_state != progress.state)
     progress.step = "around_evaluation"  # what is left to do
 
 

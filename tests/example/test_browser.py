@@ -119,8 +119,9 @@ def search(browser: Any, running: Running, host: str) -> list[str]:
 def test_flower_finds_every_evaluation_of_a_host(browser: Any, running: Running) -> None:
     rows = search(browser, running, "web-017")
     assert all(row.startswith("goalstate.host ") for row in rows)
-    assert any(": UP → DRAINING: drain " in row and "again in 1 s'" in row for row in rows)
-    assert any("SUCCESS 'DRAINED → DOWN: power_off " in row and "; converged'" in row for row in rows)
+    success = "SUCCESS 'host/web-017: "
+    assert any(f"{success}UP → DRAINING: drain " in row and "; again in 1 s'" in row for row in rows)
+    assert any(f"{success}DRAINED → DOWN: power_off " in row and "; converged'" in row for row in rows)
 
 
 def test_flower_shows_that_a_drain_failed_and_was_retried(browser: Any, running: Running) -> None:

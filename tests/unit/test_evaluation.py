@@ -577,6 +577,10 @@ def test_a_list_that_is_none_is_a_failure(world: World, actions: Any) -> None:
     assert outcome.step == "get_action_list"
 
 
+def test_a_state_that_differs_from_itself_is_not_evaluated_for_ever() -> None:
+    assert World(state=float("nan")).evaluate().delay is None
+
+
 def test_states_that_cannot_be_compared_are_a_failure() -> None:
     class Odd:
         def __eq__(self, other: object) -> bool:
