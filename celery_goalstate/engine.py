@@ -31,7 +31,7 @@ from celery_goalstate.entity import Entity, EntityRef, can_resync, checked_id
 from celery_goalstate.exceptions import ImproperlyConfigured, UnknownKind
 from celery_goalstate.index.base import Index, Policy, Record, Report, Request, Run, Scheduled, Verdict
 from celery_goalstate.index.base import Status as IndexStatus
-from celery_goalstate.messages.publisher import Publisher
+from celery_goalstate.messages import open_publisher
 from celery_goalstate.registry import (
     DEFAULT_NAMESPACE,
     PUBLIC_TASK,
@@ -490,7 +490,9 @@ class Engine:
     def _open(self) -> Parts:
         index = indexes.open_index(self.settings)
         return Parts(
-            index=index, publisher=Publisher(self.app, index), keeper=LeaseKeeper(index, self.settings.lease)
+            index=index,
+            publisher=open_publisher(self.app, index),
+            keeper=LeaseKeeper(index, self.settings.lease),
         )
 
     @contextmanager
