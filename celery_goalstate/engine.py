@@ -32,6 +32,7 @@ from celery_goalstate.exceptions import ImproperlyConfigured, UnknownKind
 from celery_goalstate.index.base import Index, Policy, Record, Report, Request, Run, Scheduled, Verdict
 from celery_goalstate.index.base import Status as IndexStatus
 from celery_goalstate.messages import open_publisher
+from celery_goalstate.messages.notes import note_of
 from celery_goalstate.registry import (
     DEFAULT_NAMESPACE,
     PUBLIC_TASK,
@@ -245,9 +246,11 @@ class Engine:
         """What the index replies, and whether there were messages to send, and all of them were sent."""
         index = self.parts.index
         inside = _speaker_in(index, kind.name)
+        if note := note_of(self.app, kind):
+            requests = [request._replace(note=note) for request in requests]
         scheduled = index.enqueue(kind.name, requests, policy=policy, max_wait=max_wait, inside=inside)
         wakeups = [each.wakeup for each in scheduled if each.wakeup is not None]
-        return scheduled, self.parts.publisher.dispatch(kind, wakeups) and bool(wakeups)
+        return scheduled, self.parts.publisher.dispatch(kind, wakeups, enqueued=True) and bool(wakeups)
 
     def enqueue_many(
         self,
@@ -491,7 +494,7 @@ class Engine:
         index = indexes.open_index(self.settings)
         return Parts(
             index=index,
-            publisher=open_publisher(self.app, index),
+            publisher=open_publisher(self.app, index, timeout=self.settings.broker_timeout),
             keeper=LeaseKeeper(index, self.settings.lease),
         )
 
