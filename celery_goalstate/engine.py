@@ -32,7 +32,8 @@ from celery_goalstate.exceptions import ImproperlyConfigured, UnknownKind
 from celery_goalstate.hooks import Hooks
 from celery_goalstate.index.base import Index, Policy, Record, Report, Request, Scheduled, Verdict
 from celery_goalstate.index.base import Status as IndexStatus
-from celery_goalstate.messages.publisher import Publisher
+from celery_goalstate.messages import open_publisher
+from celery_goalstate.messages.notes import note_of
 from celery_goalstate.registry import (
     DEFAULT_NAMESPACE,
     PUBLIC_TASK,
@@ -246,9 +247,11 @@ class Engine:
         """What the index replies, and whether there were messages to send, and all of them were sent."""
         index = self.parts.index
         inside = calling_run(index, kind.name)
+        if note := note_of(self.app, kind):
+            requests = [request._replace(note=note) for request in requests]
         scheduled = index.enqueue(kind.name, requests, policy=policy, max_wait=max_wait, inside=inside)
         wakeups = [each.wakeup for each in scheduled if each.wakeup is not None]
-        return scheduled, self.parts.publisher.dispatch(kind, wakeups) and bool(wakeups)
+        return scheduled, self.parts.publisher.dispatch(kind, wakeups, enqueued=True) and bool(wakeups)
 
     def enqueue_many(
         self,
@@ -492,7 +495,9 @@ class Engine:
         index = indexes.open_index(self.settings)
         keeper = EagerKeeper if self.app.conf.task_always_eager else LeaseKeeper
         return Parts(
-            index=index, publisher=Publisher(self.app, index), keeper=keeper(index, self.settings.lease)
+            index=index,
+            publisher=open_publisher(self.app, index, timeout=self.settings.broker_timeout),
+            keeper=keeper(index, self.settings.lease),
         )
 
     @contextmanager
