@@ -96,9 +96,7 @@ class Rules:
 def check_entity_class(cls: type[Entity]) -> None:
     """Raise `ImproperlyConfigured` for a class of which no entity could ever be evaluated."""
     path = f"{cls.__module__}.{cls.__qualname__}"
-    if cls.get_action_list is not Entity.get_action_list:
-        return
-    if cls.rules is None:
+    if cls.rules is None and cls.get_action_list is Entity.get_action_list:
         raise ImproperlyConfigured(
             f"{path} defines neither `rules` nor get_action_list(): its entities could never be evaluated"
         )
