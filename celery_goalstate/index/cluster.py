@@ -15,7 +15,7 @@ from typing import Any
 from redis import RedisCluster
 from redis import exceptions as errors
 
-from celery_goalstate.index.connection import FRESH, Argument, Command, server_of
+from celery_goalstate.index.connection import Argument, Command, server_of
 
 #: After looking around comes a pause of so many times what it took: each silent node costs a time-out.
 PAUSE = 4
@@ -43,7 +43,7 @@ class Cluster:
         except errors.SlotNotCoveredError:
             return None
 
-    def exchange(self, commands: Sequence[Command], *, fresh: float = FRESH) -> list[Any]:
+    def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """As `Server.exchange`, with all nodes one after the other."""
         nodes: dict[str, Any] = {}  # by name: nodes themselves have no hash in redis-py 6
         asked: defaultdict[str, list[int]] = defaultdict(list)
@@ -55,17 +55,17 @@ class Cluster:
         replies: list[Any] = [None] * len(commands)
         for name, positions in asked.items():
             sent = [commands[position] for position in positions]
-            for position, reply in zip(positions, self._exchange(nodes[name], sent, fresh), strict=True):
+            for position, reply in zip(positions, self._exchange(nodes[name], sent), strict=True):
                 replies[position] = reply
         return replies
 
-    def _exchange(self, node: Any, commands: Sequence[Command], fresh: float) -> list[Any]:
+    def _exchange(self, node: Any, commands: Sequence[Command]) -> list[Any]:
         if node is None:
             missing = errors.ClusterDownError("CLUSTERDOWN no node serves the slot")
             self.look_around()
             return [missing] * len(commands)
         client = self._client.get_redis_connection(node)  # held: with it end its connections
-        replies = server_of(client).exchange(commands, fresh=fresh)
+        replies = server_of(client).exchange(commands)
         if any(isinstance(reply, _SLOTS_MAY_HAVE_MOVED) for reply in replies):
             self.look_around(node.name)
         return [

@@ -47,7 +47,7 @@ from celery_goalstate.index.base import (
     Wakeup,
 )
 from celery_goalstate.index.cluster import REDIS_ERRORS, Cluster
-from celery_goalstate.index.connection import FRESH, Command, raise_first, server_of
+from celery_goalstate.index.connection import Command, raise_first, server_of
 
 #: Which keys, fields and statuses there are. One more with every change that older processes cannot bear.
 LAYOUT = 1
@@ -482,8 +482,7 @@ class RedisIndex:
 
     def _replies(self, commands: Sequence[Command], attempts: int = ATTEMPTS) -> list[Any]:
         """Send commands in one round trip per node. Errors are among the replies, in our own words."""
-        fresh = FRESH if attempts > 1 else 0.0
-        replies = self._servers.exchange(commands, fresh=fresh) if commands else []
+        replies = self._servers.exchange(commands) if commands else []
         for _ in range(1, attempts):
             again = [
                 n
