@@ -32,9 +32,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-SHORTEST_DELAY = 50  #: of a wake-up that arrived early and is sent again: no storm while a clock is off
-RESEND_INTERVALS = 8  #: a lost message is sent again at doubling intervals, up to so many `resend_after`
-
 
 def random_id() -> str:
     """A random UUID, as Celery's task ids are."""
@@ -68,6 +65,9 @@ class Limits:
     lease: int = 30_000  #: how long a lease lives unless it is renewed
     resend_after: int = 60_000  #: how long after its deadline a message is looked for
     window: int = 10_000  #: messages under way per shard
+    #: Of a wake-up that arrived early and is sent again: no storm while a clock is off.
+    shortest_delay: int = 50
+    resend_intervals: int = 8  #: a message is sent again at doubling intervals, up to so many `resend_after`
 
 
 class Request(NamedTuple):

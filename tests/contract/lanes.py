@@ -16,6 +16,7 @@ import redis
 from celery_goalstate.index.base import Index, Limits, Status
 from celery_goalstate.index.memory import MemoryIndex
 from celery_goalstate.index.redis import RedisIndex
+from celery_goalstate.index.transitions import NEVER
 
 KINDS = ("order", "host")
 PREFIX = "gs"
@@ -99,12 +100,14 @@ class MemoryLane:
 
     def stored(self) -> Stored:
         rows: Stored = {}
-        for kind, entries in self.index._kinds.items():
-            for id, entry in entries.entries.items():
-                values = {f.name: getattr(entry, f.name) for f in dataclasses.fields(entry)}
-                place = (values.pop("status"), values.pop("score"))
-                said = {name: _text(name, value) for name, value in values.items()}
-                rows[kind, id] = Row([place], {name: text for name, text in said.items() if text})
+        for kind, shard in self.index._kinds.items():
+            for id, entity in shard.entities.items():
+                values = {f.name: getattr(entity, f.name) for f in dataclasses.fields(entity)}
+                score = values.pop("score")
+                place = (values.pop("status"), None if score == NEVER else score)
+                assert values.pop("id") == id
+                fields = {name: _text(name, value) for name, value in values.items()}
+                rows[kind, id] = Row([place], {name: text for name, text in fields.items() if text})
         return rows
 
     def wipe(self) -> None:
@@ -174,8 +177,8 @@ class RedisLane:
                 assert kind_of_key == "hash", key
                 id = rest[2:]
                 assert self.index._shard(id) == shard, f"{key} is in the wrong shard"
-                said = {name: text for name, text in content.items() if text}
-                rows.setdefault((kind, id), Row(shard=shard)).fields.update(said)
+                fields = {name: text for name, text in content.items() if text}
+                rows.setdefault((kind, id), Row(shard=shard)).fields.update(fields)
             elif rest in set(Status):
                 assert kind_of_key == "zset", key
                 for id, score in content:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from celery_goalstate.index.base import SHORTEST_DELAY, Claim, Limits, Refusal, Refused, Run, Status, Wakeup
+from celery_goalstate.index.base import Claim, Limits, Refusal, Refused, Run, Status, Wakeup
 from tests.contract.bench import KIND, Bench
 
 LEASE = 30_000
@@ -83,7 +83,7 @@ class TestClaim:
         assert refused(bench.claim(wakeup)) is Refused.MISSING
 
     @pytest.mark.parametrize(
-        ("rest", "delay"), [(1, SHORTEST_DELAY), (49, 50), (50, 50), (51, 51), (5_000, 5_000)]
+        ("rest", "delay"), [(1, Limits().shortest_delay), (49, 50), (50, 50), (51, 51), (5_000, 5_000)]
     )
     def test_an_early_one_is_to_be_sent_again(self, bench: Bench, rest: int, delay: int) -> None:
         wakeup = bench.enqueue(delay=6_000, task_id="t1").wakeup

@@ -68,8 +68,9 @@ def test_tokens_rise_over_the_loss_of_all_data(index: RedisIndex, valkey: Any) -
 def test_no_token_is_given_twice_when_a_script_breaks_off(index: RedisIndex, valkey: Any) -> None:
     ahead = milliseconds(valkey) * 1_000 + 10**9  # of the clock: the next ones are counted, not read off it
     valkey.set("gs:{default:order:0}:token", ahead)
+    rows = [{"id": "a", "task_id": "1"}, {"id": "b", "delay": "no time", "task_id": "2"}]
     with pytest.raises(redis.ResponseError):
-        index._transition("enqueue", KIND, [("a", False, 0, "1"), ("b", False, "no time", "2")], ["earliest"])
+        index._transition("enqueue", KIND, rows, {"policy": "earliest"})
     (a,) = index.describe(KIND, ["a"])
     (c,) = index.enqueue(KIND, [Request("c", 0)])
     assert a is not None

@@ -30,7 +30,6 @@ from hypothesis.stateful import (
 )
 
 from celery_goalstate.index.base import (
-    SHORTEST_DELAY,
     Claim,
     Finish,
     Limits,
@@ -575,7 +574,7 @@ class Machine(RuleBasedStateMachine):
             pending = [entity.due for entity in self.entities.values() if entity.due is not None]
             if not pending:
                 break
-            shortest = SHORTEST_DELAY if self.channel else LIMITS.resend_after
+            shortest = LIMITS.shortest_delay if self.channel else LIMITS.resend_after
             self.clock.advance(max(shortest, min(pending) - self.clock.now))
         owed = {id: entity.owed for id, entity in self.entities.items() if entity.owed}
         assert not owed, f"enqueued and never evaluated: {owed}"

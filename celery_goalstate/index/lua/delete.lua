@@ -6,19 +6,22 @@
 -- Reply  whether it was known
 -- Reads  deleted, deadline. Writes deleted; clears deadline, since, own
 
-local function delete(entity)
+local function delete_running(entity)
   local fields = entity.fields
-  if not entity.status then
-    return false
-  end
-  if entity.status ~= RUNNING then
-    remove(entity)
-    return true
-  end
   local known = not fields.deleted or fields.deadline ~= nil
   fields.deleted, fields.deadline, fields.since, fields.own = '1', nil, nil, nil
   save(entity, RUNNING)
   return known
+end
+
+local function delete(entity)
+  if not entity.status then
+    return false
+  elseif entity.status == RUNNING then
+    return delete_running(entity)
+  end
+  remove(entity)
+  return true
 end
 
 return each(delete)

@@ -14,11 +14,14 @@ local function score(entity)
 end
 
 local function describe(entity)
-  local status, said = entity.status, {}
-  for name, value in pairs(entity.fields) do
-    said[name] = NUMBERS[name] and digits(value) or value
+  if not entity.status then
+    return false
   end
-  return status and { NAMES[status], score(entity), said } or false
+  local fields = {}
+  for name, value in pairs(entity.fields) do
+    fields[name] = NUMBERS[name] and digits(value) or value
+  end
+  return { status = NAMES[entity.status], score = score(entity), fields = fields }
 end
 
 return each(describe)
