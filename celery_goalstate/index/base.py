@@ -38,6 +38,10 @@ def random_id() -> str:
     return str(uuid.uuid4())
 
 
+#: Bytes of UTF-8 that a note may have: it is stored once for each entity that waits.
+LONGEST_NOTE = 512
+
+
 class Status(enum.StrEnum):
     """Where an entity stands in the index."""
 
@@ -46,6 +50,15 @@ class Status(enum.StrEnum):
     RUNNING = "running"  #: a worker holds the entity's lease
     IDLE = "idle"  #: evaluated; nothing is pending
     FAILED = "failed"  #: quarantined until somebody enqueues it
+
+
+def check_notes(requests: Iterable[Request]) -> None:
+    """Raise `ValueError` for a note that is too long."""
+    for request in requests:
+        if request.note and (size := len(request.note.encode())) > LONGEST_NOTE:
+            raise ValueError(
+                f"the note {request.note[:40]!r}... has {size} bytes; it may have {LONGEST_NOTE} at most"
+            )
 
 
 class Policy(enum.StrEnum):
@@ -77,6 +90,7 @@ class Request(NamedTuple):
     delay: int | None = None
     at: int | None = None  #: exactly one of the two is given
     task_id: str = ""  #: fresh, for the wake-up that this request may lead to; also tells a repeated request
+    note: str = ""  #: for later wake-ups (see `Wakeup.note`); any text, up to `LONGEST_NOTE`
 
 
 class Run(NamedTuple):
@@ -96,6 +110,9 @@ class Wakeup(NamedTuple):
     retries: int = 0  #: how many failures this Celery task id has seen; rises along a chain of retries
     resent_at: int | None = None  #: set on a wake-up that is sent once more because it may be lost
     alone: bool = False  #: not to share its message and task with other entities
+    #: What the last enqueue that changed the deadline noted, "" if nothing. Empty, too, in the reply to an
+    #: enqueue: its caller knows what it noted. Kept until nothing is pending any more; a retry keeps it.
+    note: str = ""
 
 
 class Scheduled(NamedTuple):
@@ -198,6 +215,7 @@ class Record:
     expires: int | None = None  #: when an idle record is forgotten; None: never
     floor: int | None = None  #: no enqueue brings the pending evaluation before this
     alone: bool = False  #: its worker was lost with a batch: not to be claimed with others
+    note: str = ""  #: as in `Wakeup`
 
 
 class Running(NamedTuple):
@@ -246,6 +264,9 @@ class Index(Protocol):
         inside: Run | None = None,
     ) -> list[Scheduled]:
         """Schedule entities. `max_wait` bounds a REPLACE, counted from the first pending enqueue.
+
+        A request that changes the deadline also sets the entity's note, or removes it.
+        Raises `ValueError` for a note that is longer than `LONGEST_NOTE`.
 
         `inside` names the evaluation that speaks. For that very entity the deadline is noted apart: a failure
         of the evaluation discards it (the back-off comes first), and it never lifts a quarantine.

@@ -28,6 +28,7 @@ from celery_goalstate.index.base import (
     Status,
     Survey,
     Wakeup,
+    check_notes,
 )
 
 
@@ -70,6 +71,7 @@ class MemoryIndex:
         max_wait: int | None = None,
         inside: Run | None = None,
     ) -> list[Scheduled]:
+        check_notes(requests)
         with self._lock:
             self._noted.add(kind)
             call = do.Enqueuing(*self._on(kind), policy, max_wait, inside)

@@ -46,6 +46,7 @@ from celery_goalstate.index.base import (
     Status,
     Survey,
     Wakeup,
+    check_notes,
 )
 from celery_goalstate.index.cluster import REDIS_ERRORS, Cluster
 from celery_goalstate.index.connection import Command, raise_first, server_of
@@ -79,6 +80,11 @@ FORBIDDEN = ("ACL failure in script", "The user executing the script can't")
 
 #: The keys of one shard, in the order in which the scripts know them; then come the records.
 SHARD_KEYS = ("parked", "sent", "running", "idle", "failed", "token", "paused", "claimed", "sweeper")
+
+#: Transitions that read, set or remove notes, whose keys come after those of the records.
+WITH_NOTES = frozenset(
+    ("enqueue", "claim", "finish", "delete", "describe", "promote", "resend", "adopt", "retire")
+)
 
 #: What a survey finds.
 SORTS = ("due", "suspect", "lost", "expired")
@@ -181,6 +187,7 @@ class RedisIndex:
         max_wait: int | None = None,
         inside: Run | None = None,
     ) -> list[Scheduled]:
+        check_notes(requests)
         if kind not in self._agreed:
             self._keep([kind])
             with suppress(IndexUnavailable):  # its node may be away; sweepers note it again and again
@@ -225,7 +232,9 @@ class RedisIndex:
         if kind not in self._agreed:
             self._agree([kind])
         shards = range(self._shards)
-        overdue = self._run("overdue", [self._call(kind, shard, (), {"limit": limit}) for shard in shards])
+        overdue = self._run(
+            "overdue", [self._call("overdue", kind, shard, (), {"limit": limit}) for shard in shards]
+        )
         ids = [id for found in overdue for id in found][:limit]
         header = {"nonce": nonce, "task_id": task_id}
         replies = self._transition("take", kind, _rows(ids), header)
@@ -290,7 +299,7 @@ class RedisIndex:
         asked = [shard for shard in node_of if shard not in resting]
         answered = False
         header = {"sweeper": sweeper, "hold": hold, "limit": limit}
-        calls = [self._call(*shard, (), header) for shard in asked]
+        calls = [self._call("survey", *shard, (), header) for shard in asked]
         for shard, reply in zip(asked, self._run_each("survey", calls), strict=True):
             if isinstance(reply, Exception):
                 surveys.append(Survey(*shard, error=reply))
@@ -396,16 +405,19 @@ class RedisIndex:
             self._scripts[name] = _Script(source, sha)
         return self._scripts[name]
 
-    def _call(self, kind: str, shard: int, rows: Sequence[Row], header: Row) -> _Call:
-        prefix, *keys = self._shard_keys(kind, shard)
-        keys += [prefix + row["id"].encode() for row in rows]
+    def _call(self, name: str, kind: str, shard: int, rows: Sequence[Row], header: Row) -> _Call:
+        record, note, *keys = self._shard_keys(kind, shard)
+        ids = [row["id"].encode() for row in rows]
+        keys += [record + id for id in ids]
+        if name in WITH_NOTES:
+            keys += [note + id for id in ids]
         return _Call(keys, _encode({"header": header, "rows": rows}))
 
     def _shard_keys(self, kind: str, shard: int) -> list[bytes]:
-        """What the keys of the records begin with, and the keys of the shard itself."""
+        """What the keys of records and of notes begin with, and the keys of the shard itself."""
         known = self._known_keys.get((kind, shard))
         if known is None:
-            names = [self._key(kind, shard, name).encode() for name in ("e:", *SHARD_KEYS)]
+            names = [self._key(kind, shard, name).encode() for name in ("e:", "n:", *SHARD_KEYS)]
             known = self._known_keys[kind, shard] = names
         return known
 
@@ -424,7 +436,7 @@ class RedisIndex:
         if kind not in self._agreed:
             self._agree([kind])
         if len(rows) == 1:  # by far the most frequent: nothing to be split and put together again
-            call = self._call(kind, self._shard(rows[0]["id"]), rows, header)
+            call = self._call(name, kind, self._shard(rows[0]["id"]), rows, header)
             [replies] = self._run_each(name, [call], attempts)
             return [replies] if isinstance(replies, Exception) else replies
         by_shard: defaultdict[int, list[int]] = defaultdict(list)
@@ -436,7 +448,7 @@ class RedisIndex:
             for start in range(0, len(positions), BATCH)
         ]
         calls = [
-            self._call(kind, shard, [rows[position] for position in positions], header)
+            self._call(name, kind, shard, [rows[position] for position in positions], header)
             for shard, positions in batches
         ]
         ordered: list[Any] = [None] * len(rows)
@@ -645,6 +657,7 @@ def _record(id: str, reply: Mapping[str, Any]) -> Record | None:
         expires=int(score) if status is Status.IDLE and score != math.inf else None,
         floor=_number(fields, "floor"),
         alone="alone" in fields,
+        note=reply.get("note", ""),
     )
 
 
@@ -664,4 +677,10 @@ def _as_adopted(record: Record) -> Row:
     )
     status = Status.PARKED if pending else record.status
     score = record.deadline if pending else record.since if status is Status.FAILED else record.expires
-    return {"id": record.id, "status": status, "score": "+inf" if score is None else score, "fields": fields}
+    return _given(
+        id=record.id,
+        status=status,
+        score="+inf" if score is None else score,
+        fields=fields,
+        note=record.note or None,
+    )

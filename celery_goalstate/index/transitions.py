@@ -65,6 +65,7 @@ class Entity:
     converged: bool | None = None
     finished: int | None = None
     last: str = ""  # the last report that was accepted
+    note: str = ""  # of the last enqueue that changed the deadline
 
 
 @dataclass(slots=True)
@@ -107,6 +108,13 @@ class Transition:
         entity.status = status
         entity.score = entity.score if score is None else score
         self.shard.entities[entity.id] = entity
+
+    def keep_note(self, entity: Entity, note: str) -> None:
+        """What the last enqueue that changed the deadline noted is kept while anything is pending or runs."""
+        entity.note = note
+
+    def with_note(self, entity: Entity, wakeup: Wakeup | None) -> Wakeup | None:
+        return wakeup and wakeup._replace(note=entity.note)
 
     def remove(self, entity: Entity) -> None:
         del self.shard.entities[entity.id]
@@ -202,7 +210,7 @@ class Enqueuing(Transition):
             return wanted
         return wanted if current is None else min(current, wanted)
 
-    def enqueue_running(self, entity: Entity, wanted: int) -> Scheduled:
+    def enqueue_running(self, entity: Entity, request: Request, wanted: int) -> Scheduled:
         """A deadline is only noted; `Finishing` acts on it."""
         before = earliest(entity.deadline, entity.own)
         if self.resync and (before is not None or not entity.deleted):
@@ -212,8 +220,10 @@ class Enqueuing(Transition):
         else:
             entity.deadline = self.choose(entity.deadline, wanted, entity)
             entity.since = entity.since or self.now
-        self.save(entity, Status.RUNNING)
         after = earliest(entity.deadline, entity.own)
+        if after != before:
+            self.keep_note(entity, request.note)
+        self.save(entity, Status.RUNNING)
         return Scheduled(after != before, after, None)
 
     def message_may_stay(self, entity: Entity, deadline: int) -> bool:
@@ -232,6 +242,7 @@ class Enqueuing(Transition):
             if self.is_repeated(entity, request):
                 return Scheduled(True, deadline, self.wakeup(entity))
             return Scheduled(False, deadline, None)
+        self.keep_note(entity, request.note)
         if self.message_may_stay(entity, deadline):
             repeated = self.is_repeated(entity, request)
             entity.deadline, entity.resends, entity.resent = deadline, 0, None
@@ -245,6 +256,7 @@ class Enqueuing(Transition):
         entity.failures, entity.error, entity.looks, entity.task_id = 0, "", 0, ""
         deadline = self.choose(None, wanted, entity)
         entity.since = self.now
+        self.keep_note(entity, request.note)
         return Scheduled(True, deadline, self.place(entity, deadline, request.task_id))
 
     def enqueue_failed(self, entity: Entity, request: Request, wanted: int) -> Scheduled:
@@ -257,7 +269,7 @@ class Enqueuing(Transition):
         wanted = max(self.now, asked)
         match entity.status:
             case Status.RUNNING:
-                return self.enqueue_running(entity, wanted)
+                return self.enqueue_running(entity, request, wanted)
             case Status.PARKED | Status.SENT:
                 return self.enqueue_pending(entity, request, wanted)
             case Status.FAILED:
@@ -342,7 +354,8 @@ class Claiming(Leasing):
             self.park(entity)
             return Refusal(entity.id, Refused.EARLY)
         if deadline > self.now:
-            return Refusal(entity.id, Refused.EARLY, self.wakeup(entity, self.limits.shortest_delay))
+            again = self.wakeup(entity, self.limits.shortest_delay)
+            return Refusal(entity.id, Refused.EARLY, self.with_note(entity, again))
         return self.lease(entity, self.batch)
 
 
@@ -429,6 +442,7 @@ class Finishing(Transition):
         entity.finished = self.now
 
     def rest(self, entity: Entity, report: Report) -> Finished:
+        self.keep_note(entity, "")
         self.save(entity, Status.IDLE, NEVER if report.idle_ttl is None else self.now + report.idle_ttl)
         return Finished(Finish.ACCEPTED)
 
@@ -436,12 +450,13 @@ class Finishing(Transition):
         entity.since = run.since
         if not entity.retries:
             entity.task_id = ""
-        return Finished(Finish.ACCEPTED, deadline, self.place(entity, deadline, report.fresh_task_id))
+        wakeup = self.with_note(entity, self.place(entity, deadline, report.fresh_task_id))
+        return Finished(Finish.ACCEPTED, deadline, wakeup)
 
     def finish_fenced(self, entity: Entity, report: Report) -> Finished:
         if not self.is_repeated(entity, report):
             return Finished(Finish.FENCED)
-        wakeup = self.wakeup(entity) if entity.status is Status.SENT else None
+        wakeup = self.with_note(entity, self.wakeup(entity)) if entity.status is Status.SENT else None
         return Finished(Finish.ACCEPTED, entity.deadline, wakeup)
 
     def finish_deleted(self, entity: Entity, report: Report, run: Ended) -> Finished:
@@ -468,7 +483,7 @@ class Finishing(Transition):
     def finish_failed(self, entity: Entity, report: Report, run: Ended) -> Finished:
         """What the evaluation enqueued of its own entity is dropped.
 
-        Nothing comes before the back-off but what is from outside.
+        Only what is from outside comes before the back-off.
         """
         retry = self.now + _known(report.delay)
         deadline = retry if report.respect_backoff else _known(earliest(retry, run.outside))
@@ -479,6 +494,7 @@ class Finishing(Transition):
 
     def finish_quarantined(self, entity: Entity, report: Report, run: Ended) -> Finished:
         if run.outside is None:
+            self.keep_note(entity, "")
             self.save(entity, Status.FAILED, self.now)
             return Finished(Finish.ACCEPTED)
         entity.failures, entity.error = 0, ""
@@ -509,6 +525,7 @@ class Deleting(Transition):
     def delete_running(self, entity: Entity) -> bool:
         known = not entity.deleted or entity.deadline is not None
         entity.deleted, entity.deadline, entity.since, entity.own = True, None, None, None
+        self.keep_note(entity, "")
         self.save(entity, Status.RUNNING)
         return known
 
@@ -550,6 +567,7 @@ class Describing(Transition):
             expires=score if entity.status is Status.IDLE else None,
             floor=entity.floor,
             alone=entity.alone,
+            note=entity.note,
         )
 
 
@@ -598,12 +616,14 @@ class Promoting(Transition):
 
     def promote(self, entity: Entity, task_id: str) -> Wakeup | None:
         if self.is_repeated(entity, task_id):
-            return self.wakeup(entity)
+            return self.with_note(entity, self.wakeup(entity))
         if entity.status is not Status.PARKED or self.shard.paused:
             return None
         if not self.is_near(_known(entity.deadline)):
             return None
-        return self.send(entity, task_id) if self.under_way() < self.limits.window else None
+        if self.under_way() >= self.limits.window:
+            return None
+        return self.with_note(entity, self.send(entity, task_id))
 
 
 @dataclass(slots=True)
@@ -624,14 +644,14 @@ class Resending(Transition):
         if entity.status is not Status.SENT or self.shard.paused:
             return None
         if self.is_repeated(entity, task_id):
-            return self.wakeup(entity)
+            return self.with_note(entity, self.wakeup(entity))
         if not self.is_lost(entity):
             return None
         entity.resends += 1
         entity.resent, entity.task_id, entity.retries = self.now, task_id, 0
         intervals = min(2**entity.resends, self.limits.resend_intervals)
         self.save(entity, Status.SENT, self.now + self.limits.resend_after * intervals)
-        return self.wakeup(entity)
+        return self.with_note(entity, self.wakeup(entity))
 
 
 class TellingOfRuns(Transition):
@@ -664,6 +684,7 @@ class Adopting(Transition):
             return
         entity.failures, entity.looks, entity.error = record.failures, record.looks, record.error
         entity.converged, entity.finished, entity.alone = record.converged, record.finished, record.alone
+        self.keep_note(entity, record.note)
         if record.deadline is not None:
             entity.deadline, entity.floor = record.deadline, record.floor
             self.save(entity, Status.PARKED, record.deadline)

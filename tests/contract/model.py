@@ -53,6 +53,7 @@ class Entity:
     own: int | None = None  #: likewise, from inside
     fence: int = 0  #: the highest fencing token seen
     owed: list[Ask] = field(default_factory=list)
+    note: str = ""  #: of the last enqueue that changed the deadline, until nothing is pending any more
 
     @property
     def pending(self) -> int | None:
@@ -65,7 +66,13 @@ class Entity:
         return self.known and not (self.evaluation and self.evaluation.deleted and self.noted is None)
 
     def enqueue(
-        self, now: int, wanted: int, policy: Policy, max_wait: int | None, speaker: str | None
+        self,
+        now: int,
+        wanted: int,
+        policy: Policy,
+        max_wait: int | None,
+        speaker: str | None,
+        note: str,
     ) -> tuple[bool, int | None]:
         """Whether the schedule changes, and the deadline in force. `speaker`: its own evaluation's lease."""
         resync = policy in {Policy.RESYNC, Policy.REVIVE}
@@ -89,7 +96,10 @@ class Entity:
                 self.since = self.forgotten_at = None
             self.due = self._agreed(self.due, wanted, now, policy, max_wait)
             self.since = self.since or now
-        return self.pending != before, self.pending
+        changed = self.pending != before
+        if changed:
+            self.note = note
+        return changed, self.pending
 
     def _agreed(
         self, current: int | None, wanted: int, now: int, policy: Policy, max_wait: int | None
@@ -129,6 +139,7 @@ class Entity:
         if evaluation.deleted:
             self.due, self.known, self.failures, self.looks = noted, noted is not None, 0, 0
             self.alone = False
+            self.note = self.note if self.known else ""
             return
         if verdict is Verdict.UNSTARTED or (lost and evaluation.batch):
             self.alone, self.due = self.alone or lost, earliest(evaluation.due, noted)
@@ -149,7 +160,7 @@ class Entity:
             else:
                 self.quarantined = True
         if self.due is None:
-            self.since = None
+            self.since, self.note = None, ""
             if verdict is Verdict.DONE and idle_ttl is not None:
                 self.forgotten_at = now + idle_ttl
 
@@ -160,6 +171,7 @@ class Entity:
         if self.evaluation:
             self.evaluation.deleted = True
             self.noted = self.own = self.since = None
+            self.note = ""
         else:
             self.forget()
         return was_there

@@ -49,7 +49,7 @@ local function claim(entity, message)
     park(entity) -- sent by who had a longer horizon, or before the clock was set back: no worker waits so long
     return refused('early')
   elseif fields.deadline > now then
-    return refused('early', wakeup(entity, limits.shortest_delay))
+    return refused('early', with_note(entity, wakeup(entity, limits.shortest_delay)))
   end
   return lease(entity, header.batch)
 end

@@ -1,7 +1,7 @@
 -- What the transitions share. Each script is run as clock.lua, the table `limits` (`base.Limits`), this file, its own.
 --
 -- KEYS  1-9   the shard's own keys, as named below
---       10-   the records, one for each row; then the notes, one for each row, if the script has to do with notes
+--       10-   the records, one for each row; then, for scripts that have to do with notes, a note for each row
 -- ARGV  1     JSON: {header, rows}. The header is the transition's own; a row is about one entity and has its `id`.
 --             What is absent, or has its default, is left out: nil. One argument costs the client less than many.
 -- Reply       JSON, for each row the transition's reply
@@ -76,7 +76,7 @@ local function rebuild(key, id)
   redis.call('HSET', key, 'error', 'damaged in the index: the whole record')
   if found ~= IDLE and found ~= FAILED then
     local deadline = found == RUNNING and now + limits.lease or number(scores[PARKED], NUMBER_DIGITS) or now
-    redis.call('HSET', key, 'deadline', digits(deadline))
+    redis.call('HSET', key, 'deadline', digits(deadline), 'noted', '1') -- if there was a note, it is there
     redis.call('ZREM', found, id)
     redis.call('ZADD', PARKED, digits(deadline), id)
   end
@@ -96,7 +96,8 @@ end
 -- The entity of the n-th row: its id, its fields (numbers as numbers), its status or nil. A number that is none counts
 -- as 0, so that what was due is due; until the next evaluation ends, the error names the field.
 local function open(n, id)
-  local entity = { id = id, key = KEYS[SHARD_KEYS + n], stored = {}, fields = {} }
+  local key, note_key = KEYS[SHARD_KEYS + n], KEYS[SHARD_KEYS + #rows + n]
+  local entity = { id = id, key = key, note_key = note_key, stored = {}, fields = {} }
   local flat = read(entity.key, id)
   local fields, damaged = entity.fields, nil
   for i = 1, #flat, 2 do
@@ -176,7 +177,32 @@ local function save(entity, status, score)
   entity.status = status
 end
 
+-- What the last enqueue that changed the deadline noted is kept while anything is pending or runs, in a key of its own:
+-- who has no use for it does not read it.
+local function keep_note(entity, note)
+  if note then
+    redis.call('SET', entity.note_key, note)
+  elseif entity.fields.noted then
+    redis.call('DEL', entity.note_key)
+  end
+  entity.fields.noted = note and '1' or nil
+end
+
+-- nil if there is none, or if it was evicted or is no text.
+local function note_of(entity)
+  local note = entity.fields.noted and redis.pcall('GET', entity.note_key)
+  return type(note) == 'string' and note or nil
+end
+
+local function with_note(entity, message)
+  if message then
+    message.note = note_of(entity)
+  end
+  return message
+end
+
 local function remove(entity)
+  keep_note(entity, nil)
   redis.call('DEL', entity.key)
   redis.call('ZREM', entity.status, entity.id)
 end

@@ -4,12 +4,13 @@
 -- KEYS   see common.lua
 -- Row    id
 -- Reply  whether it was known
--- Reads  deleted, deadline. Writes deleted; clears deadline, since, own
+-- Reads  deleted, deadline. Writes deleted; clears deadline, since, own, noted
 
 local function delete_running(entity)
   local fields = entity.fields
   local known = not fields.deleted or fields.deadline ~= nil
   fields.deleted, fields.deadline, fields.since, fields.own = '1', nil, nil, nil
+  keep_note(entity, nil)
   save(entity, RUNNING)
   return known
 end

@@ -2,7 +2,7 @@
 --
 -- KEYS   see common.lua
 -- Row    id
--- Reply  {status, score, fields} or false
+-- Reply  {status, score, fields, note} or false
 -- Reads  everything. Writes nothing, but for a record that is no hash
 
 local NAMES = { [PARKED] = 'parked', [SENT] = 'sent', [RUNNING] = 'running', [IDLE] = 'idle', [FAILED] = 'failed' }
@@ -21,7 +21,7 @@ local function describe(entity)
   for name, value in pairs(entity.fields) do
     fields[name] = NUMBERS[name] and digits(value) or value
   end
-  return { status = NAMES[entity.status], score = score(entity), fields = fields }
+  return { status = NAMES[entity.status], score = score(entity), fields = fields, note = note_of(entity) }
 end
 
 return each(describe)

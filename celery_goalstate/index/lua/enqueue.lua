@@ -2,11 +2,11 @@
 --
 -- KEYS   see common.lua
 -- Header policy · max_wait · inside: {id, lease} of the evaluation that enqueues
--- Row    id · at, or else delay (milliseconds from now) · task_id
+-- Row    id · at, or else delay (milliseconds from now) · task_id · note
 -- Reply  {changed, deadline in force, wakeup}
--- Reads  everything but error, converged, finished. Writes deadline, since, own, token, task_id; clears failures,
---        error and looks of an entity with nothing pending, and the message of one whose deadline comes earlier
---        or goes far
+-- Reads  everything but error, converged, finished. Writes deadline, since, own, token, task_id, noted; clears
+--        failures, error and looks of an entity with nothing pending, and the message of one whose deadline comes
+--        earlier or goes far
 
 local policy, max_wait, inside = header.policy, header.max_wait, header.inside
 local resync = policy == 'resync' or policy == 'revive'
@@ -68,8 +68,11 @@ local function enqueue_running(entity, request, wanted)
     fields.deadline = choose(fields.deadline, wanted, entity)
     fields.since = fields.since or now
   end
-  save(entity, RUNNING)
   local after = earliest(fields.deadline, fields.own)
+  if after ~= before then
+    keep_note(entity, request.note)
+  end
+  save(entity, RUNNING)
   return scheduled(after ~= before, after)
 end
 
@@ -92,6 +95,7 @@ local function enqueue_pending(entity, request, wanted)
     end
     return scheduled(false, deadline)
   end
+  keep_note(entity, request.note)
   if message_may_stay(entity, deadline) then
     local repeated = is_repeated(entity, request)
     fields.deadline, fields.resends, fields.resent = deadline, nil, nil
@@ -108,6 +112,7 @@ local function enqueue_idle(entity, request, wanted)
   fields.failures, fields.error, fields.looks, fields.task_id = nil, nil, nil, nil
   local deadline = choose(nil, wanted, entity)
   fields.since = now
+  keep_note(entity, request.note)
   return scheduled(true, deadline, place(entity, deadline, request.task_id))
 end
 

@@ -55,6 +55,7 @@ local function keep_outcome(entity, report)
 end
 
 local function rest(entity, report)
+  keep_note(entity, nil)
   save(entity, IDLE, report.idle_ttl and now + report.idle_ttl or '+inf')
   return accepted()
 end
@@ -65,14 +66,14 @@ local function schedule(entity, report, run, deadline)
   if not fields.retries then
     fields.task_id = nil
   end
-  return accepted(deadline, place(entity, deadline, report.fresh_task_id))
+  return accepted(deadline, with_note(entity, place(entity, deadline, report.fresh_task_id)))
 end
 
 local function finish_fenced(entity, report)
   if not is_repeated(entity, report) then
     return { result = 'fenced' }
   end
-  return accepted(entity.fields.deadline, entity.status == SENT and wakeup(entity) or nil)
+  return accepted(entity.fields.deadline, entity.status == SENT and with_note(entity, wakeup(entity)) or nil)
 end
 
 -- Of the old life nothing is left but the name.
@@ -101,7 +102,7 @@ local function finish_done(entity, report, run)
   return schedule(entity, report, run, deadline)
 end
 
--- What the evaluation enqueued of its own entity is dropped: nothing comes before the back-off but what is from outside.
+-- What the evaluation enqueued of its own entity is dropped: only what is from outside comes before the back-off.
 local function finish_failed(entity, report, run)
   local fields = entity.fields
   local retry = now + report.delay
@@ -116,6 +117,7 @@ end
 local function finish_quarantined(entity, report, run)
   local fields = entity.fields
   if not run.outside then
+    keep_note(entity, nil)
     save(entity, FAILED, now)
     return accepted()
   end

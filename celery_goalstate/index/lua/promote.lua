@@ -13,14 +13,14 @@ end
 local function promote(entity, request)
   strike_out(entity, PARKED)
   if is_repeated(entity, request) then
-    return wakeup(entity)
+    return with_note(entity, wakeup(entity))
   elseif entity.status ~= PARKED or paused() then
     return false
   elseif not is_near(entity.fields.deadline) then
     save(entity, PARKED, entity.fields.deadline) -- found by a score that is not its deadline
     return false
   end
-  return under_way() < limits.window and send(entity, request.task_id)
+  return under_way() < limits.window and with_note(entity, send(entity, request.task_id))
 end
 
 return each(promote)

@@ -25,7 +25,7 @@ local function resend(entity, request)
   if entity.status ~= SENT or paused() then
     return false
   elseif is_repeated(entity, request) then
-    return wakeup(entity)
+    return with_note(entity, wakeup(entity))
   elseif not is_lost(entity) then
     return false
   end
@@ -33,7 +33,7 @@ local function resend(entity, request)
   fields.resent, fields.task_id, fields.retries = now, request.task_id, nil
   local intervals = math.min(2 ^ fields.resends, limits.resend_intervals)
   save(entity, SENT, now + limits.resend_after * intervals)
-  return wakeup(entity)
+  return with_note(entity, wakeup(entity))
 end
 
 return each(resend)
