@@ -169,7 +169,7 @@ class MemoryIndex:
 
     def running(self, kind: str, ids: Sequence[str]) -> list[Running]:
         with self._lock:
-            call = do.TellingOfRuns(*self._on(kind))
+            call = do.ListingRuns(*self._on(kind))
             found = [call.running(call.open(id)) for id in ids]
             return [running for running in found if running is not None]
 

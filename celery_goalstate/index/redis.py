@@ -54,7 +54,7 @@ from celery_goalstate.index.connection import Command, raise_first, server_of
 #: Which keys, fields and statuses there are. One more with every change that older processes cannot bear.
 LAYOUT = 1
 
-BATCH = 256  #: entities per script call: a few milliseconds of the server's time
+ENTITIES_PER_CALL = 256  #: of a script: a few milliseconds of the server's time
 ATTEMPTS = 2  #: a connection that broke is replaced once; the transitions are safe to repeat
 
 #: Seconds. A cluster's node that lets a survey wait until its time is over is left out of the next ones.
@@ -75,7 +75,7 @@ UNAVAILABLE = (
 )
 #: The same, where the client has no class for it: how the error begins.
 UNAVAILABLE_CODES = ("BUSY ", "MISCONF ", "NOREPLICAS ")
-#: How a script is told that it may not run one of its commands.
+#: The errors of a script that may not run one of its commands.
 FORBIDDEN = ("ACL failure in script", "The user executing the script can't")
 
 #: The keys of one shard, in the order in which the scripts know them; then come the records.
@@ -158,7 +158,7 @@ class RedisIndex:
         if missing := self._agree(kinds):
             form = json.dumps({"layout": LAYOUT, "shards": self._shards})
             self._commands([("SET", self._key(*shard, "form"), form, "NX") for shard in missing])
-            self._agree(kinds)  # somebody else may have been faster
+            self._agree(kinds)  # another process may have been faster
 
     def _agree(self, kinds: Sequence[str]) -> list[tuple[str, int]]:
         """The shards that do not know how their kind is kept. One that does is enough to go on.
@@ -292,7 +292,7 @@ class RedisIndex:
         self._at_rest = {node: rest for node, rest in self._at_rest.items() if rest[0] > now}
         for node in self._at_rest:
             if self._cluster:  # another node may have taken over
-                self._cluster.look_around(last=node)
+                self._cluster.find_slots(last=node)
         node_of = {(kind, shard): self._node(kind, shard) for kind in kinds for shard in range(self._shards)}
         resting = {shard: self._at_rest[node][1] for shard, node in node_of.items() if node in self._at_rest}
         surveys = [Survey(*shard, error=error) for shard, error in resting.items()]
@@ -364,7 +364,7 @@ class RedisIndex:
         try:
             found = self._client.info("memory", **target)
         except REDIS_ERRORS:
-            return ""  # not allowed to know, or away, which others tell
+            return ""  # not allowed to know, or away, which other calls find out
         for node in found.values() if target else [found]:
             policy = str(node.get("maxmemory_policy", ""))
             if policy.startswith("allkeys"):
@@ -443,9 +443,9 @@ class RedisIndex:
         for position, row in enumerate(rows):
             by_shard[self._shard(row["id"])].append(position)
         batches = [
-            (shard, positions[start : start + BATCH])
+            (shard, positions[start : start + ENTITIES_PER_CALL])
             for shard, positions in by_shard.items()
-            for start in range(0, len(positions), BATCH)
+            for start in range(0, len(positions), ENTITIES_PER_CALL)
         ]
         calls = [
             self._call(name, kind, shard, [rows[position] for position in positions], header)
@@ -511,19 +511,19 @@ def _may_pass_at_once(error: Exception) -> bool:
 
 
 def in_our_words(error: Exception) -> Exception:
-    """The error to raise for what Redis said. `NoScriptError` and mistakes stay as they are."""
-    told: Exception
+    """The error to raise for one of Redis' own. `NoScriptError` and mistakes stay as they are."""
+    ours: Exception
     if isinstance(error, errors.NoPermissionError) or str(error).startswith(FORBIDDEN):
-        told = ImproperlyConfigured(
+        ours = ImproperlyConfigured(
             f"the index's Redis user lacks a right: {_words(error)};"
             f" ACL LOG names it, and {DOCS}how-to/deployment.html lists all that are needed"
         )
     elif _is_absence(error):
-        told = IndexUnavailable(_why(error))
+        ours = IndexUnavailable(_why(error))
     else:
         return error
-    told.__cause__ = error
-    return told
+    ours.__cause__ = error
+    return ours
 
 
 @cache
@@ -648,7 +648,7 @@ def _record(id: str, reply: Mapping[str, Any]) -> Record | None:
         lease=fields.get("lease", ""),
         lease_expires=int(score) if running else None,
         failures=_number(fields, "failures") or 0,
-        looks=_number(fields, "looks") or 0,
+        rounds=_number(fields, "rounds") or 0,
         error=fields.get("error", ""),
         converged=fields["converged"] == "1" if "converged" in fields else None,
         finished=_number(fields, "finished"),
@@ -669,7 +669,7 @@ def _as_adopted(record: Record) -> Row:
         floor=_digits(record.floor),
         task_id=None if pending else record.task_id or None,
         failures=_digits(record.failures or None),
-        looks=_digits(record.looks or None),
+        rounds=_digits(record.rounds or None),
         error=record.error or None,
         converged=None if record.converged is None else str(int(record.converged)),
         finished=_digits(record.finished),

@@ -1,7 +1,7 @@
 """Every transition of the index in plain Python: the executable specification of the scripts in `lua/`.
 
 One class a script, with the same functions in the same order; `Transition` is `common.lua`. What the scripts
-have besides is what only Redis needs: keys, digits, and data that somebody has damaged or evicted.
+have besides is what only Redis needs: keys, digits, and data that were damaged or evicted.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Entity:
     due: int | None = None  # the deadline of the evaluation under way
     deleted: bool = False  # while it was running
     failures: int = 0
-    looks: int = 0
+    rounds: int = 0
     error: str = ""
     converged: bool | None = None
     finished: int | None = None
@@ -253,7 +253,7 @@ class Enqueuing(Transition):
         return Scheduled(True, deadline, self.place(entity, deadline, request.task_id))
 
     def enqueue_idle(self, entity: Entity, request: Request, wanted: int) -> Scheduled:
-        entity.failures, entity.error, entity.looks, entity.task_id = 0, "", 0, ""
+        entity.failures, entity.error, entity.rounds, entity.task_id = 0, "", 0, ""
         deadline = self.choose(None, wanted, entity)
         entity.since = self.now
         self.keep_note(entity, request.note)
@@ -300,7 +300,7 @@ class Leasing(Transition):
         due = _known(entity.due)
         self.save(entity, Status.RUNNING, self.now + self.limits.lease)
         lateness = max(0, self.now - due)
-        return Claim(entity.id, entity.lease, entity.failures, entity.looks, due, lateness)
+        return Claim(entity.id, entity.lease, entity.failures, entity.rounds, due, lateness)
 
     def lease(self, entity: Entity, batch: bool) -> Claim:
         due = entity.deadline
@@ -329,7 +329,7 @@ class Claiming(Leasing):
         return entity.status is Status.SENT and entity.token == token
 
     def note_arrival(self, entity: Entity, token: str) -> None:
-        """A token tells when it was sent.
+        """A token is the time at which it was sent.
 
         That it was sent again counts if the index knows it, too, not by the message alone.
         """
@@ -415,11 +415,11 @@ class Finishing(Transition):
         return entity.last == self.name_of(report)
 
     def is_unstarted(self, entity: Entity, report: Report) -> bool:
-        """Given back, or lost with a batch, of which nobody can tell whether this one was to blame."""
+        """Given back, or lost with a batch, for which any of it may be to blame."""
         return report.verdict is Verdict.UNSTARTED or (report.expired_only and entity.batch)
 
     def end_run(self, entity: Entity, report: Report) -> Ended:
-        """Take the run's fields away, and return what they tell."""
+        """Take the run's fields away, and return those that decide what follows."""
         run = Ended(
             self.is_unstarted(entity, report),
             entity.deleted,
@@ -437,7 +437,7 @@ class Finishing(Transition):
 
     def keep_outcome(self, entity: Entity, report: Report) -> None:
         entity.alone = report.expired_only and entity.alone
-        entity.failures, entity.looks, entity.error = report.failures, report.looks, report.error
+        entity.failures, entity.rounds, entity.error = report.failures, report.rounds, report.error
         entity.converged = report.converged
         entity.finished = self.now
 
@@ -464,7 +464,7 @@ class Finishing(Transition):
         if run.outside is None:
             self.remove(entity)
             return Finished(Finish.ACCEPTED)
-        entity.failures, entity.looks, entity.error = 0, 0, ""
+        entity.failures, entity.rounds, entity.error = 0, 0, ""
         entity.converged = entity.finished = None
         entity.alone = False
         return self.schedule(entity, report, run, run.outside)
@@ -558,7 +558,7 @@ class Describing(Transition):
             lease=entity.lease,
             lease_expires=score if running else None,
             failures=entity.failures,
-            looks=entity.looks,
+            rounds=entity.rounds,
             error=entity.error,
             converged=entity.converged,
             finished=entity.finished,
@@ -654,7 +654,7 @@ class Resending(Transition):
         return self.with_note(entity, self.wakeup(entity))
 
 
-class TellingOfRuns(Transition):
+class ListingRuns(Transition):
     """As `running.lua`."""
 
     def running(self, entity: Entity) -> Running | None:
@@ -682,7 +682,7 @@ class Adopting(Transition):
     def adopt(self, entity: Entity, record: Record) -> None:
         if entity.status is not None:
             return
-        entity.failures, entity.looks, entity.error = record.failures, record.looks, record.error
+        entity.failures, entity.rounds, entity.error = record.failures, record.rounds, record.error
         entity.converged, entity.finished, entity.alone = record.converged, record.finished, record.alone
         self.keep_note(entity, record.note)
         if record.deadline is not None:

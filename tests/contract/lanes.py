@@ -245,7 +245,7 @@ def _parse(key: str) -> tuple[str, str, int, str]:
 
 # -- what must hold at any moment
 
-_ALWAYS_ALLOWED = {"task_id", "failures", "looks", "error", "converged", "finished", "last"}
+_ALWAYS_ALLOWED = {"task_id", "failures", "rounds", "error", "converged", "finished", "last"}
 _NOTE = {"note", "noted"}
 _PENDING = {"deadline", "since", "floor", "retries", "alone", *_NOTE}
 _CLAIMED = {"lease", "nonce", "due", "deadline", "since", "own", "deleted", "batch", "alone", *_NOTE}

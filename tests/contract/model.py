@@ -44,7 +44,7 @@ class Entity:
     since: int | None = None  #: the first enqueue from outside that waits
     floor: int = 0  #: no enqueue brings it before this
     failures: int = 0
-    looks: int = 0
+    rounds: int = 0
     quarantined: bool = False
     alone: bool = False  #: its worker was lost with a batch: not to be evaluated with others
     forgotten_at: int | None = None
@@ -92,7 +92,7 @@ class Entity:
             self.since = self.since or now
         else:
             if self.due is None:
-                self.known, self.quarantined, self.failures, self.looks = True, False, 0, 0
+                self.known, self.quarantined, self.failures, self.rounds = True, False, 0, 0
                 self.since = self.forgotten_at = None
             self.due = self._agreed(self.due, wanted, now, policy, max_wait)
             self.since = self.since or now
@@ -125,7 +125,7 @@ class Entity:
         verdict: Verdict,
         delay: int | None,
         failures: int,
-        looks: int,
+        rounds: int,
         respect_backoff: bool,
         idle_ttl: int | None,
         lost: bool,
@@ -137,7 +137,7 @@ class Entity:
         evaluation.over = True
         asked = None if delay is None else now + delay
         if evaluation.deleted:
-            self.due, self.known, self.failures, self.looks = noted, noted is not None, 0, 0
+            self.due, self.known, self.failures, self.rounds = noted, noted is not None, 0, 0
             self.alone = False
             self.note = self.note if self.known else ""
             return
@@ -146,7 +146,7 @@ class Entity:
             self.owed = evaluation.served + self.owed
             return
         self.alone = self.alone and lost
-        self.failures, self.looks = failures, looks
+        self.failures, self.rounds = failures, rounds
         if verdict is Verdict.DONE:
             self.due = earliest(asked, noted, own)
         else:

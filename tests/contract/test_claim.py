@@ -24,7 +24,7 @@ class TestClaim:
         claim = bench.start(wakeup, task_id="t7")
         assert wakeup is not None
         assert int(claim.lease) > int(wakeup.token)
-        assert claim == Claim("a", claim.lease, failures=0, looks=0, deadline=due, lateness=2_000)
+        assert claim == Claim("a", claim.lease, failures=0, rounds=0, deadline=due, lateness=2_000)
         record = bench.record()
         assert (record.status, record.token, record.deadline) == (Status.RUNNING, "", None)
         assert (record.lease, record.lease_expires) == (claim.lease, bench.now + LEASE)
@@ -33,10 +33,10 @@ class TestClaim:
     def test_tells_the_past(self, bench: Bench) -> None:
         bench.fail(bench.run(), failures=4)
         claim = bench.look()
-        assert (claim.failures, claim.looks) == (4, 0)
-        finished = bench.finish(claim, delay=0, looks=3)
+        assert (claim.failures, claim.rounds) == (4, 0)
+        finished = bench.finish(claim, delay=0, rounds=3)
         claim = bench.start(finished.wakeup)
-        assert (claim.failures, claim.looks) == (0, 3)
+        assert (claim.failures, claim.rounds) == (0, 3)
 
     def test_leases_rise(self, bench: Bench) -> None:
         """They are fencing tokens: of two evaluations, the later one has the higher number."""

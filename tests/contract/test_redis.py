@@ -172,7 +172,7 @@ def test_a_damaged_number_is_named_and_in_nobody_s_way(valkey: Any, status: str,
                 index.enqueue(KIND, [Request(held.id, 10**6)], inside=Run(held.id, held.lease))
             else:
                 again = 50 if verdict is Verdict.FAILED else None
-                told = {"failures": 1, "looks": 1, "task_id": "t", "respect_backoff": True}
+                told = {"failures": 1, "rounds": 1, "task_id": "t", "respect_backoff": True}
                 index.finish(KIND, [Report(held.id, held.lease, verdict, again, **told)])
 
     def wakeups() -> list[Wakeup]:

@@ -271,7 +271,7 @@ class Machine(RuleBasedStateMachine):
         assert entity.due <= now, "an early evaluation"
         assert int(claim.lease) > entity.fence, "a fencing token that does not rise"
         assert claim == Claim(
-            claim.id, claim.lease, entity.failures, entity.looks, entity.due, now - entity.due
+            claim.id, claim.lease, entity.failures, entity.rounds, entity.due, now - entity.due
         )
         evaluation = Evaluation(claim.id, claim.lease, began, now + LIMITS.lease, batch=batch)
         self.evaluations = [*self.evaluations, evaluation][-8:]
@@ -329,7 +329,7 @@ class Machine(RuleBasedStateMachine):
         verdict=st.sampled_from([Verdict.DONE, Verdict.DONE, *Verdict]),
         delay=delays,
         another_look=st.booleans(),
-        looks=st.integers(0, 3),
+        rounds=st.integers(0, 3),
         respect_backoff=st.booleans(),
         idle_ttl=st.none() | delays,
         repeat=rarely,
@@ -341,7 +341,7 @@ class Machine(RuleBasedStateMachine):
         verdict: Verdict,
         delay: int,
         another_look: bool,
-        looks: int,
+        rounds: int,
         respect_backoff: bool,
         idle_ttl: int | None,
         repeat: bool,
@@ -356,11 +356,11 @@ class Machine(RuleBasedStateMachine):
             verdict,
             delay if look_again else None,
             failures=0 if done else entity.failures + 1,
-            looks=looks if done else 0,
+            rounds=rounds if done else 0,
             error="" if done else "boom",
             converged=another_look if done else None,
             task_id=f"task-{evaluation.began}",
-            retries=looks,
+            retries=rounds,
             fresh_task_id=self._name(),
             respect_backoff=respect_backoff,
             idle_ttl=idle_ttl,
@@ -381,7 +381,7 @@ class Machine(RuleBasedStateMachine):
                 report.verdict,
                 report.delay,
                 report.failures,
-                report.looks,
+                report.rounds,
                 report.respect_backoff,
                 report.idle_ttl,
                 report.expired_only,

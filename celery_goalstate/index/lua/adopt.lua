@@ -3,7 +3,7 @@
 -- KEYS   see common.lua
 -- Row    id · status: 'parked', 'idle' or 'failed' · score · fields, as strings · note
 -- Reply  whether it was not known here before
--- Reads  nothing but the status. Writes deadline, floor, task_id, failures, looks, error, converged, finished, alone,
+-- Reads  nothing but the status. Writes deadline, floor, task_id, failures, rounds, error, converged, finished, alone,
 --        noted
 
 local STATUSES = { parked = PARKED, idle = IDLE, failed = FAILED }

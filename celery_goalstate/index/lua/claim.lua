@@ -3,7 +3,7 @@
 -- KEYS   see common.lua
 -- Header nonce of this claim · Celery's task_id · resent_at: when the message was sent once more · batch: with others
 -- Row    id · token
--- Reply  {lease, failures, looks, deadline, lateness} or {refused, wakeup}
+-- Reply  {lease, failures, rounds, deadline, lateness} or {refused, wakeup}
 -- Reads  everything. Writes lease, nonce, due, task_id, batch; clears deadline, since, floor, token, retries, resends,
 --        resent
 
@@ -26,7 +26,8 @@ local function is_expected(entity, token)
   return entity.status == SENT and entity.fields.token == token
 end
 
--- A token tells when it was sent. That it was sent again counts if the index knows it, too, not by the message alone.
+-- A token is the time at which it was sent. That it was sent again counts if the index knows it, too, not by the
+-- message alone.
 local function note_arrival(entity, token)
   local sent_again = math.min(header.resent_at or 0, entity.fields.resent or 0)
   reached = math.max(reached, math.min(math.floor(tonumber(token) / 1000), now), sent_again)

@@ -6,7 +6,7 @@
 --             What is absent, or has its default, is left out: nil. One argument costs the client less than many.
 -- Reply       JSON, for each row the transition's reply
 --
--- A record is a hash; a field that says nothing is absent. Its status is the one sorted set that holds its id:
+-- A record is a hash; a field that has its default is absent. Its status is the one sorted set that holds its id:
 -- running with a lease, sent with a token, parked with a deadline and neither, else failed or idle.
 
 local PARKED, SENT, RUNNING, IDLE, FAILED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -18,7 +18,7 @@ local header, rows = input.header, input.rows
 
 local NUMBERS = {
   deadline = true, since = true, own = true, floor = true, due = true, resent = true, resends = true,
-  retries = true, failures = true, looks = true, finished = true,
+  retries = true, failures = true, rounds = true, finished = true,
 }
 local TOKENS = { token = true, lease = true }
 local NUMBER_DIGITS, TOKEN_DIGITS = 14, 17 -- what is longer is no time, and no number that Lua could count with
@@ -305,7 +305,7 @@ local function claimed(entity)
   return {
     lease = fields.lease,
     failures = fields.failures or 0,
-    looks = fields.looks or 0,
+    rounds = fields.rounds or 0,
     deadline = fields.due,
     lateness = math.max(0, now - fields.due),
   }

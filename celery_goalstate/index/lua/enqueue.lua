@@ -5,7 +5,7 @@
 -- Row    id · at, or else delay (milliseconds from now) · task_id · note
 -- Reply  {changed, deadline in force, wakeup}
 -- Reads  everything but error, converged, finished. Writes deadline, since, own, token, task_id, noted; clears
---        failures, error and looks of an entity with nothing pending, and the message of one whose deadline comes
+--        failures, error and rounds of an entity with nothing pending, and the message of one whose deadline comes
 --        earlier or goes far
 
 local policy, max_wait, inside = header.policy, header.max_wait, header.inside
@@ -109,7 +109,7 @@ end
 
 local function enqueue_idle(entity, request, wanted)
   local fields = entity.fields
-  fields.failures, fields.error, fields.looks, fields.task_id = nil, nil, nil, nil
+  fields.failures, fields.error, fields.rounds, fields.task_id = nil, nil, nil, nil
   local deadline = choose(nil, wanted, entity)
   fields.since = now
   keep_note(entity, request.note)

@@ -27,12 +27,12 @@ local function is_repeated(entity, report)
   return entity.status and entity.fields.last == name_of(report)
 end
 
--- Given back, or lost with a batch, of which nobody can tell whether this one was to blame: as if not claimed.
+-- Given back, or lost with a batch, for which any of it may be to blame.
 local function is_unstarted(entity, report)
   return report.verdict == 'unstarted' or (report.expired_only and entity.fields.batch)
 end
 
--- Takes the run's fields away, and returns what they tell.
+-- Takes the run's fields away, and returns those that decide what follows.
 local function end_run(entity, report)
   local fields = entity.fields
   local run = {
@@ -49,7 +49,7 @@ end
 local function keep_outcome(entity, report)
   local fields = entity.fields
   fields.alone = report.expired_only and fields.alone or nil
-  fields.failures, fields.looks, fields.error = report.failures, report.looks, report.error
+  fields.failures, fields.rounds, fields.error = report.failures, report.rounds, report.error
   fields.converged = report.converged ~= nil and (report.converged and '1' or '0') or nil
   fields.finished = now
 end
@@ -83,7 +83,7 @@ local function finish_deleted(entity, report, run)
     remove(entity)
     return accepted()
   end
-  fields.failures, fields.looks, fields.error, fields.converged, fields.finished = nil, nil, nil, nil, nil
+  fields.failures, fields.rounds, fields.error, fields.converged, fields.finished = nil, nil, nil, nil, nil
   fields.alone = nil
   return schedule(entity, report, run, run.outside)
 end

@@ -1,4 +1,4 @@
--- Tells of evaluations under way, also of entities that were deleted since.
+-- The evaluations under way, also of entities that were deleted since.
 --
 -- KEYS   see common.lua
 -- Row    id

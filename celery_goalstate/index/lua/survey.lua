@@ -1,4 +1,4 @@
--- Makes the caller the shard's sweeper, unless another one is, and tells what there is to do.
+-- Makes the caller the shard's sweeper, unless another one is, and replies with what there is to do.
 --
 -- KEYS   see common.lua (no records)
 -- Header sweeper: its name · hold: for how long it holds the shard (milliseconds) · limit: how many ids of each sort
