@@ -122,7 +122,7 @@ def _move(engine: Engine, kind: str, source: Index, old_kind: str, status: Statu
 
 def _enqueue(engine: Engine, kind: str, records: Sequence[Record]) -> None:
     requests = [
-        Request(record.id, at=record.deadline, task_id=random_id())
+        Request(record.id, at=record.deadline, task_id=random_id(), note=record.note)
         for record in records
         if record.deadline is not None
     ]

@@ -1,4 +1,4 @@
-"""The dedupe index: which entity is to be looked at, when, and who looks at it now.
+"""The dedupe index: which entity is to be evaluated, when, and which worker evaluates it now.
 
 What every index guarantees (numbers as in the docs):
 
@@ -10,7 +10,7 @@ What every index guarantees (numbers as in the docs):
 
 An index knows ids, deadlines, tokens and leases. It knows nothing of entities' behaviour, nor of Celery.
 Every transition is atomic per entity, takes many entities, and is safe to repeat: a caller whose
-connection broke before the reply arrived may say the same thing again.
+connection broke before the reply arrived may make the same call again.
 
 Invariants, which the tests check after every step:
 
@@ -27,19 +27,19 @@ Tokens and leases are strings of decimal digits that rise (compare them as integ
 from __future__ import annotations
 
 import enum
-import os
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-SHORTEST_DELAY = 50  #: of a wake-up that arrived early and is sent again: no storm while a clock is off
-RESEND_INTERVALS = 8  #: a lost message is sent again at doubling intervals, up to so many `resend_after`
-
 
 def random_id() -> str:
-    """A random UUID, as task ids are: each look needs one, and `uuid.uuid4` takes three times as long."""
-    digits = os.urandom(16).hex()
-    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
+    """A random UUID, as Celery's task ids are."""
+    return str(uuid.uuid4())
+
+
+#: Bytes of UTF-8 that a note may have: it is stored once for each entity that waits.
+LONGEST_NOTE = 512
 
 
 class Status(enum.StrEnum):
@@ -49,7 +49,16 @@ class Status(enum.StrEnum):
     SENT = "sent"  #: an evaluation is pending; a Celery message is under way
     RUNNING = "running"  #: a worker holds the entity's lease
     IDLE = "idle"  #: evaluated; nothing is pending
-    FAILED = "failed"  #: quarantined until somebody enqueues it
+    FAILED = "failed"  #: quarantined until it is enqueued
+
+
+def check_notes(requests: Iterable[Request]) -> None:
+    """Raise `ValueError` for a note that is too long."""
+    for request in requests:
+        if request.note and (size := len(request.note.encode())) > LONGEST_NOTE:
+            raise ValueError(
+                f"the note {request.note[:40]!r}... has {size} bytes; it may have {LONGEST_NOTE} at most"
+            )
 
 
 class Policy(enum.StrEnum):
@@ -67,18 +76,22 @@ class Limits:
 
     eta_horizon: int = 30_000  #: a deadline further away is parked
     lease: int = 30_000  #: how long a lease lives unless it is renewed
-    resend_after: int = 60_000  #: how long after its deadline a message is looked for
+    resend_after: int = 60_000  #: how long after its deadline a message may be lost
     window: int = 10_000  #: messages under way per shard
+    #: Of a wake-up that arrived early and is sent again: no storm while a clock is off.
+    shortest_delay: int = 50
+    resend_intervals: int = 8  #: a message is sent again at doubling intervals, up to so many `resend_after`
 
 
 class Request(NamedTuple):
-    """One entity to be looked at: after a delay on the index's clock, or at a point in time."""
+    """One entity to be evaluated: after a delay on the index's clock, or at a point in time."""
 
     id: str
     delay: int | None = None
     at: int | None = None  #: exactly one of the two is given
-    task_id: str = ""  #: fresh, for the wake-up that this request may lead to; also tells a repeated request
-    note: str = ""  #: what the caller's messages carry besides: kept as it is, for wake-ups published later
+    #: Fresh, for the wake-up that this request may lead to; a repeated request has the same.
+    task_id: str = ""
+    note: str = ""  #: for later wake-ups (see `Wakeup.note`); any text, up to `LONGEST_NOTE`
 
 
 class Run(NamedTuple):
@@ -98,7 +111,9 @@ class Wakeup(NamedTuple):
     retries: int = 0  #: how many failures this Celery task id has seen; rises along a chain of retries
     resent_at: int | None = None  #: set on a wake-up that is sent once more because it may be lost
     alone: bool = False  #: not to share its message and task with other entities
-    note: str = ""  #: of the enqueue that set the deadline
+    #: What the last enqueue that changed the deadline noted, "" if nothing. Empty, too, in the reply to an
+    #: enqueue: its caller knows what it noted. Kept until nothing is pending any more; a retry keeps it.
+    note: str = ""
 
 
 class Scheduled(NamedTuple):
@@ -115,13 +130,13 @@ class Claim(NamedTuple):
     id: str
     lease: str
     failures: int  #: consecutive failures so far
-    looks: int  #: consecutive looks at once without reaching the goal
+    rounds: int  #: evaluations in a row, each at once after the other, that have not reached the goal
     deadline: int
     lateness: int  #: how long after the deadline the claim was made; never negative
 
 
 class Refused(enum.StrEnum):
-    """Why a wake-up may not claim its entity; looked for in this order."""
+    """Why a wake-up may not claim its entity; checked in this order."""
 
     MISSING = "missing"  #: deleted, or never known
     STALE = "stale"  #: superseded, a duplicate, or already claimed
@@ -141,7 +156,7 @@ class Verdict(enum.StrEnum):
     """How an evaluation ended, as far as the index has to know."""
 
     DONE = "done"  #: no failure: the failure count is reset
-    FAILED = "failed"  #: a failure, to be looked at again after `Report.delay`
+    FAILED = "failed"  #: a failure, to be evaluated again after `Report.delay`
     QUARANTINED = "quarantined"  #: a failure that is not to be tried again
     UNSTARTED = "unstarted"  #: claimed with a batch, then given back: as if it had not been claimed
 
@@ -152,14 +167,14 @@ class Report(NamedTuple):
     id: str
     lease: str
     verdict: Verdict
-    delay: int | None  #: until the next look; None: no further look is asked for (never with FAILED)
+    delay: int | None  #: until the next evaluation; None: none is asked for (never with FAILED)
     failures: int = 0  #: consecutive failures, this one included
-    looks: int = 0
+    rounds: int = 0
     error: str = ""  #: empty: no error
-    converged: bool | None = None  #: None: not looked at
+    converged: bool | None = None  #: None: not known
     task_id: str = ""  #: of this evaluation: a retry keeps it; empty: the retry gets a fresh one
     retries: int = 0  #: of this evaluation; its retry has one more
-    fresh_task_id: str = ""  #: for a next look that is no retry
+    fresh_task_id: str = ""  #: for a next evaluation that is no retry
     respect_backoff: bool = False  #: an enqueue from outside cannot come before the back-off
     idle_ttl: int | None = None  #: how long an idle record is kept; None: until it is deleted
     expired_only: bool = False  #: the sweeper's: only if the lease has run out
@@ -192,7 +207,7 @@ class Record:
     lease: str = ""  #: fencing token of the evaluation under way
     lease_expires: int | None = None
     failures: int = 0
-    looks: int = 0
+    rounds: int = 0
     error: str = ""
     converged: bool | None = None
     finished: int | None = None  #: when the last evaluation ended
@@ -201,6 +216,7 @@ class Record:
     expires: int | None = None  #: when an idle record is forgotten; None: never
     floor: int | None = None  #: no enqueue brings the pending evaluation before this
     alone: bool = False  #: its worker was lost with a batch: not to be claimed with others
+    note: str = ""  #: as in `Wakeup`
 
 
 class Running(NamedTuple):
@@ -218,23 +234,25 @@ class Survey:
     kind: str
     shard: int
     due: tuple[str, ...] = ()  #: parked, and within horizon and window
-    suspect: tuple[str, ...] = ()  #: sent, and probably lost; where nothing tells, the longest overdue
+    suspect: tuple[str, ...] = ()  #: sent, and probably lost; where no message tells, the longest overdue
     lost: tuple[str, ...] = ()  #: running past their lease
     expired: tuple[str, ...] = ()  #: idle past their time
-    error: Exception | None = None  #: why the shard told nothing, if it did not
+    error: Exception | None = None  #: why the shard did not answer
 
     def __bool__(self) -> bool:
         return bool(self.due or self.suspect or self.lost or self.expired)
 
 
 class Index(Protocol):
-    """See the module's docstring. Any method may raise `IndexUnavailable`; replies keep the input's order."""
+    """What every index can do; the module's docstring has the guarantees.
+
+    A call is about one kind and as many entities as you like; replies are in the order of what was given.
+    Any method may raise `IndexUnavailable`: then the call may have been made or not, and can be repeated.
+    Any method raises `ImproperlyConfigured` for a kind that is kept in another layout or number of shards.
+    """
 
     def note(self, kinds: Iterable[str]) -> None:
-        """Remember that these kinds are kept here, and how, for `kinds`; `enqueue` does that by itself.
-
-        Any method raises `ImproperlyConfigured` for a kind that is kept in another way than this index would.
-        """
+        """Remember, for `kinds`, that these kinds are kept here, and how. `enqueue` does that by itself."""
 
     def kinds(self) -> list[str]:
         """All kinds that are kept here, in alphabetical order."""
@@ -248,14 +266,20 @@ class Index(Protocol):
         max_wait: int | None = None,
         inside: Run | None = None,
     ) -> list[Scheduled]:
-        """Schedule entities. `max_wait` bounds a REPLACE, counted from the first pending enqueue.
+        """Schedule entities, and reply with the wake-ups that the caller has to publish.
 
-        `inside` names the evaluation that speaks. For that very entity the deadline is noted apart: a failure
-        of the evaluation discards it (the back-off comes first), and it never lifts a quarantine.
+        `max_wait` (ms) is how far a REPLACE may move a deadline, counted from the first pending enqueue.
+
+        `inside` names the evaluation that makes this call. If it enqueues its own entity, that deadline is
+        kept apart: a failure of the evaluation drops it (the back-off comes first), and it never ends a
+        quarantine.
+
+        A request that changes the deadline also sets the entity's note, or removes it.
+        Raises `ValueError` for a note that is longer than `LONGEST_NOTE`.
         """
 
     def put_back(self, kind: str, wakeups: Sequence[Wakeup]) -> None:
-        """Park entities whose wake-ups could not be published, unless something else happened since."""
+        """Park entities whose wake-ups could not be published. One whose token has changed since stays."""
 
     def claim(
         self,
@@ -266,26 +290,33 @@ class Index(Protocol):
         task_id: str,
         resent_at: int | None = None,
     ) -> list[Claim | Refusal]:
-        """Exchange (id, token) pairs for leases. The same nonce again gets the same leases, renewed.
+        """Exchange (id, token) pairs for leases.
 
-        Several pairs are a batch. When a worker is lost with a batch, nobody can tell which entity it was:
-        each is looked at again, alone, and none counts a failure. Only a loss alone counts.
+        A repeated call has the same `nonce`: it gets the same leases, which last from then. `resent_at` is
+        the wake-up's own.
+
+        Several pairs are a batch. When a worker is lost with a batch, any of its entities may be to blame:
+        each is evaluated again, alone, and none counts a failure. Only a loss alone counts.
         """
 
     def take(self, kind: str, limit: int, *, nonce: str, task_id: str) -> list[Claim]:
-        """Claim, as a batch, up to `limit` entities that are due and parked: without any message."""
+        """Claim, as a batch, up to `limit` entities that are due and parked, without any message."""
 
     def renew(self, kind: str, runs: Sequence[Run]) -> list[bool]:
         """Extend leases by their full length; False for each that is not held any more."""
 
     def finish(self, kind: str, reports: Sequence[Report]) -> list[Finished]:
-        """End evaluations. The same report again gets the same reply again."""
+        """End evaluations, and reply with the wake-ups that the caller has to publish.
+
+        A report under a lease that is not held any more changes nothing and is `FENCED`. The same report
+        again, for its reply was lost, gets the same reply.
+        """
 
     def delete(self, kind: str, ids: Sequence[str]) -> list[bool]:
-        """Forget entities; False for each that was not known."""
+        """Forget entities; False for each that was not known. An evaluation under way leaves no trace."""
 
     def pause(self, kind: str) -> None:
-        """Let no evaluation of the kind start; running ones finish."""
+        """Let no evaluation of the kind start; those under way finish."""
 
     def resume(self, kind: str) -> None:
         """Undo `pause`."""
@@ -297,31 +328,31 @@ class Index(Protocol):
         """What is known of each entity; None: nothing, or deleted while it is evaluated."""
 
     def records(self, kind: str, status: Status, limit: int) -> list[Record]:
-        """Up to `limit` entities in this status: those that are due (expire, failed) first come first."""
+        """Up to `limit` entities in this status, those that are due (expire, failed) first come first."""
 
     def counts(self, kind: str) -> Mapping[Status, int]:
         """How many entities are in each status."""
 
     def survey(self, kinds: Iterable[str], *, sweeper: str, hold: int, limit: int) -> list[Survey]:
-        """Become or stay the sweeper of the shards for `hold` ms: what there is to do, up to `limit` each.
+        """Become or stay the sweeper of the kinds' shards for `hold` ms, and reply with what there is to do.
 
-        Shards that another sweeper holds are left out. What goes wrong with one is its `error`, and is raised
-        only if none answers. One round trip per node.
+        Up to `limit` ids of each sort. A shard that another sweeper holds is left out. One that does not
+        answer has an `error`, which is raised only if none answers. One round trip per node.
         """
 
     def promote(self, kind: str, requests: Mapping[str, str]) -> list[Wakeup]:
-        """Send parked entities whose deadline is near: id -> task id to use. A retry keeps its own."""
+        """Send parked entities whose deadline is near. `requests`: id -> task id; a retry keeps its own."""
 
     def resend(self, kind: str, requests: Mapping[str, str], *, probe: str | None) -> list[Wakeup]:
-        """Send those suspects again (same token, given task id) whose message is probably lost.
+        """Send those suspects again whose message is probably lost: same token, given task id.
 
-        That is so when a message that was sent `resend_after` later, and later than that after each time that
-        it was sent again, has arrived at a worker already. Where no message tells, the one entity named as
-        `probe` is sent as soon as it is overdue: when it arrives, it tells how far its queue is.
+        It is lost when a message that was sent `resend_after` later has arrived at a worker; each time that
+        it is sent again this becomes longer. Where no message tells, the one entity named as `probe` is sent
+        as soon as it is overdue: its arrival shows how far its queue is.
         """
 
     def running(self, kind: str, ids: Sequence[str]) -> list[Running]:
-        """The evaluations under way of these entities."""
+        """The evaluations of these entities that are under way."""
 
     def forget(self, kind: str, ids: Sequence[str]) -> int:
         """Remove idle records that are past their time; how many."""
@@ -329,19 +360,19 @@ class Index(Protocol):
     def as_kept(self, kind: str) -> Index | None:
         """The same index, with as many shards as it keeps this kind in; None: it keeps no such kind.
 
-        For those who look after a kind that is not theirs. The connections are shared.
+        For maintenance of a kind that is not one's own. The connections are shared.
         """
 
     def adopt(self, kind: str, records: Sequence[Record]) -> None:
-        """Take over entities as another index describes them, none of them running.
+        """Take over entities as another index describes them; none of them may be running.
 
         What is known here already stays as it is.
         """
 
     def retire(self, kind: str, records: Sequence[Record]) -> list[bool]:
-        """Remove entities that are still as described: same deadline, same last look, not running.
+        """Remove entities that are still as described: same deadline, same last evaluation, not running.
 
-        Whether nothing is left of each. Unlike `delete`, it overlooks no enqueue that came since.
+        Whether nothing is left of each. Unlike `delete`, it keeps what was enqueued since.
         """
 
     def evicts(self) -> str:

@@ -15,9 +15,9 @@ from typing import Any
 from redis import RedisCluster
 from redis import exceptions as errors
 
-from celery_goalstate.index.connection import FRESH, Argument, Command, server_of
+from celery_goalstate.index.connection import Argument, Command, server_of
 
-#: After looking around comes a pause of so many times what it took: each silent node costs a time-out.
+#: After asking for the slots comes a pause of so many times what it took: each silent node costs a time-out.
 PAUSE = 4
 
 #: Everything that redis-py raises; the errors of its cluster client are a family of their own.
@@ -34,7 +34,7 @@ class Cluster:
 
     def __init__(self, client: RedisCluster) -> None:
         self._client: Any = client
-        self._looks_again_at = 0.0
+        self._may_ask_at = 0.0
 
     def node_of(self, key: Argument) -> Any:
         """The node that has a key's slot, or None if none has."""
@@ -43,7 +43,7 @@ class Cluster:
         except errors.SlotNotCoveredError:
             return None
 
-    def exchange(self, commands: Sequence[Command], *, fresh: float = FRESH) -> list[Any]:
+    def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """As `Server.exchange`, with all nodes one after the other."""
         nodes: dict[str, Any] = {}  # by name: nodes themselves have no hash in redis-py 6
         asked: defaultdict[str, list[int]] = defaultdict(list)
@@ -55,19 +55,19 @@ class Cluster:
         replies: list[Any] = [None] * len(commands)
         for name, positions in asked.items():
             sent = [commands[position] for position in positions]
-            for position, reply in zip(positions, self._exchange(nodes[name], sent, fresh), strict=True):
+            for position, reply in zip(positions, self._exchange(nodes[name], sent), strict=True):
                 replies[position] = reply
         return replies
 
-    def _exchange(self, node: Any, commands: Sequence[Command], fresh: float) -> list[Any]:
+    def _exchange(self, node: Any, commands: Sequence[Command]) -> list[Any]:
         if node is None:
             missing = errors.ClusterDownError("CLUSTERDOWN no node serves the slot")
-            self.look_around()
+            self.find_slots()
             return [missing] * len(commands)
         client = self._client.get_redis_connection(node)  # held: with it end its connections
-        replies = server_of(client).exchange(commands, fresh=fresh)
+        replies = server_of(client).exchange(commands)
         if any(isinstance(reply, _SLOTS_MAY_HAVE_MOVED) for reply in replies):
-            self.look_around(node.name)
+            self.find_slots(node.name)
         return [
             self._follow(command, reply) if isinstance(reply, _TO_FOLLOW) else reply
             for command, reply in zip(commands, replies, strict=True)
@@ -81,15 +81,15 @@ class Cluster:
         except AttributeError:
             return reply  # redis-py does not find its way to a node that has no slots yet
 
-    def look_around(self, last: str | None = None) -> None:
+    def find_slots(self, last: str | None = None) -> None:
         """Ask the nodes, the one named `last` last, who has which slots; the next call goes by that."""
         began = time.monotonic()
-        if began < self._looks_again_at:
+        if began < self._may_ask_at:
             return
         with suppress(*REDIS_ERRORS):  # the next call fails with it
             self._client.nodes_manager.initialize(last_failed_node_name=last)
         now = time.monotonic()
-        self._looks_again_at = now + PAUSE * (now - began)
+        self._may_ask_at = now + PAUSE * (now - began)
 
 
 def _key(command: Command) -> Argument:

@@ -19,6 +19,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
@@ -45,14 +46,15 @@ from celery_goalstate.index.base import (
     Status,
     Survey,
     Wakeup,
+    check_notes,
 )
 from celery_goalstate.index.cluster import REDIS_ERRORS, Cluster
-from celery_goalstate.index.connection import FRESH, Command, raise_first, server_of
+from celery_goalstate.index.connection import Command, raise_first, server_of
 
 #: Which keys, fields and statuses there are. One more with every change that older processes cannot bear.
 LAYOUT = 1
 
-BATCH = 256  #: entities per script call: a few milliseconds of the server's time
+ENTITIES_PER_CALL = 256  #: of a script: a few milliseconds of the server's time
 ATTEMPTS = 2  #: a connection that broke is replaced once; the transitions are safe to repeat
 
 #: Seconds. A cluster's node that lets a survey wait until its time is over is left out of the next ones.
@@ -73,11 +75,19 @@ UNAVAILABLE = (
 )
 #: The same, where the client has no class for it: how the error begins.
 UNAVAILABLE_CODES = ("BUSY ", "MISCONF ", "NOREPLICAS ")
-#: How a script is told that it may not run one of its commands.
+#: The errors of a script that may not run one of its commands.
 FORBIDDEN = ("ACL failure in script", "The user executing the script can't")
 
 #: The keys of one shard, in the order in which the scripts know them; then come the records.
 SHARD_KEYS = ("parked", "sent", "running", "idle", "failed", "token", "paused", "claimed", "sweeper")
+
+#: Transitions that read, set or remove notes, whose keys come after those of the records.
+WITH_NOTES = frozenset(
+    ("enqueue", "claim", "finish", "delete", "describe", "promote", "resend", "adopt", "retire")
+)
+
+#: What a survey finds.
+SORTS = ("due", "suspect", "lost", "expired")
 
 #: Whatever only goes on with, or ends, what the index knows already goes on when Redis has no memory left.
 EVEN_WHEN_FULL = frozenset(
@@ -87,8 +97,10 @@ EVEN_WHEN_FULL = frozenset(
     )
 )
 
-#: What a script is told of one entity, its id first; False is absent.
-Row = Sequence[str | int | bool | Mapping[str, str]]
+#: What a script gets to know of one entity, by name: its `id`, and what is neither absent nor the default.
+Row = Mapping[str, Any]
+
+NOTHING: Row = {}
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _decode = json.JSONDecoder().raw_decode
@@ -124,7 +136,7 @@ class RedisIndex:
         self._namespace = namespace
         self._key_prefix = key_prefix
         self._shards = shards
-        self._limits = (limits.eta_horizon, limits.lease, limits.resend_after, limits.window)
+        self._limits = limits
         self._scripts: dict[str, _Script] = {}
         self._known_keys: dict[tuple[str, int], list[bytes]] = {}
         self._agreed: set[str] = set()  # kinds that are kept as we would keep them
@@ -146,7 +158,7 @@ class RedisIndex:
         if missing := self._agree(kinds):
             form = json.dumps({"layout": LAYOUT, "shards": self._shards})
             self._commands([("SET", self._key(*shard, "form"), form, "NX") for shard in missing])
-            self._agree(kinds)  # somebody else may have been faster
+            self._agree(kinds)  # another process may have been faster
 
     def _agree(self, kinds: Sequence[str]) -> list[tuple[str, int]]:
         """The shards that do not know how their kind is kept. One that does is enough to go on.
@@ -175,19 +187,17 @@ class RedisIndex:
         max_wait: int | None = None,
         inside: Run | None = None,
     ) -> list[Scheduled]:
-        rows: list[Row] = [
-            (request.id, _optional(request.at), request.delay or 0, request.task_id) for request in requests
-        ]
+        check_notes(requests)
         if kind not in self._agreed:
             self._keep([kind])
             with suppress(IndexUnavailable):  # its node may be away; sweepers note it again and again
                 self._commands([("SADD", self._kinds_key, kind)])
-        speaker = (inside.id, inside.lease) if inside else (False, False)
-        replies = self._transition_each("enqueue", kind, rows, (policy, _optional(max_wait), *speaker))
+        header = _given(policy=policy, max_wait=max_wait, inside=inside and inside._asdict())
+        replies = self._transition_each("enqueue", kind, [_row(request) for request in requests], header)
         if any(isinstance(reply, Exception) for reply in replies):
-            # Some shards may have done it. Nobody publishes their wake-ups: the sweeper is to, at once.
+            # Some shards may have done it. Their wake-ups are not published now: the sweeper is to, at once.
             sent = [
-                _wakeup(request.id, reply[2])
+                _wakeup(request.id, reply)
                 for request, reply in zip(requests, replies, strict=True)
                 if not isinstance(reply, Exception)
             ]
@@ -195,12 +205,12 @@ class RedisIndex:
                 self.put_back(kind, [wakeup for wakeup in sent if wakeup])
             raise_first(replies)
         return [
-            Scheduled(changed, int(deadline) if deadline else None, _wakeup(request.id, wakeup))
-            for request, (changed, deadline, wakeup) in zip(requests, replies, strict=True)
+            Scheduled(reply["changed"], _number(reply, "deadline"), _wakeup(request.id, reply))
+            for request, reply in zip(requests, replies, strict=True)
         ]
 
     def put_back(self, kind: str, wakeups: Sequence[Wakeup]) -> None:
-        self._transition("put_back", kind, [[wakeup.id, wakeup.token] for wakeup in wakeups])
+        self._transition("put_back", kind, [{"id": wakeup.id, "token": wakeup.token} for wakeup in wakeups])
 
     # -- evaluating
 
@@ -213,53 +223,38 @@ class RedisIndex:
         task_id: str,
         resent_at: int | None = None,
     ) -> list[Claim | Refusal]:
-        header = (nonce, task_id, _optional(resent_at), len(wakeups) > 1)
-        replies = self._transition("claim", kind, wakeups, header)
+        header = _given(nonce=nonce, task_id=task_id, resent_at=resent_at, batch=len(wakeups) > 1)
+        rows = [{"id": id, "token": token} for id, token in wakeups]
+        replies = self._transition("claim", kind, rows, header)
         return [_claimed(id, reply) for (id, _), reply in zip(wakeups, replies, strict=True)]
 
     def take(self, kind: str, limit: int, *, nonce: str, task_id: str) -> list[Claim]:
         if kind not in self._agreed:
             self._agree([kind])
         shards = range(self._shards)
-        overdue = self._run("overdue", [self._call(kind, shard, (), (limit,)) for shard in shards])
+        overdue = self._run(
+            "overdue", [self._call("overdue", kind, shard, (), {"limit": limit}) for shard in shards]
+        )
         ids = [id for found in overdue for id in found][:limit]
-        replies = self._transition("take", kind, [[id] for id in ids], (nonce, task_id))
-        return [Claim(id, *reply[1:]) for id, reply in zip(ids, replies, strict=True) if reply]
+        header = {"nonce": nonce, "task_id": task_id}
+        replies = self._transition("take", kind, _rows(ids), header)
+        return [Claim(id, **reply) for id, reply in zip(ids, replies, strict=True) if reply]
 
     def renew(self, kind: str, runs: Sequence[Run]) -> list[bool]:
-        return self._transition("renew", kind, [(run.id, run.lease) for run in runs])
+        return self._transition("renew", kind, [run._asdict() for run in runs])
 
     def finish(self, kind: str, reports: Sequence[Report]) -> list[Finished]:
-        rows = [
-            (
-                report.id,
-                report.lease,
-                report.verdict,
-                _optional(report.delay),
-                report.failures,
-                report.looks,
-                report.error or False,
-                False if report.converged is None else str(int(report.converged)),
-                report.task_id or False,
-                report.retries,
-                report.fresh_task_id,
-                report.respect_backoff,
-                _optional(report.idle_ttl),
-                report.expired_only,
-            )
-            for report in reports
-        ]
-        replies = self._transition("finish", kind, rows)
+        replies = self._transition("finish", kind, [_row(report) for report in reports])
         return [
-            Finished(Finish(result), int(deadline) if deadline else None, _wakeup(report.id, wakeup))
-            for report, (result, deadline, wakeup) in zip(reports, replies, strict=True)
+            Finished(Finish(reply["result"]), _number(reply, "deadline"), _wakeup(report.id, reply))
+            for report, reply in zip(reports, replies, strict=True)
         ]
 
     # -- what operators do
 
     def delete(self, kind: str, ids: Sequence[str]) -> list[bool]:
         # One attempt: the second reply would deny what the first call has done.
-        return self._transition("delete", kind, [(id,) for id in ids], attempts=1)
+        return self._transition("delete", kind, _rows(ids), attempts=1)
 
     def pause(self, kind: str) -> None:
         self._commands([("SET", key, "1") for key in self._keys(kind, "paused")])
@@ -271,7 +266,7 @@ class RedisIndex:
         return any(self._commands([("EXISTS", key) for key in self._keys(kind, "paused")]))
 
     def describe(self, kind: str, ids: Sequence[str]) -> list[Record | None]:
-        replies = self._transition("describe", kind, [[id] for id in ids])
+        replies = self._transition("describe", kind, _rows(ids))
         return [_record(id, reply) for id, reply in zip(ids, replies, strict=True)]
 
     def records(self, kind: str, status: Status, limit: int) -> list[Record]:
@@ -297,13 +292,14 @@ class RedisIndex:
         self._at_rest = {node: rest for node, rest in self._at_rest.items() if rest[0] > now}
         for node in self._at_rest:
             if self._cluster:  # another node may have taken over
-                self._cluster.look_around(last=node)
+                self._cluster.find_slots(last=node)
         node_of = {(kind, shard): self._node(kind, shard) for kind in kinds for shard in range(self._shards)}
         resting = {shard: self._at_rest[node][1] for shard, node in node_of.items() if node in self._at_rest}
         surveys = [Survey(*shard, error=error) for shard, error in resting.items()]
         asked = [shard for shard in node_of if shard not in resting]
         answered = False
-        calls = [self._call(*shard, (), (sweeper, hold, limit)) for shard in asked]
+        header = {"sweeper": sweeper, "hold": hold, "limit": limit}
+        calls = [self._call("survey", *shard, (), header) for shard in asked]
         for shard, reply in zip(asked, self._run_each("survey", calls), strict=True):
             if isinstance(reply, Exception):
                 surveys.append(Survey(*shard, error=reply))
@@ -312,7 +308,7 @@ class RedisIndex:
             else:
                 answered = True
                 if reply:
-                    due, suspect, lost, expired = map(tuple, reply)
+                    due, suspect, lost, expired = (tuple(reply[name]) for name in SORTS)
                     surveys.append(Survey(*shard, due, suspect, lost, expired))
         if not answered:
             raise_first(survey.error for survey in surveys)
@@ -324,19 +320,19 @@ class RedisIndex:
         return node.name if node else ""
 
     def promote(self, kind: str, requests: Mapping[str, str]) -> list[Wakeup]:
-        replies = self._transition("promote", kind, list(requests.items()))
+        replies = self._transition("promote", kind, _with_task_ids(requests))
         return _wakeups(requests, replies)
 
     def resend(self, kind: str, requests: Mapping[str, str], *, probe: str | None) -> list[Wakeup]:
-        replies = self._transition("resend", kind, list(requests.items()), (probe or False,))
+        replies = self._transition("resend", kind, _with_task_ids(requests), _given(probe=probe))
         return _wakeups(requests, replies)
 
     def running(self, kind: str, ids: Sequence[str]) -> list[Running]:
-        replies = self._transition("running", kind, [[id] for id in ids])
-        return [Running(id, *reply) for id, reply in zip(ids, replies, strict=True) if reply]
+        replies = self._transition("running", kind, _rows(ids))
+        return [Running(id, **reply) for id, reply in zip(ids, replies, strict=True) if reply]
 
     def forget(self, kind: str, ids: Sequence[str]) -> int:
-        return sum(self._transition("forget", kind, [[id] for id in ids]))
+        return sum(self._transition("forget", kind, _rows(ids)))
 
     # -- moving
 
@@ -355,7 +351,10 @@ class RedisIndex:
         self._transition("adopt", kind, [_as_adopted(record) for record in records])
 
     def retire(self, kind: str, records: Sequence[Record]) -> list[bool]:
-        rows = [(each.id, _digits(each.deadline), _digits(each.finished)) for each in records]
+        rows = [
+            _given(id=each.id, deadline=_digits(each.deadline), finished=_digits(each.finished))
+            for each in records
+        ]
         return self._transition("retire", kind, rows)
 
     def evicts(self) -> str:
@@ -365,7 +364,7 @@ class RedisIndex:
         try:
             found = self._client.info("memory", **target)
         except REDIS_ERRORS:
-            return ""  # not allowed to know, or away, which others tell
+            return ""  # not allowed to know, or away, which other calls find out
         for node in found.values() if target else [found]:
             policy = str(node.get("maxmemory_policy", ""))
             if policy.startswith("allkeys"):
@@ -400,26 +399,30 @@ class RedisIndex:
     def _script(self, name: str) -> _Script:
         if name not in self._scripts:
             full = [_lua("full")] if name in EVEN_WHEN_FULL else []
-            source = "\n".join([self.clock_lua(), _lua("common"), *full, _lua(name)])
+            parts = [self.clock_lua(), _limits_lua(self._limits), _lua("common"), *full, _lua(name)]
+            source = "\n".join(parts)
             sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
             self._scripts[name] = _Script(source, sha)
         return self._scripts[name]
 
-    def _call(self, kind: str, shard: int, rows: Sequence[Row], header: Row) -> _Call:
-        prefix, *keys = self._shard_keys(kind, shard)
-        keys += [prefix + str(row[0]).encode() for row in rows]
-        return _Call(keys, _encode((self._limits, header, rows)))
+    def _call(self, name: str, kind: str, shard: int, rows: Sequence[Row], header: Row) -> _Call:
+        record, note, *keys = self._shard_keys(kind, shard)
+        ids = [row["id"].encode() for row in rows]
+        keys += [record + id for id in ids]
+        if name in WITH_NOTES:
+            keys += [note + id for id in ids]
+        return _Call(keys, _encode({"header": header, "rows": rows}))
 
     def _shard_keys(self, kind: str, shard: int) -> list[bytes]:
-        """What the keys of the records begin with, and the keys of the shard itself."""
+        """What the keys of records and of notes begin with, and the keys of the shard itself."""
         known = self._known_keys.get((kind, shard))
         if known is None:
-            names = [self._key(kind, shard, name).encode() for name in ("e:", *SHARD_KEYS)]
+            names = [self._key(kind, shard, name).encode() for name in ("e:", "n:", *SHARD_KEYS)]
             known = self._known_keys[kind, shard] = names
         return known
 
     def _transition(
-        self, name: str, kind: str, rows: Sequence[Row], header: Row = (), *, attempts: int = ATTEMPTS
+        self, name: str, kind: str, rows: Sequence[Row], header: Row = NOTHING, *, attempts: int = ATTEMPTS
     ) -> list[Any]:
         """What a script replies to each row, in that order. Raises the first error."""
         replies = self._transition_each(name, kind, rows, header, attempts)
@@ -427,25 +430,25 @@ class RedisIndex:
         return replies
 
     def _transition_each(
-        self, name: str, kind: str, rows: Sequence[Row], header: Row = (), attempts: int = ATTEMPTS
+        self, name: str, kind: str, rows: Sequence[Row], header: Row = NOTHING, attempts: int = ATTEMPTS
     ) -> list[Any]:
         """Run a script over many entities, in batches of one shard each. Errors are among the replies."""
         if kind not in self._agreed:
             self._agree([kind])
         if len(rows) == 1:  # by far the most frequent: nothing to be split and put together again
-            call = self._call(kind, self._shard(str(rows[0][0])), rows, header)
+            call = self._call(name, kind, self._shard(rows[0]["id"]), rows, header)
             [replies] = self._run_each(name, [call], attempts)
             return [replies] if isinstance(replies, Exception) else replies
         by_shard: defaultdict[int, list[int]] = defaultdict(list)
         for position, row in enumerate(rows):
-            by_shard[self._shard(str(row[0]))].append(position)
+            by_shard[self._shard(row["id"])].append(position)
         batches = [
-            (shard, positions[start : start + BATCH])
+            (shard, positions[start : start + ENTITIES_PER_CALL])
             for shard, positions in by_shard.items()
-            for start in range(0, len(positions), BATCH)
+            for start in range(0, len(positions), ENTITIES_PER_CALL)
         ]
         calls = [
-            self._call(kind, shard, [rows[position] for position in positions], header)
+            self._call(name, kind, shard, [rows[position] for position in positions], header)
             for shard, positions in batches
         ]
         ordered: list[Any] = [None] * len(rows)
@@ -482,8 +485,7 @@ class RedisIndex:
 
     def _replies(self, commands: Sequence[Command], attempts: int = ATTEMPTS) -> list[Any]:
         """Send commands in one round trip per node. Errors are among the replies, in our own words."""
-        fresh = FRESH if attempts > 1 else 0.0
-        replies = self._servers.exchange(commands, fresh=fresh) if commands else []
+        replies = self._servers.exchange(commands) if commands else []
         for _ in range(1, attempts):
             again = [
                 n
@@ -509,24 +511,29 @@ def _may_pass_at_once(error: Exception) -> bool:
 
 
 def in_our_words(error: Exception) -> Exception:
-    """The error to raise for what Redis said. `NoScriptError` and mistakes stay as they are."""
-    told: Exception
+    """The error to raise for one of Redis' own. `NoScriptError` and mistakes stay as they are."""
+    ours: Exception
     if isinstance(error, errors.NoPermissionError) or str(error).startswith(FORBIDDEN):
-        told = ImproperlyConfigured(
+        ours = ImproperlyConfigured(
             f"the index's Redis user lacks a right: {_words(error)};"
             f" ACL LOG names it, and {DOCS}how-to/deployment.html lists all that are needed"
         )
     elif _is_absence(error):
-        told = IndexUnavailable(_why(error))
+        ours = IndexUnavailable(_why(error))
     else:
         return error
-    told.__cause__ = error
-    return told
+    ours.__cause__ = error
+    return ours
 
 
 @cache
 def _lua(name: str) -> str:
     return resources.files(__package__).joinpath("lua", f"{name}.lua").read_text()
+
+
+def _limits_lua(limits: Limits) -> str:
+    """The limits as a Lua table: constants of a script, that no call has to pass."""
+    return f"local limits = {{ {', '.join(f'{name} = {n}' for name, n in asdict(limits).items())} }}"
 
 
 def _words(error: Exception) -> str:
@@ -570,30 +577,49 @@ def _check_form(kind: str, form: str, shards: int) -> None:
         )
 
 
-def _optional(value: int | None) -> int | bool:
-    return False if value is None else value
+def _given(**values: Any) -> Row:
+    """What is not None."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def _digits(value: int | None) -> str | bool:
-    return False if value is None else str(value)
+def _row(row: Request | Report) -> Row:
+    """Its fields by name, but for those that have their default."""
+    fields = zip(row._fields, row, _DEFAULTS[type(row)], strict=True)
+    return {name: value for name, value, default in fields if value is not None and value != default}
 
 
-def _wakeup(id: str, reply: list[Any] | None) -> Wakeup | None:
-    if not reply:
-        return None
-    token, delay, task_id, retries, resent_at, alone = reply
-    return Wakeup(id, token, delay, task_id, retries, resent_at or None, alone)
+_DEFAULTS = {row: tuple(row._field_defaults.get(name) for name in row._fields) for row in (Request, Report)}
 
 
-def _wakeups(ids: Iterable[str], replies: Iterable[list[Any] | None]) -> list[Wakeup]:
-    wakeups = [_wakeup(id, reply) for id, reply in zip(ids, replies, strict=True)]
-    return [wakeup for wakeup in wakeups if wakeup is not None]
+def _rows(ids: Iterable[str]) -> list[Row]:
+    return [{"id": id} for id in ids]
 
 
-def _claimed(id: str, reply: list[Any]) -> Claim | Refusal:
-    if reply[0] == "claimed":
-        return Claim(id, *reply[1:])
-    return Refusal(id, Refused(reply[0]), _wakeup(id, reply[1]))
+def _with_task_ids(requests: Mapping[str, str]) -> list[Row]:
+    return [{"id": id, "task_id": task_id} for id, task_id in requests.items()]
+
+
+def _digits(value: int | None) -> str | None:
+    return None if value is None else str(value)
+
+
+def _number(reply: Mapping[str, Any], name: str) -> int | None:
+    return int(reply[name]) if name in reply else None
+
+
+def _wakeup(id: str, reply: Mapping[str, Any]) -> Wakeup | None:
+    """The wake-up that a reply has, if it has one."""
+    return Wakeup(id, **reply["wakeup"]) if "wakeup" in reply else None
+
+
+def _wakeups(ids: Iterable[str], replies: Iterable[Any]) -> list[Wakeup]:
+    return [Wakeup(id, **reply) for id, reply in zip(ids, replies, strict=True) if reply]
+
+
+def _claimed(id: str, reply: Mapping[str, Any]) -> Claim | Refusal:
+    if "refused" in reply:
+        return Refusal(id, Refused(reply["refused"]), _wakeup(id, reply))
+    return Claim(id, **reply)
 
 
 def _pairs(reply: list[Any]) -> Iterable[tuple[str, str]]:
@@ -603,18 +629,15 @@ def _pairs(reply: list[Any]) -> Iterable[tuple[str, str]]:
     return [(id, score) for id, score in reply]
 
 
-def _record(id: str, reply: list[Any]) -> Record | None:
+def _record(id: str, reply: Mapping[str, Any]) -> Record | None:
     if not reply:
         return None
-    status, score, fields = Status(reply[0]), float(reply[1]), reply[2]
-
-    def number(name: str) -> int | None:
-        return int(fields[name]) if name in fields else None
+    status, score, fields = Status(reply["status"]), float(reply["score"]), reply["fields"]
 
     if "deleted" in fields:
-        deadline = number("deadline")
+        deadline = _number(fields, "deadline")
         return None if deadline is None else Record(id, Status.PARKED, deadline=deadline)
-    pending = [deadline for deadline in (number("deadline"), number("own")) if deadline is not None]
+    pending = [int(fields[name]) for name in ("deadline", "own") if name in fields]
     running = status is Status.RUNNING
     return Record(
         id,
@@ -624,38 +647,40 @@ def _record(id: str, reply: list[Any]) -> Record | None:
         task_id=fields.get("task_id", ""),
         lease=fields.get("lease", ""),
         lease_expires=int(score) if running else None,
-        failures=number("failures") or 0,
-        looks=number("looks") or 0,
+        failures=_number(fields, "failures") or 0,
+        rounds=_number(fields, "rounds") or 0,
         error=fields.get("error", ""),
         converged=fields["converged"] == "1" if "converged" in fields else None,
-        finished=number("finished"),
+        finished=_number(fields, "finished"),
         started=int(fields["lease"]) // 1000 if running else None,
         since=int(score) if status is Status.FAILED else None,
         expires=int(score) if status is Status.IDLE and score != math.inf else None,
-        floor=number("floor"),
+        floor=_number(fields, "floor"),
         alone="alone" in fields,
+        note=reply.get("note", ""),
     )
 
 
 def _as_adopted(record: Record) -> Row:
     """What `_record` reads, as it is to be stored: the other way round."""
     pending = record.deadline is not None
-    fields = {
-        "deadline": _digits(record.deadline),
-        "floor": _digits(record.floor),
-        "task_id": False if pending else record.task_id,
-        "failures": _digits(record.failures or None),
-        "looks": _digits(record.looks or None),
-        "error": record.error,
-        "converged": False if record.converged is None else str(int(record.converged)),
-        "finished": _digits(record.finished),
-        "alone": record.alone and "1",
-    }
+    fields = _given(
+        deadline=_digits(record.deadline),
+        floor=_digits(record.floor),
+        task_id=None if pending else record.task_id or None,
+        failures=_digits(record.failures or None),
+        rounds=_digits(record.rounds or None),
+        error=record.error or None,
+        converged=None if record.converged is None else str(int(record.converged)),
+        finished=_digits(record.finished),
+        alone="1" if record.alone else None,
+    )
     status = Status.PARKED if pending else record.status
     score = record.deadline if pending else record.since if status is Status.FAILED else record.expires
-    return (
-        record.id,
-        status,
-        "+inf" if score is None else score,
-        {name: value for name, value in fields.items() if isinstance(value, str) and value},
+    return _given(
+        id=record.id,
+        status=status,
+        score="+inf" if score is None else score,
+        fields=fields,
+        note=record.note or None,
     )

@@ -60,10 +60,11 @@ class Bench:
         *,
         at: int | None = None,
         task_id: str | None = None,
+        note: str = "",
         **options: Any,
     ) -> Scheduled:
         """Enqueue one entity after `delay` ms, or at a time; every wake-up has a task id of its own."""
-        request = Request(id, None if at is not None else delay, at, task_id or self._name("task"))
+        request = Request(id, None if at is not None else delay, at, task_id or self._name("task"), note)
         (reply,) = self.index.enqueue(KIND, [request], **options)
         return reply
 

@@ -16,6 +16,7 @@ import redis
 from celery_goalstate.index.base import Index, Limits, Status
 from celery_goalstate.index.memory import MemoryIndex
 from celery_goalstate.index.redis import RedisIndex
+from celery_goalstate.index.transitions import NEVER
 
 KINDS = ("order", "host")
 PREFIX = "gs"
@@ -99,12 +100,15 @@ class MemoryLane:
 
     def stored(self) -> Stored:
         rows: Stored = {}
-        for kind, entries in self.index._kinds.items():
-            for id, entry in entries.entries.items():
-                values = {f.name: getattr(entry, f.name) for f in dataclasses.fields(entry)}
-                place = (values.pop("status"), values.pop("score"))
-                said = {name: _text(name, value) for name, value in values.items()}
-                rows[kind, id] = Row([place], {name: text for name, text in said.items() if text})
+        for kind, shard in self.index._kinds.items():
+            for id, entity in shard.entities.items():
+                values = {f.name: getattr(entity, f.name) for f in dataclasses.fields(entity)}
+                score = values.pop("score")
+                place = (values.pop("status"), None if score == NEVER else score)
+                assert values.pop("id") == id
+                fields = {name: _text(name, value) for name, value in values.items()}
+                fields["noted"] = "1" if entity.note else ""
+                rows[kind, id] = Row([place], {name: text for name, text in fields.items() if text})
         return rows
 
     def wipe(self) -> None:
@@ -174,8 +178,11 @@ class RedisLane:
                 assert kind_of_key == "hash", key
                 id = rest[2:]
                 assert self.index._shard(id) == shard, f"{key} is in the wrong shard"
-                said = {name: text for name, text in content.items() if text}
-                rows.setdefault((kind, id), Row(shard=shard)).fields.update(said)
+                fields = {name: text for name, text in content.items() if text}
+                rows.setdefault((kind, id), Row(shard=shard)).fields.update(fields)
+            elif rest.startswith("n:"):
+                assert kind_of_key == "string", key
+                rows.setdefault((kind, rest[2:]), Row(shard=shard)).fields["note"] = content
             elif rest in set(Status):
                 assert kind_of_key == "zset", key
                 for id, score in content:
@@ -196,11 +203,11 @@ class RedisLane:
                 elif kind == "set":
                     yield key, kind, self.client.smembers(key)
                 else:
-                    yield key, kind, None
+                    yield key, kind, self.client.get(key)
             return
         for key, kind, flat in self.client.eval(_DUMP, 0):
-            if kind == "set":
-                yield key, kind, set(flat)
+            if kind in {"set", "string"}:
+                yield key, kind, set(flat) if kind == "set" else flat
                 continue
             pairs = list(zip(flat[::2], flat[1::2], strict=True))
             yield key, kind, dict(pairs) if kind == "hash" else [(id, float(score)) for id, score in pairs]
@@ -217,6 +224,7 @@ local found = {}
 for _, key in ipairs(redis.call('KEYS', '*')) do
   local kind = redis.call('TYPE', key).ok
   local content = {}
+  if kind == 'string' then content = redis.call('GET', key) end
   if kind == 'set' then content = redis.call('SMEMBERS', key) end
   if kind == 'hash' then content = redis.call('HGETALL', key) end
   if kind == 'zset' then content = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES') end
@@ -237,9 +245,10 @@ def _parse(key: str) -> tuple[str, str, int, str]:
 
 # -- what must hold at any moment
 
-_ALWAYS_ALLOWED = {"task_id", "failures", "looks", "error", "converged", "finished", "last"}
-_PENDING = {"deadline", "since", "floor", "retries", "alone"}
-_CLAIMED = {"lease", "nonce", "due", "deadline", "since", "own", "deleted", "batch", "alone"}
+_ALWAYS_ALLOWED = {"task_id", "failures", "rounds", "error", "converged", "finished", "last"}
+_NOTE = {"note", "noted"}
+_PENDING = {"deadline", "since", "floor", "retries", "alone", *_NOTE}
+_CLAIMED = {"lease", "nonce", "due", "deadline", "since", "own", "deleted", "batch", "alone", *_NOTE}
 _ALLOWED = {
     Status.PARKED: _ALWAYS_ALLOWED | _PENDING,
     Status.SENT: _ALWAYS_ALLOWED | _PENDING | {"token", "resends", "resent"},
@@ -271,5 +280,6 @@ def check(stored: Stored) -> None:
                 tokens.append((kind, row.shard, row.fields[name]))
         if row.status is Status.PARKED:
             assert row.score == int(row.fields["deadline"]), f"parked until its deadline; {where}"
+        assert ("noted" in row.fields) == ("note" in row.fields), f"a note is kept if one is known; {where}"
         assert (row.score is None) <= (row.status is Status.IDLE), f"only idle ones wait for ever; {where}"
     assert len(set(tokens)) == len(tokens), f"a token names one wake-up or one run: {sorted(tokens)}"

@@ -44,7 +44,7 @@ class Entity:
     since: int | None = None  #: the first enqueue from outside that waits
     floor: int = 0  #: no enqueue brings it before this
     failures: int = 0
-    looks: int = 0
+    rounds: int = 0
     quarantined: bool = False
     alone: bool = False  #: its worker was lost with a batch: not to be evaluated with others
     forgotten_at: int | None = None
@@ -53,6 +53,7 @@ class Entity:
     own: int | None = None  #: likewise, from inside
     fence: int = 0  #: the highest fencing token seen
     owed: list[Ask] = field(default_factory=list)
+    note: str = ""  #: of the last enqueue that changed the deadline, until nothing is pending any more
 
     @property
     def pending(self) -> int | None:
@@ -65,7 +66,13 @@ class Entity:
         return self.known and not (self.evaluation and self.evaluation.deleted and self.noted is None)
 
     def enqueue(
-        self, now: int, wanted: int, policy: Policy, max_wait: int | None, speaker: str | None
+        self,
+        now: int,
+        wanted: int,
+        policy: Policy,
+        max_wait: int | None,
+        speaker: str | None,
+        note: str,
     ) -> tuple[bool, int | None]:
         """Whether the schedule changes, and the deadline in force. `speaker`: its own evaluation's lease."""
         resync = policy in {Policy.RESYNC, Policy.REVIVE}
@@ -85,11 +92,14 @@ class Entity:
             self.since = self.since or now
         else:
             if self.due is None:
-                self.known, self.quarantined, self.failures, self.looks = True, False, 0, 0
+                self.known, self.quarantined, self.failures, self.rounds = True, False, 0, 0
                 self.since = self.forgotten_at = None
             self.due = self._agreed(self.due, wanted, now, policy, max_wait)
             self.since = self.since or now
-        return self.pending != before, self.pending
+        changed = self.pending != before
+        if changed:
+            self.note = note
+        return changed, self.pending
 
     def _agreed(
         self, current: int | None, wanted: int, now: int, policy: Policy, max_wait: int | None
@@ -115,7 +125,7 @@ class Entity:
         verdict: Verdict,
         delay: int | None,
         failures: int,
-        looks: int,
+        rounds: int,
         respect_backoff: bool,
         idle_ttl: int | None,
         lost: bool,
@@ -127,15 +137,16 @@ class Entity:
         evaluation.over = True
         asked = None if delay is None else now + delay
         if evaluation.deleted:
-            self.due, self.known, self.failures, self.looks = noted, noted is not None, 0, 0
+            self.due, self.known, self.failures, self.rounds = noted, noted is not None, 0, 0
             self.alone = False
+            self.note = self.note if self.known else ""
             return
         if verdict is Verdict.UNSTARTED or (lost and evaluation.batch):
             self.alone, self.due = self.alone or lost, earliest(evaluation.due, noted)
             self.owed = evaluation.served + self.owed
             return
         self.alone = self.alone and lost
-        self.failures, self.looks = failures, looks
+        self.failures, self.rounds = failures, rounds
         if verdict is Verdict.DONE:
             self.due = earliest(asked, noted, own)
         else:
@@ -149,7 +160,7 @@ class Entity:
             else:
                 self.quarantined = True
         if self.due is None:
-            self.since = None
+            self.since, self.note = None, ""
             if verdict is Verdict.DONE and idle_ttl is not None:
                 self.forgotten_at = now + idle_ttl
 
@@ -160,6 +171,7 @@ class Entity:
         if self.evaluation:
             self.evaluation.deleted = True
             self.noted = self.own = self.since = None
+            self.note = ""
         else:
             self.forget()
         return was_there

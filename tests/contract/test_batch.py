@@ -73,7 +73,7 @@ class TestTake:
         due = bench.now + FAR
         bench.advance(FAR + 7)
         [claim] = take(bench, task_id="t7")
-        assert claim == Claim("a", claim.lease, failures=0, looks=0, deadline=due, lateness=7)
+        assert claim == Claim("a", claim.lease, failures=0, rounds=0, deadline=due, lateness=7)
         record = bench.record()
         assert (record.status, record.deadline, record.task_id) == (Status.RUNNING, None, "t7")
         assert (record.lease, record.lease_expires) == (claim.lease, bench.now + LEASE)
@@ -131,7 +131,7 @@ class TestTake:
         bench.fail(bench.run(), delay=FAR, failures=4)
         bench.advance(FAR)
         [claim] = take(bench)
-        assert (claim.failures, claim.looks) == (4, 0)
+        assert (claim.failures, claim.rounds) == (4, 0)
 
     def test_one_that_is_taken_alone_is_a_batch_too(self, bench: Bench) -> None:
         """Whoever takes it evaluates other entities in the same task."""
@@ -200,11 +200,11 @@ class TestUnstarted:
         assert bench.start(given_back.wakeup).lateness == 700
 
     def test_looks_are_kept(self, bench: Bench) -> None:
-        finished = bench.finish(bench.run("a"), delay=0, looks=5)
+        finished = bench.finish(bench.run("a"), delay=0, rounds=5)
         a, _ = claim_all(bench, finished.wakeup, bench.enqueue("b").wakeup)
         assert isinstance(a, Claim)
         unstarted(bench, a)
-        assert bench.look("a").looks == 5
+        assert bench.look("a").rounds == 5
 
     def test_nobody_is_to_evaluate_it_alone(self, bench: Bench) -> None:
         a, _ = batch(bench)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from celery_goalstate.index.base import SHORTEST_DELAY, Claim, Limits, Refusal, Refused, Run, Status, Wakeup
+from celery_goalstate.index.base import Claim, Limits, Refusal, Refused, Run, Status, Wakeup
 from tests.contract.bench import KIND, Bench
 
 LEASE = 30_000
@@ -24,7 +24,7 @@ class TestClaim:
         claim = bench.start(wakeup, task_id="t7")
         assert wakeup is not None
         assert int(claim.lease) > int(wakeup.token)
-        assert claim == Claim("a", claim.lease, failures=0, looks=0, deadline=due, lateness=2_000)
+        assert claim == Claim("a", claim.lease, failures=0, rounds=0, deadline=due, lateness=2_000)
         record = bench.record()
         assert (record.status, record.token, record.deadline) == (Status.RUNNING, "", None)
         assert (record.lease, record.lease_expires) == (claim.lease, bench.now + LEASE)
@@ -33,10 +33,10 @@ class TestClaim:
     def test_tells_the_past(self, bench: Bench) -> None:
         bench.fail(bench.run(), failures=4)
         claim = bench.look()
-        assert (claim.failures, claim.looks) == (4, 0)
-        finished = bench.finish(claim, delay=0, looks=3)
+        assert (claim.failures, claim.rounds) == (4, 0)
+        finished = bench.finish(claim, delay=0, rounds=3)
         claim = bench.start(finished.wakeup)
-        assert (claim.failures, claim.looks) == (0, 3)
+        assert (claim.failures, claim.rounds) == (0, 3)
 
     def test_leases_rise(self, bench: Bench) -> None:
         """They are fencing tokens: of two evaluations, the later one has the higher number."""
@@ -83,7 +83,7 @@ class TestClaim:
         assert refused(bench.claim(wakeup)) is Refused.MISSING
 
     @pytest.mark.parametrize(
-        ("rest", "delay"), [(1, SHORTEST_DELAY), (49, 50), (50, 50), (51, 51), (5_000, 5_000)]
+        ("rest", "delay"), [(1, Limits().shortest_delay), (49, 50), (50, 50), (51, 51), (5_000, 5_000)]
     )
     def test_an_early_one_is_to_be_sent_again(self, bench: Bench, rest: int, delay: int) -> None:
         wakeup = bench.enqueue(delay=6_000, task_id="t1").wakeup

@@ -100,7 +100,7 @@ class TestRunning:
         finished = bench.finish(run)
         assert (finished.result, finished.deadline) == (Finish.ACCEPTED, bench.now)
         claim = bench.start(finished.wakeup)
-        assert (claim.failures, claim.looks) == (0, 0)
+        assert (claim.failures, claim.rounds) == (0, 0)
 
     @pytest.mark.parametrize("verdict", Verdict)
     @pytest.mark.parametrize("expired_only", [False, True])
@@ -114,7 +114,7 @@ class TestRunning:
         bench.advance(bench.limits.lease)
         report: dict[str, Any] = {
             "failures": 6,
-            "looks": 2,
+            "rounds": 2,
             "error": "boom",
             "converged": False,
             "task_id": "t1",

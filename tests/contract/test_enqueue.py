@@ -27,7 +27,7 @@ class TestUnknown:
             bench.now,
             reply.wakeup.token,
         )
-        assert (record.failures, record.looks, record.error, record.converged) == (0, 0, "", None)
+        assert (record.failures, record.rounds, record.error, record.converged) == (0, 0, "", None)
         assert (record.lease, record.lease_expires, record.finished, record.started) == ("", None, None, None)
 
     @pytest.mark.parametrize(

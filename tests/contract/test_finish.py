@@ -104,12 +104,12 @@ class TestFinish:
         assert bench.start(finished.wakeup).lateness == 4_000
 
     def test_what_was_found_is_kept(self, bench: Bench) -> None:
-        bench.finish(bench.run(), converged=True, looks=0, task_id="t9")
+        bench.finish(bench.run(), converged=True, rounds=0, task_id="t9")
         assert (bench.record().converged, bench.record().task_id) == (True, "t9")
-        bench.finish(bench.run(), converged=False, delay=0, looks=3)
-        assert (bench.record().converged, bench.record().looks) == (False, 3)
+        bench.finish(bench.run(), converged=False, delay=0, rounds=3)
+        assert (bench.record().converged, bench.record().rounds) == (False, 3)
         bench.quarantine(bench.look())
-        assert (bench.record().converged, bench.record().looks) == (None, 0)
+        assert (bench.record().converged, bench.record().rounds) == (None, 0)
 
     def test_a_window_that_is_full_parks_the_next_look(self, open_bench: Any) -> None:
         bench = open_bench(Limits(window=2))

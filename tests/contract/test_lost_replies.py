@@ -270,7 +270,7 @@ def test_a_take_said_again_gets_nothing_that_was_deleted_meanwhile(bench: Bench)
     """After a delete no evaluation starts: as with a claim that is said again."""
     bench.enqueue(delay=FAR)
     bench.advance(FAR)
-    rows, header = [["a"]], ["n", "t"]
+    rows, header = [{"id": "a"}], {"nonce": "n", "task_id": "t"}
     [first] = bench.index._transition("take", KIND, rows, header)
     assert bench.index._transition("take", KIND, rows, header) == [first]
     bench.delete()

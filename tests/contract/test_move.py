@@ -60,13 +60,13 @@ class TestWhatSurvives:
     @pytest.mark.parametrize("ttl", [None, 5_000])
     @pytest.mark.parametrize("converged", [None, False, True])
     def test_the_last_look(self, bench: Bench, ttl: int | None, converged: bool | None) -> None:
-        bench.finish(bench.run(), looks=2, converged=converged, idle_ttl=ttl)
+        bench.finish(bench.run(), rounds=2, converged=converged, idle_ttl=ttl)
         ended = bench.now
         bench.advance(1_000)
         moved = move(bench)
         assert moved is not None
         assert (moved.status, moved.converged, moved.finished) == (Status.IDLE, converged, ended)
-        assert (moved.looks, moved.expires) == (2, None if ttl is None else ended + ttl)
+        assert (moved.rounds, moved.expires) == (2, None if ttl is None else ended + ttl)
         bench.advance(4_000)
         assert bench.index.forget(THERE, ["a"]) == (ttl is not None)
 

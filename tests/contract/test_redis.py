@@ -68,8 +68,9 @@ def test_tokens_rise_over_the_loss_of_all_data(index: RedisIndex, valkey: Any) -
 def test_no_token_is_given_twice_when_a_script_breaks_off(index: RedisIndex, valkey: Any) -> None:
     ahead = milliseconds(valkey) * 1_000 + 10**9  # of the clock: the next ones are counted, not read off it
     valkey.set("gs:{default:order:0}:token", ahead)
+    rows = [{"id": "a", "task_id": "1"}, {"id": "b", "delay": "no time", "task_id": "2"}]
     with pytest.raises(redis.ResponseError):
-        index._transition("enqueue", KIND, [("a", False, 0, "1"), ("b", False, "no time", "2")], ["earliest"])
+        index._transition("enqueue", KIND, rows, {"policy": "earliest"})
     (a,) = index.describe(KIND, ["a"])
     (c,) = index.enqueue(KIND, [Request("c", 0)])
     assert a is not None
@@ -171,7 +172,7 @@ def test_a_damaged_number_is_named_and_in_nobody_s_way(valkey: Any, status: str,
                 index.enqueue(KIND, [Request(held.id, 10**6)], inside=Run(held.id, held.lease))
             else:
                 again = 50 if verdict is Verdict.FAILED else None
-                told = {"failures": 1, "looks": 1, "task_id": "t", "respect_backoff": True}
+                told = {"failures": 1, "rounds": 1, "task_id": "t", "respect_backoff": True}
                 index.finish(KIND, [Report(held.id, held.lease, verdict, again, **told)])
 
     def wakeups() -> list[Wakeup]:
@@ -487,3 +488,32 @@ def test_a_full_redis_refuses_enqueues_and_nothing_else(index: RedisIndex, full:
     assert index.resend(KIND, {"sent": "task"}, probe="sent") == []
     assert index.retire(KIND, index.describe(KIND, ["sent"])) == [True]
     assert index.delete(KIND, ["parked", "end", "new"]) == [True, True, False]
+
+
+@pytest.mark.parametrize("spoil", ["evicted", "damaged"])
+def test_a_note_that_was_evicted_or_is_no_text_is_in_nobody_s_way(
+    index: RedisIndex, valkey: Any, spoil: str
+) -> None:
+    index.enqueue(KIND, [Request(id, 10_000 * 60, task_id=id, note=id) for id in ("a", "b")])
+    key = f"gs:{{default:{KIND}:0}}:n:a"
+    valkey.delete(key)
+    if spoil == "damaged":
+        valkey.rpush(key, "a list")
+    assert [record.note for record in index.describe(KIND, ["a", "b"]) if record] == ["", "b"]
+    replies = index.enqueue(KIND, [Request(id, 0) for id in ("a", "b")], policy=Policy.REPLACE)
+    assert all(reply.changed for reply in replies)
+    assert not list(valkey.scan_iter("*:n:*"))
+
+
+def test_a_note_outlives_a_record_that_is_rebuilt(index: RedisIndex, valkey: Any) -> None:
+    index.enqueue(KIND, [Request("a", 10**7, note="n")])
+    valkey.set(f"gs:{{default:{KIND}:0}}:e:a", "a string")
+    [record] = index.describe(KIND, ["a"])
+    assert record
+    assert (record.status, record.note) == (Status.PARKED, "n")
+
+
+def test_only_a_note_costs_a_key(index: RedisIndex, valkey: Any) -> None:
+    index.enqueue(KIND, [Request("a", 10**7)])
+    assert not list(valkey.scan_iter("*:n:*"))
+    assert not valkey.hexists(f"gs:{{default:{KIND}:0}}:e:a", "noted")

@@ -30,7 +30,6 @@ from hypothesis.stateful import (
 )
 
 from celery_goalstate.index.base import (
-    SHORTEST_DELAY,
     Claim,
     Finish,
     Limits,
@@ -54,6 +53,7 @@ IDS = ("a", "b", "c")
 
 ids = st.sampled_from(IDS)
 delays = st.sampled_from([0, 0, 1, 20, 50, 99, 100, 101, 150, 300, 1_000, 86_400_000])
+notes = st.sampled_from(["", "", '{"tenant": "a"}', "ü"])
 times = st.sampled_from([1, 20, 49, 50, 99, 100, 101, 200])
 numbers = st.integers(0, 1_000)  # which of those there are
 rarely = st.sampled_from([False, False, False, True])
@@ -104,10 +104,11 @@ class Machine(RuleBasedStateMachine):
     def _name(self) -> str:
         return f"task-{self._next()}"
 
-    def _publish(self, wakeup: Wakeup | None, *, again: bool = False) -> None:
+    def _publish(self, wakeup: Wakeup | None, *, again: bool = False, enqueued: bool = False) -> None:
         if wakeup is None:
             return
         entity = self.entities[wakeup.id]
+        assert wakeup.note == ("" if enqueued else entity.note), "a message carries what was noted last"
         assert again or not self.paused, "nothing new is sent while the kind is paused"
         assert entity.due is not None, "a message is sent for a pending evaluation only"
         assert wakeup.delay >= entity.due - self.clock.now, "a message never asks for an early evaluation"
@@ -115,17 +116,24 @@ class Machine(RuleBasedStateMachine):
 
     # -- producers
 
-    @rule(id=ids, delay=delays, past=rarely)
-    def enqueue(self, id: str, delay: int, past: bool) -> None:
+    @rule(id=ids, delay=delays, past=rarely, note=notes)
+    def enqueue(self, id: str, delay: int, past: bool, note: str) -> None:
         at = self.clock.now + (-10 if past else delay)
-        request = Request(id, at=at, task_id=self._name())
+        request = Request(id, at=at, task_id=self._name(), note=note)
         self._enqueue(request, Policy.EARLIEST, None, None)
 
-    @rule(id=ids, delay=delays, policy=st.sampled_from(Policy), max_wait=st.none() | delays, repeat=rarely)
+    @rule(
+        id=ids,
+        delay=delays,
+        policy=st.sampled_from(Policy),
+        max_wait=st.none() | delays,
+        note=notes,
+        repeat=rarely,
+    )
     def enqueue_somehow(
-        self, id: str, delay: int, policy: Policy, max_wait: int | None, repeat: bool
+        self, id: str, delay: int, policy: Policy, max_wait: int | None, note: str, repeat: bool
     ) -> None:
-        request = Request(id, delay, task_id=self._name())
+        request = Request(id, delay, task_id=self._name(), note=note)
         self._enqueue(request, policy, max_wait, None)
         if repeat:
             self._enqueue(request, policy, max_wait, None, again=True)
@@ -138,12 +146,20 @@ class Machine(RuleBasedStateMachine):
         delay=delays,
         policy=st.sampled_from([Policy.EARLIEST, Policy.EARLIEST, *Policy]),
         max_wait=st.none() | delays,
+        note=notes,
     )
     def enqueue_from_inside(
-        self, number: int, stalled: bool, other: str | None, delay: int, policy: Policy, max_wait: int | None
+        self,
+        number: int,
+        stalled: bool,
+        other: str | None,
+        delay: int,
+        policy: Policy,
+        max_wait: int | None,
+        note: str,
     ) -> None:
         speaker = self._evaluation(number, stalled)
-        request = Request(other or speaker.id, delay, None, self._name())
+        request = Request(other or speaker.id, delay, None, self._name(), note)
         self._enqueue(request, policy, max_wait, speaker)
 
     def _enqueue(
@@ -160,11 +176,11 @@ class Machine(RuleBasedStateMachine):
         entity, now = self.entities[request.id], self.clock.now
         wanted = now + request.delay if request.delay is not None else request.at or 0
         itself = speaker.lease if speaker and speaker.id == request.id else None
-        changed, deadline = entity.enqueue(now, wanted, policy, max_wait, itself)
+        changed, deadline = entity.enqueue(now, wanted, policy, max_wait, itself, request.note)
         assert reply.deadline == deadline
         assert reply.changed == changed or again
         assert changed or reply.wakeup is None or again, "a message for a schedule that did not change"
-        self._publish(reply.wakeup, again=again)
+        self._publish(reply.wakeup, again=again, enqueued=True)
         if deadline is not None and (changed or policy in {Policy.EARLIEST, Policy.REPLACE}):
             entity.owed.append(Ask(self._next(), own=self._holds(speaker) and itself is not None))
 
@@ -255,7 +271,7 @@ class Machine(RuleBasedStateMachine):
         assert entity.due <= now, "an early evaluation"
         assert int(claim.lease) > entity.fence, "a fencing token that does not rise"
         assert claim == Claim(
-            claim.id, claim.lease, entity.failures, entity.looks, entity.due, now - entity.due
+            claim.id, claim.lease, entity.failures, entity.rounds, entity.due, now - entity.due
         )
         evaluation = Evaluation(claim.id, claim.lease, began, now + LIMITS.lease, batch=batch)
         self.evaluations = [*self.evaluations, evaluation][-8:]
@@ -313,7 +329,7 @@ class Machine(RuleBasedStateMachine):
         verdict=st.sampled_from([Verdict.DONE, Verdict.DONE, *Verdict]),
         delay=delays,
         another_look=st.booleans(),
-        looks=st.integers(0, 3),
+        rounds=st.integers(0, 3),
         respect_backoff=st.booleans(),
         idle_ttl=st.none() | delays,
         repeat=rarely,
@@ -325,7 +341,7 @@ class Machine(RuleBasedStateMachine):
         verdict: Verdict,
         delay: int,
         another_look: bool,
-        looks: int,
+        rounds: int,
         respect_backoff: bool,
         idle_ttl: int | None,
         repeat: bool,
@@ -340,11 +356,11 @@ class Machine(RuleBasedStateMachine):
             verdict,
             delay if look_again else None,
             failures=0 if done else entity.failures + 1,
-            looks=looks if done else 0,
+            rounds=rounds if done else 0,
             error="" if done else "boom",
             converged=another_look if done else None,
             task_id=f"task-{evaluation.began}",
-            retries=looks,
+            retries=rounds,
             fresh_task_id=self._name(),
             respect_backoff=respect_backoff,
             idle_ttl=idle_ttl,
@@ -365,7 +381,7 @@ class Machine(RuleBasedStateMachine):
                 report.verdict,
                 report.delay,
                 report.failures,
-                report.looks,
+                report.rounds,
                 report.respect_backoff,
                 report.idle_ttl,
                 report.expired_only,
@@ -530,6 +546,7 @@ class Machine(RuleBasedStateMachine):
                 continue
             assert record is not None
             assert (record.deadline, record.failures) == (entity.pending, self._failures(entity))
+            assert record.note == (entity.note if self._shows_note(entity) else "")
             assert record.status in self._statuses(entity)
             if record.status is Status.RUNNING:
                 assert entity.evaluation
@@ -539,6 +556,10 @@ class Machine(RuleBasedStateMachine):
     @staticmethod
     def _failures(entity: Entity) -> int:
         return 0 if entity.evaluation and entity.evaluation.deleted else entity.failures
+
+    @staticmethod
+    def _shows_note(entity: Entity) -> bool:
+        return not (entity.evaluation and entity.evaluation.deleted)
 
     @staticmethod
     def _statuses(entity: Entity) -> set[Status]:
@@ -575,7 +596,7 @@ class Machine(RuleBasedStateMachine):
             pending = [entity.due for entity in self.entities.values() if entity.due is not None]
             if not pending:
                 break
-            shortest = SHORTEST_DELAY if self.channel else LIMITS.resend_after
+            shortest = LIMITS.shortest_delay if self.channel else LIMITS.resend_after
             self.clock.advance(max(shortest, min(pending) - self.clock.now))
         owed = {id: entity.owed for id, entity in self.entities.items() if entity.owed}
         assert not owed, f"enqueued and never evaluated: {owed}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from celery_goalstate.index.base import RESEND_INTERVALS, Limits, Refusal, Refused, Request, Status, Wakeup
+from celery_goalstate.index.base import Limits, Refusal, Refused, Request, Status, Wakeup
 from tests.contract.bench import KIND, Bench
 
 HORIZON = Limits().eta_horizon
@@ -290,7 +290,7 @@ class TestResend:
                 bench.advance(PATIENCE)
             intervals.append((bench.now - sent) // PATIENCE)
         assert intervals == [2, 4, 8, 8, 8, 8]
-        assert max(intervals) == RESEND_INTERVALS
+        assert max(intervals) == Limits().resend_intervals
 
     def test_either_of_the_two_messages_may_claim(self, bench: Bench) -> None:
         first = self.overdue(bench)

@@ -260,7 +260,7 @@ def test_a_second_redirect_to_a_node_that_has_just_joined_says_unavailable(
 
     def meanwhile() -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(Server, "exchange", lambda _, commands, fresh: too_early * len(commands))
+            patch.setattr(Server, "exchange", lambda _, commands: too_early * len(commands))
             with pytest.raises(IndexUnavailable):
                 index.enqueue("kind-0", [Request("a", 0)])
 

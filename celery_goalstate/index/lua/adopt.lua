@@ -1,20 +1,22 @@
 -- Takes over entities as another index describes them.
 --
 -- KEYS   see common.lua
--- Row    id · 'parked', 'idle' or 'failed' · score · fields, as strings
+-- Row    id · status: 'parked', 'idle' or 'failed' · score · fields, as strings · note
 -- Reply  whether it was not known here before
--- Reads  nothing but the status. Writes deadline, floor, task_id, failures, looks, error, converged, finished, alone
+-- Reads  nothing but the status. Writes deadline, floor, task_id, failures, rounds, error, converged, finished, alone,
+--        noted
 
 local STATUSES = { parked = PARKED, idle = IDLE, failed = FAILED }
 
-local function adopt(entity, status, score, fields)
+local function adopt(entity, record)
   if entity.status then
     return false
   end
-  for name, value in pairs(fields) do
+  for name, value in pairs(record.fields) do
     entity.fields[name] = NUMBERS[name] and number(value, NUMBER_DIGITS) or value
   end
-  save(entity, STATUSES[status], score)
+  keep_note(entity, record.note)
+  save(entity, STATUSES[record.status], record.score)
   return true
 end
 

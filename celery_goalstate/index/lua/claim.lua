@@ -1,41 +1,58 @@
 -- Exchanges wake-up tokens for leases.
 --
 -- KEYS   see common.lua
--- Header nonce of this claim · Celery task id · when the message was sent once more · are they a batch?
+-- Header nonce of this claim · Celery's task_id · resent_at: when the message was sent once more · batch: with others
 -- Row    id · token
--- Reply  {'claimed', lease, failures, looks, deadline, lateness} or {refusal, wake-up}
+-- Reply  {lease, failures, rounds, deadline, lateness} or {refused, wakeup}
 -- Reads  everything. Writes lease, nonce, due, task_id, batch; clears deadline, since, floor, token, retries, resends,
 --        resent
 
-local nonce, task_id, resent_at, batch = unpack(HEADER)
 local reached = 0
 
-local function claim(entity, token)
-  local fields = entity.fields
-  if not entity.status or fields.deleted then
-    return { 'missing', false }
-  end
-  if entity.status == RUNNING and fields.nonce == nonce then
-    return claimed(entity)
-  end
-  if entity.status ~= SENT or fields.token ~= token then
-    return { 'stale', false }
-  end
-  -- A token tells when it was sent; of a later time only the index's own word counts, not the message's.
-  local sent_again = math.min(resent_at or 0, fields.resent or 0)
+local function refused(reason, again)
+  return { refused = reason, wakeup = again }
+end
+
+local function is_missing(entity)
+  return not entity.status or entity.fields.deleted
+end
+
+-- The same claim again, since the reply to the first was lost.
+local function is_repeated(entity)
+  return entity.status == RUNNING and entity.fields.nonce == header.nonce
+end
+
+local function is_expected(entity, token)
+  return entity.status == SENT and entity.fields.token == token
+end
+
+-- A token is the time at which it was sent. That it was sent again counts if the index knows it, too, not by the
+-- message alone.
+local function note_arrival(entity, token)
+  local sent_again = math.min(header.resent_at or 0, entity.fields.resent or 0)
   reached = math.max(reached, math.min(math.floor(tonumber(token) / 1000), now), sent_again)
+end
+
+local function claim(entity, message)
+  local fields = entity.fields
+  if is_missing(entity) then
+    return refused('missing')
+  elseif is_repeated(entity) then
+    return claimed(entity)
+  elseif not is_expected(entity, message.token) then
+    return refused('stale')
+  end
+  note_arrival(entity, message.token)
   if paused() then
     park(entity)
-    return { 'paused', false }
-  end
-  if fields.deadline > now + HORIZON then
+    return refused('paused')
+  elseif not is_near(fields.deadline) then
     park(entity) -- sent by who had a longer horizon, or before the clock was set back: no worker waits so long
-    return { 'early', false }
+    return refused('early')
+  elseif fields.deadline > now then
+    return refused('early', with_note(entity, wakeup(entity, limits.shortest_delay)))
   end
-  if fields.deadline > now then
-    return { 'early', wakeup(entity, 50) }
-  end
-  return lease(entity, nonce, task_id, batch)
+  return lease(entity, header.batch)
 end
 
 local replies = each(claim)

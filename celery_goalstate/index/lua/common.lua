@@ -1,25 +1,24 @@
--- What the transitions share. Each script is run as clock.lua, then this file, then its own.
+-- What the transitions share. Each script is run as clock.lua, the table `limits` (`base.Limits`), this file, its own.
 --
 -- KEYS  1-9   the shard's own keys, as named below
---       10-   the records, one for each entity of the batch
--- ARGV  1     JSON: {limits, header, rows}. The limits are eta_horizon, lease, resend_after (milliseconds), window
---             (messages); the header is the transition's own; a row, one for each entity, is {id, ...}.
---             What is absent is false. One argument costs the client less than many.
--- Reply       JSON, for each row what the transition says of its entity
+--       10-   the records, one for each row; then, for scripts that have to do with notes, a note for each row
+-- ARGV  1     JSON: {header, rows}. The header is the transition's own; a row is about one entity and has its `id`.
+--             What is absent, or has its default, is left out: nil. One argument costs the client less than many.
+-- Reply       JSON, for each row the transition's reply
 --
--- A record is a hash; a field that says nothing is absent. Its status is the one sorted set that holds its id:
+-- A record is a hash; a field that has its default is absent. Its status is the one sorted set that holds its id:
 -- running with a lease, sent with a token, parked with a deadline and neither, else failed or idle.
 
 local PARKED, SENT, RUNNING, IDLE, FAILED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local TOKEN, PAUSED, CLAIMED, SWEEPER = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local SHARD_KEYS = 9
 
-local limits, HEADER, ROWS = unpack(cjson.decode(ARGV[1]))
-local HORIZON, LEASE, PATIENCE, WINDOW = unpack(limits)
+local input = cjson.decode(ARGV[1])
+local header, rows = input.header, input.rows
 
 local NUMBERS = {
   deadline = true, since = true, own = true, floor = true, due = true, resent = true, resends = true,
-  retries = true, failures = true, looks = true, finished = true,
+  retries = true, failures = true, rounds = true, finished = true,
 }
 local TOKENS = { token = true, lease = true }
 local NUMBER_DIGITS, TOKEN_DIGITS = 14, 17 -- what is longer is no time, and no number that Lua could count with
@@ -50,7 +49,7 @@ local last_token, last_reserved = 0, 0
 local function next_token()
   if last_token == last_reserved then
     last_token = math.max(number(redis.call('GET', TOKEN), TOKEN_DIGITS) or 0, now * 1000 - 1)
-    last_reserved = last_token + #ROWS
+    last_reserved = last_token + #rows
     redis.call('SET', TOKEN, digits(last_reserved))
   end
   last_token = last_token + 1
@@ -62,8 +61,8 @@ local function newest_arrival()
   return number(redis.call('GET', CLAIMED), NUMBER_DIGITS) or 0
 end
 
--- A record that is no hash cannot be read, and its entity must not be lost for that: what was pending is looked at,
--- after the lease that somebody may have.
+-- A record that is no hash cannot be read, and its entity must not be lost for that: what was pending is evaluated,
+-- after the lease that a worker may have.
 local function rebuild(key, id)
   redis.call('DEL', key)
   local scores, found = {}, nil
@@ -76,8 +75,8 @@ local function rebuild(key, id)
   end
   redis.call('HSET', key, 'error', 'damaged in the index: the whole record')
   if found ~= IDLE and found ~= FAILED then
-    local deadline = found == RUNNING and now + LEASE or number(scores[PARKED], NUMBER_DIGITS) or now
-    redis.call('HSET', key, 'deadline', digits(deadline))
+    local deadline = found == RUNNING and now + limits.lease or number(scores[PARKED], NUMBER_DIGITS) or now
+    redis.call('HSET', key, 'deadline', digits(deadline), 'noted', '1') -- if there was a note, it is there
     redis.call('ZREM', found, id)
     redis.call('ZADD', PARKED, digits(deadline), id)
   end
@@ -94,10 +93,11 @@ local function read(key, id)
   return flat
 end
 
--- The n-th entity of the batch: its id, its fields (numbers as numbers), its status or nil. A number that is
--- none counts as 0, so that what was due is due; until the next look ends, the error names the field.
+-- The entity of the n-th row: its id, its fields (numbers as numbers), its status or nil. A number that is none counts
+-- as 0, so that what was due is due; until the next evaluation ends, the error names the field.
 local function open(n, id)
-  local entity = { id = id, key = KEYS[SHARD_KEYS + n], stored = {}, fields = {} }
+  local key, note_key = KEYS[SHARD_KEYS + n], KEYS[SHARD_KEYS + #rows + n]
+  local entity = { id = id, key = key, note_key = note_key, stored = {}, fields = {} }
   local flat = read(entity.key, id)
   local fields, damaged = entity.fields, nil
   for i = 1, #flat, 2 do
@@ -133,8 +133,8 @@ end
 
 local function each(transition)
   local replies = {}
-  for n, row in ipairs(ROWS) do
-    replies[n] = transition(open(n, row[1]), unpack(row, 2))
+  for n, row in ipairs(rows) do
+    replies[n] = transition(open(n, row.id), row)
   end
   if last_token < last_reserved then
     redis.call('SET', TOKEN, digits(last_token))
@@ -177,7 +177,32 @@ local function save(entity, status, score)
   entity.status = status
 end
 
+-- What the last enqueue that changed the deadline noted is kept while anything is pending or runs, in a key of its own:
+-- who has no use for it does not read it.
+local function keep_note(entity, note)
+  if note then
+    redis.call('SET', entity.note_key, note)
+  elseif entity.fields.noted then
+    redis.call('DEL', entity.note_key)
+  end
+  entity.fields.noted = note and '1' or nil
+end
+
+-- nil if there is none, or if it was evicted or is no text.
+local function note_of(entity)
+  local note = entity.fields.noted and redis.pcall('GET', entity.note_key)
+  return type(note) == 'string' and note or nil
+end
+
+local function with_note(entity, message)
+  if message then
+    message.note = note_of(entity)
+  end
+  return message
+end
+
 local function remove(entity)
+  keep_note(entity, nil)
   redis.call('DEL', entity.key)
   redis.call('ZREM', entity.status, entity.id)
 end
@@ -194,76 +219,12 @@ local function score_of(entity)
   return number(redis.call('ZSCORE', entity.status, entity.id), NUMBER_DIGITS)
 end
 
--- There is no wake-up under way any more, or none that counts; a retry keeps its task id.
-local function forget_message(fields)
-  fields.token, fields.resends, fields.resent = nil, nil, nil
-  if not fields.retries then
-    fields.task_id = nil
-  end
-end
-
-local function forget_pending(fields)
-  fields.retries = nil
-  forget_message(fields)
-  fields.deadline, fields.since, fields.floor = nil, nil, nil
-end
-
 local function under_way()
   return redis.call('ZCARD', SENT)
 end
 
--- Reply: the message to publish.
-local function wakeup(entity, shortest)
-  local fields = entity.fields
-  local delay = math.max(shortest or 0, fields.deadline - now)
-  return { fields.token, delay, fields.task_id or '', fields.retries or 0, fields.resent or false, fields.alone ~= nil }
-end
-
-local function send(entity, task_id)
-  local fields = entity.fields
-  fields.token = next_token()
-  if not fields.retries then
-    fields.task_id = task_id
-  end
-  save(entity, SENT, math.max(fields.deadline, now) + PATIENCE)
-  return wakeup(entity)
-end
-
-local function park(entity)
-  forget_message(entity.fields)
-  save(entity, PARKED, entity.fields.deadline)
-end
-
--- Puts a pending evaluation where it belongs: sent, with a new token, or parked. Half of the window is kept for
--- the sweeper's promotions, so that those who enqueue now never starve those who wait since long.
-local function place(entity, deadline, task_id)
-  local fields = entity.fields
-  fields.deadline = deadline
-  if deadline <= now + HORIZON and not paused() then
-    local others = under_way() - (entity.status == SENT and 1 or 0)
-    if others < math.floor((WINDOW + 1) / 2) then
-      return send(entity, task_id)
-    end
-  end
-  save(entity, PARKED, deadline)
-  return false
-end
-
--- Reply: the lease that a claim holds. Said again, since the first reply was lost, it lasts from then.
-local function claimed(entity)
-  local fields = entity.fields
-  save(entity, RUNNING, now + LEASE)
-  local lateness = math.max(0, now - fields.due)
-  return { 'claimed', fields.lease, fields.failures or 0, fields.looks or 0, fields.due, lateness }
-end
-
-local function lease(entity, nonce, task_id, batch)
-  local fields = entity.fields
-  local due = fields.deadline
-  forget_pending(fields)
-  fields.lease, fields.nonce, fields.due, fields.task_id = next_token(), nonce, due, task_id
-  fields.batch = batch and not fields.alone and '1' or nil
-  return claimed(entity)
+local function is_near(deadline)
+  return deadline <= now + limits.eta_horizon
 end
 
 local function earliest(...)
@@ -275,4 +236,86 @@ local function earliest(...)
     end
   end
   return found
+end
+
+-- There is no wake-up under way any more, or none that counts; a retry keeps its task id.
+local function forget_message(entity)
+  local fields = entity.fields
+  fields.token, fields.resends, fields.resent = nil, nil, nil
+  if not fields.retries then
+    fields.task_id = nil
+  end
+end
+
+local function forget_pending(entity)
+  local fields = entity.fields
+  fields.retries = nil
+  forget_message(entity)
+  fields.deadline, fields.since, fields.floor = nil, nil, nil
+end
+
+-- Reply: the message to publish.
+local function wakeup(entity, shortest)
+  local fields = entity.fields
+  return {
+    token = fields.token,
+    delay = math.max(shortest or 0, fields.deadline - now),
+    task_id = fields.task_id or '',
+    retries = fields.retries,
+    resent_at = fields.resent,
+    alone = fields.alone and true,
+  }
+end
+
+local function send(entity, task_id)
+  local fields = entity.fields
+  fields.token = next_token()
+  if not fields.retries then
+    fields.task_id = task_id
+  end
+  save(entity, SENT, math.max(fields.deadline, now) + limits.resend_after)
+  return wakeup(entity)
+end
+
+local function park(entity)
+  forget_message(entity)
+  save(entity, PARKED, entity.fields.deadline)
+end
+
+-- Half of the window is kept for the sweeper's promotions, so that those who enqueue now never starve those who have
+-- waited for long.
+local function has_room(entity)
+  local others = under_way() - (entity.status == SENT and 1 or 0)
+  return others < math.floor((limits.window + 1) / 2)
+end
+
+-- Puts a pending evaluation where it belongs: sent, with a new token, or parked.
+local function place(entity, deadline, task_id)
+  entity.fields.deadline = deadline
+  if is_near(deadline) and not paused() and has_room(entity) then
+    return send(entity, task_id)
+  end
+  save(entity, PARKED, deadline)
+end
+
+-- Reply: the lease that a claim holds. If the claim is repeated it lasts from then.
+local function claimed(entity)
+  local fields = entity.fields
+  save(entity, RUNNING, now + limits.lease)
+  return {
+    lease = fields.lease,
+    failures = fields.failures or 0,
+    rounds = fields.rounds or 0,
+    deadline = fields.due,
+    lateness = math.max(0, now - fields.due),
+  }
+end
+
+local function lease(entity, batch)
+  local fields = entity.fields
+  local due = fields.deadline
+  forget_pending(entity)
+  fields.lease, fields.nonce, fields.due, fields.task_id = next_token(), header.nonce, due, header.task_id
+  fields.batch = batch and not fields.alone and '1' or nil
+  return claimed(entity)
 end

@@ -4,21 +4,25 @@
 -- KEYS   see common.lua
 -- Row    id
 -- Reply  whether it was known
--- Reads  deleted, deadline. Writes deleted; clears deadline, since, own
+-- Reads  deleted, deadline. Writes deleted; clears deadline, since, own, noted
 
-local function delete(entity)
+local function delete_running(entity)
   local fields = entity.fields
-  if not entity.status then
-    return false
-  end
-  if entity.status ~= RUNNING then
-    remove(entity)
-    return true
-  end
   local known = not fields.deleted or fields.deadline ~= nil
   fields.deleted, fields.deadline, fields.since, fields.own = '1', nil, nil, nil
+  keep_note(entity, nil)
   save(entity, RUNNING)
   return known
+end
+
+local function delete(entity)
+  if not entity.status then
+    return false
+  elseif entity.status == RUNNING then
+    return delete_running(entity)
+  end
+  remove(entity)
+  return true
 end
 
 return each(delete)

@@ -2,7 +2,7 @@
 --
 -- KEYS   see common.lua
 -- Row    id
--- Reply  {status, score, fields} or false
+-- Reply  {status, score, fields, note} or false
 -- Reads  everything. Writes nothing, but for a record that is no hash
 
 local NAMES = { [PARKED] = 'parked', [SENT] = 'sent', [RUNNING] = 'running', [IDLE] = 'idle', [FAILED] = 'failed' }
@@ -14,11 +14,14 @@ local function score(entity)
 end
 
 local function describe(entity)
-  local status, said = entity.status, {}
-  for name, value in pairs(entity.fields) do
-    said[name] = NUMBERS[name] and digits(value) or value
+  if not entity.status then
+    return false
   end
-  return status and { NAMES[status], score(entity), said } or false
+  local fields = {}
+  for name, value in pairs(entity.fields) do
+    fields[name] = NUMBERS[name] and digits(value) or value
+  end
+  return { status = NAMES[entity.status], score = score(entity), fields = fields, note = note_of(entity) }
 end
 
 return each(describe)

@@ -1,18 +1,37 @@
 -- Schedules entities: the earliest deadline wins, or exactly the given one.
 --
 -- KEYS   see common.lua
--- Header policy · max_wait · id and lease of the evaluation that speaks
--- Row    id · deadline, or else · milliseconds from now · task id
--- Reply  {changed, deadline in force, wake-up}
--- Reads  everything but error, converged, finished. Writes deadline, since, own, token, task_id; clears failures,
---        error and looks of an entity with nothing pending, and the message of one whose deadline comes earlier
---        or goes far
+-- Header policy · max_wait · inside: {id, lease} of the evaluation that enqueues
+-- Row    id · at, or else delay (milliseconds from now) · task_id · note
+-- Reply  {changed, deadline in force, wakeup}
+-- Reads  everything but error, converged, finished. Writes deadline, since, own, token, task_id, noted; clears
+--        failures, error and rounds of an entity with nothing pending, and the message of one whose deadline comes
+--        earlier or goes far
 
-local policy, max_wait, speaker, speaker_lease = unpack(HEADER)
+local policy, max_wait, inside = header.policy, header.max_wait, header.inside
 local resync = policy == 'resync' or policy == 'revive'
 
+local function scheduled(changed, deadline, message)
+  return { changed = changed, deadline = deadline and digits(deadline), wakeup = message }
+end
+
+local function asked_by_itself(entity)
+  return inside and inside.id == entity.id
+end
+
+-- Whether the evaluation that enqueues its own entity is the one in force.
+local function asked_by_its_run(entity)
+  return asked_by_itself(entity) and inside.lease == entity.fields.lease and not entity.fields.deleted
+end
+
+-- The same request again, since the first reply was lost: its wake-up is still to be published.
+local function is_repeated(entity, request)
+  return entity.fields.token and entity.fields.task_id == request.task_id
+end
+
 -- Which of the deadline in force and the one asked for is to be in force.
-local function choose(current, wanted, fields)
+local function choose(current, wanted, entity)
+  local fields = entity.fields
   if policy == 'replace' and max_wait then
     wanted = math.min(wanted, math.max(now, (fields.since or now) + max_wait))
   end
@@ -26,77 +45,96 @@ local function choose(current, wanted, fields)
   return current and math.min(current, wanted) or wanted
 end
 
--- While the entity is evaluated a deadline is only noted; `finish` acts on it.
-local function note(entity, field, wanted)
-  local fields = entity.fields
-  local before = earliest(fields.deadline, fields.own)
-  fields[field] = choose(fields[field], wanted, fields)
-  if field == 'deadline' then
-    fields.since = fields.since or now
-  end
-  save(entity, RUNNING)
-  local after = earliest(fields.deadline, fields.own)
-  return { after ~= before, digits(after), false }
-end
-
 -- The name of an entity whose sorted set was evicted would never be found again.
 local function restore(entity)
   local status = entity.status
   local score = status == PARKED and entity.fields.deadline or status == SENT and now
-    or status == RUNNING and now + LEASE
+    or status == RUNNING and now + limits.lease
   if score and not redis.call('ZSCORE', status, entity.id) then
     save(entity, status, score)
   end
 end
 
-local function enqueue(entity, at, delay, task_id)
-  local fields, status = entity.fields, entity.status
-  local wanted = math.max(now, at or now + delay)
-  restore(entity)
-  local speaks_itself = entity.id == speaker
-
-  if status == RUNNING then
-    if resync and not (fields.deleted and not fields.deadline) then
-      local deadline = earliest(fields.deadline, fields.own)
-      return { false, deadline and digits(deadline) or false, false }
-    end
-    local own = speaks_itself and speaker_lease == fields.lease and not fields.deleted
-    return note(entity, own and 'own' or 'deadline', wanted)
+-- A deadline is only noted; `finish` acts on it.
+local function enqueue_running(entity, request, wanted)
+  local fields = entity.fields
+  local before = earliest(fields.deadline, fields.own)
+  if resync and (before or not fields.deleted) then
+    return scheduled(false, before)
   end
-
-  if status == PARKED or status == SENT then
-    -- An evaluation that was fenced speaks: the look that is pending starts after it in any case.
-    if resync or speaks_itself then
-      return { false, digits(fields.deadline), false }
-    end
-    local deadline = choose(fields.deadline, wanted, fields)
+  if asked_by_its_run(entity) then
+    fields.own = choose(fields.own, wanted, entity)
+  else
+    fields.deadline = choose(fields.deadline, wanted, entity)
     fields.since = fields.since or now
-    if deadline == fields.deadline then
-      save(entity, status)
-      -- The same request again, since the reply to the first was lost: its wake-up is still to be published.
-      if fields.token and fields.task_id == task_id then
-        return { true, digits(deadline), wakeup(entity) }
-      end
-      return { false, digits(deadline), false }
-    end
-    if status == SENT and deadline > fields.deadline and deadline <= now + HORIZON and not paused() then
-      -- Its message arrives early and is sent again then: a burst of calls sends one message, not one each.
-      fields.deadline, fields.resends, fields.resent = deadline, nil, nil
-      save(entity, SENT, deadline + PATIENCE)
-      return { true, digits(deadline), fields.task_id == task_id and wakeup(entity) }
-    end
-    fields.retries = nil
-    forget_message(fields)
-    return { true, digits(deadline), place(entity, deadline, task_id) }
   end
+  local after = earliest(fields.deadline, fields.own)
+  if after ~= before then
+    keep_note(entity, request.note)
+  end
+  save(entity, RUNNING)
+  return scheduled(after ~= before, after)
+end
 
-  if status == FAILED and (policy == 'resync' or speaks_itself) then
-    return { false, false, false }
+-- Its message arrives early and is sent again then: a burst of calls sends one message.
+local function message_may_stay(entity, deadline)
+  return entity.status == SENT and deadline > entity.fields.deadline and is_near(deadline) and not paused()
+end
+
+local function enqueue_pending(entity, request, wanted)
+  local fields, status = entity.fields, entity.status
+  if resync or asked_by_itself(entity) then
+    return scheduled(false, fields.deadline) -- a fenced evaluation asks: the one that is pending starts after it
   end
-  fields.failures, fields.error, fields.looks, fields.task_id = nil, nil, nil, nil
-  local deadline = choose(nil, wanted, fields)
+  local deadline = choose(fields.deadline, wanted, entity)
+  fields.since = fields.since or now
+  if deadline == fields.deadline then
+    save(entity, status)
+    if is_repeated(entity, request) then
+      return scheduled(true, deadline, wakeup(entity))
+    end
+    return scheduled(false, deadline)
+  end
+  keep_note(entity, request.note)
+  if message_may_stay(entity, deadline) then
+    local repeated = is_repeated(entity, request)
+    fields.deadline, fields.resends, fields.resent = deadline, nil, nil
+    save(entity, SENT, deadline + limits.resend_after)
+    return scheduled(true, deadline, repeated and wakeup(entity) or nil)
+  end
+  fields.retries = nil
+  forget_message(entity)
+  return scheduled(true, deadline, place(entity, deadline, request.task_id))
+end
+
+local function enqueue_idle(entity, request, wanted)
+  local fields = entity.fields
+  fields.failures, fields.error, fields.rounds, fields.task_id = nil, nil, nil, nil
+  local deadline = choose(nil, wanted, entity)
   fields.since = now
-  return { true, digits(deadline), place(entity, deadline, task_id) }
+  keep_note(entity, request.note)
+  return scheduled(true, deadline, place(entity, deadline, request.task_id))
+end
+
+local function enqueue_failed(entity, request, wanted)
+  if policy == 'resync' or asked_by_itself(entity) then
+    return scheduled(false)
+  end
+  return enqueue_idle(entity, request, wanted)
+end
+
+local function enqueue(entity, request)
+  local status = entity.status
+  local wanted = math.max(now, request.at or now + (request.delay or 0))
+  restore(entity)
+  if status == RUNNING then
+    return enqueue_running(entity, request, wanted)
+  elseif status == PARKED or status == SENT then
+    return enqueue_pending(entity, request, wanted)
+  elseif status == FAILED then
+    return enqueue_failed(entity, request, wanted)
+  end
+  return enqueue_idle(entity, request, wanted) -- or not known at all
 end
 
 return each(enqueue)

@@ -1,87 +1,149 @@
 -- Ends evaluations: idle, quarantined, or scheduled again.
 --
 -- KEYS   see common.lua
--- Row    id · lease · verdict · delay until the next look · failures · looks · error · converged '0' or '1' ·
---        task id · retries · task id for a look that is no retry · respect_backoff · idle_ttl · expired_only
--- Reply  {'accepted' or 'fenced', deadline, wake-up}
+-- Row    `base.Report`
+-- Reply  {result: 'accepted' or 'fenced', deadline, wakeup}
 -- Reads and writes everything
 
-local function positive(number)
-  return number > 0 and number or nil
+local function accepted(deadline, message)
+  return { result = 'accepted', deadline = deadline and digits(deadline), wakeup = message }
 end
 
-local function finish(
-  entity, lease, verdict, delay, failures, looks, error, converged, task_id, retries, fresh_task_id,
-  respect_backoff, idle_ttl, expired_only
-)
+local function holds_lease(entity, report)
+  return entity.status == RUNNING and entity.fields.lease == report.lease
+end
+
+local function is_lost(entity)
+  return (score_of(entity) or 0) <= now
+end
+
+-- How the last report that was accepted is remembered.
+local function name_of(report)
+  return report.expired_only and report.lease .. ' lost' or report.lease
+end
+
+-- The same report again, since the reply to the first was lost.
+local function is_repeated(entity, report)
+  return entity.status and entity.fields.last == name_of(report)
+end
+
+-- Given back, or lost with a batch, for which any of it may be to blame.
+local function is_unstarted(entity, report)
+  return report.verdict == 'unstarted' or (report.expired_only and entity.fields.batch)
+end
+
+-- Takes the run's fields away, and returns those that decide what follows.
+local function end_run(entity, report)
   local fields = entity.fields
-  local name = expired_only and lease .. ' lost' or lease
+  local run = {
+    unstarted = is_unstarted(entity, report), deleted = fields.deleted, since = fields.since,
+    due = fields.due, own = fields.own, outside = fields.deadline,
+  }
+  forget_pending(entity)
+  fields.lease, fields.nonce, fields.due, fields.own, fields.deleted, fields.batch = nil, nil, nil, nil, nil, nil
+  fields.task_id = report.task_id or fields.task_id
+  fields.last = name_of(report)
+  return run
+end
 
-  if entity.status ~= RUNNING or fields.lease ~= lease then
-    if not entity.status or fields.last ~= name then
-      return { 'fenced', false, false }
-    end
-    -- The same report again, since the reply to the first was lost.
-    local deadline = fields.deadline and digits(fields.deadline) or false
-    return { 'accepted', deadline, entity.status == SENT and wakeup(entity) }
-  end
-  if expired_only and (score_of(entity) or 0) > now then
-    return { 'fenced', false, false }
-  end
+local function keep_outcome(entity, report)
+  local fields = entity.fields
+  fields.alone = report.expired_only and fields.alone or nil
+  fields.failures, fields.rounds, fields.error = report.failures, report.rounds, report.error
+  fields.converged = report.converged ~= nil and (report.converged and '1' or '0') or nil
+  fields.finished = now
+end
 
-  local outside, since, own, deleted = fields.deadline, fields.since, fields.own, fields.deleted
-  local unstarted = verdict == 'unstarted' or (expired_only and fields.batch)
-  local due = fields.due
-  forget_pending(fields)
-  fields.lease, fields.nonce, fields.due, fields.own, fields.deleted = nil, nil, nil, nil, nil
-  fields.batch = nil
-  fields.task_id, fields.last = task_id or fields.task_id, name
-  local deadline
-  if deleted and not outside then
-    remove(entity)
-    return { 'accepted', false, false }
-  end
-  if deleted then
-    -- Of the old life nothing is left but the name.
-    fields.failures, fields.looks, fields.error, fields.converged, fields.finished = nil, nil, nil, nil, nil
-    fields.alone = nil
-    deadline = outside
-  elseif unstarted then
-    fields.alone = (fields.alone or expired_only) and '1' or nil
-    deadline = earliest(due, outside)
-  else
-    fields.alone = expired_only and fields.alone or nil
-    fields.failures, fields.looks = positive(failures), positive(looks)
-    fields.error = error or nil
-    fields.converged = converged or nil
-    fields.finished = now
-    local asked = delay and now + delay
-    if verdict == 'done' then
-      deadline = earliest(asked, own, outside)
-    elseif verdict == 'failed' then
-      deadline = respect_backoff and asked or earliest(asked, outside)
-      fields.floor = respect_backoff and asked or nil
-      if deadline == asked and task_id then
-        fields.retries = retries + 1
-      end
-    else
-      deadline = outside
-      if not outside then
-        save(entity, FAILED, now)
-        return { 'accepted', false, false }
-      end
-      fields.failures, fields.error = nil, nil
-    end
-  end
-  if not deadline then
-    save(entity, IDLE, idle_ttl and now + idle_ttl or '+inf')
-    return { 'accepted', false, false }
-  end
-  fields.since = since
+local function rest(entity, report)
+  keep_note(entity, nil)
+  save(entity, IDLE, report.idle_ttl and now + report.idle_ttl or '+inf')
+  return accepted()
+end
+
+local function schedule(entity, report, run, deadline)
+  local fields = entity.fields
+  fields.since = run.since
   if not fields.retries then
     fields.task_id = nil
   end
-  return { 'accepted', digits(deadline), place(entity, deadline, fresh_task_id) }
+  return accepted(deadline, with_note(entity, place(entity, deadline, report.fresh_task_id)))
+end
+
+local function finish_fenced(entity, report)
+  if not is_repeated(entity, report) then
+    return { result = 'fenced' }
+  end
+  return accepted(entity.fields.deadline, entity.status == SENT and with_note(entity, wakeup(entity)) or nil)
+end
+
+-- Of the old life nothing is left but the name.
+local function finish_deleted(entity, report, run)
+  local fields = entity.fields
+  if not run.outside then
+    remove(entity)
+    return accepted()
+  end
+  fields.failures, fields.rounds, fields.error, fields.converged, fields.finished = nil, nil, nil, nil, nil
+  fields.alone = nil
+  return schedule(entity, report, run, run.outside)
+end
+
+local function finish_unstarted(entity, report, run)
+  local fields = entity.fields
+  fields.alone = (fields.alone or report.expired_only) and '1' or nil
+  return schedule(entity, report, run, earliest(run.due, run.outside))
+end
+
+local function finish_done(entity, report, run)
+  local deadline = earliest(report.delay and now + report.delay, run.own, run.outside)
+  if not deadline then
+    return rest(entity, report)
+  end
+  return schedule(entity, report, run, deadline)
+end
+
+-- What the evaluation enqueued of its own entity is dropped: only what is from outside comes before the back-off.
+local function finish_failed(entity, report, run)
+  local fields = entity.fields
+  local retry = now + report.delay
+  local deadline = report.respect_backoff and retry or earliest(retry, run.outside)
+  fields.floor = report.respect_backoff and retry or nil
+  if deadline == retry and report.task_id then
+    fields.retries = (report.retries or 0) + 1
+  end
+  return schedule(entity, report, run, deadline)
+end
+
+local function finish_quarantined(entity, report, run)
+  local fields = entity.fields
+  if not run.outside then
+    keep_note(entity, nil)
+    save(entity, FAILED, now)
+    return accepted()
+  end
+  fields.failures, fields.error = nil, nil
+  return schedule(entity, report, run, run.outside)
+end
+
+local function finish(entity, report)
+  if not holds_lease(entity, report) then
+    return finish_fenced(entity, report)
+  elseif report.expired_only and not is_lost(entity) then
+    return { result = 'fenced' }
+  end
+  local run = end_run(entity, report)
+  if run.deleted then
+    return finish_deleted(entity, report, run)
+  elseif run.unstarted then
+    return finish_unstarted(entity, report, run)
+  end
+  keep_outcome(entity, report)
+  if report.verdict == 'done' then
+    return finish_done(entity, report, run)
+  elseif report.verdict == 'failed' then
+    return finish_failed(entity, report, run)
+  end
+  return finish_quarantined(entity, report, run)
 end
 
 return each(finish)

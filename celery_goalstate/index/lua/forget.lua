@@ -5,9 +5,13 @@
 -- Reply  whether it was removed
 -- Reads  nothing but the status
 
+local function is_past_its_time(entity)
+  return tonumber(redis.call('ZSCORE', IDLE, entity.id)) <= now -- +inf: for ever
+end
+
 local function forget(entity)
   strike_out(entity, IDLE)
-  if entity.status ~= IDLE or tonumber(redis.call('ZSCORE', IDLE, entity.id)) > now then -- +inf: for ever
+  if entity.status ~= IDLE or not is_past_its_time(entity) then
     return false
   end
   remove(entity)

@@ -1,10 +1,10 @@
 -- Which parked entities are due: what `take` may claim.
 --
 -- KEYS   see common.lua (no records)
--- Header how many ids
+-- Header limit: how many ids
 -- Reply  list of ids, earliest deadline first; none while paused
 
 if paused() then
   return '[]'
 end
-return cjson.encode(redis.call('ZRANGEBYSCORE', PARKED, '-inf', now, 'LIMIT', 0, HEADER[1]))
+return cjson.encode(redis.call('ZRANGEBYSCORE', PARKED, '-inf', now, 'LIMIT', 0, header.limit))

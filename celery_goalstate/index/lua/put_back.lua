@@ -5,12 +5,16 @@
 -- Reply  whether it was parked
 -- Reads  token. Clears token, resends, resent; task_id unless the evaluation is a retry
 
-local function put_back(entity, token)
-  if entity.status == SENT and entity.fields.token == token then
-    park(entity)
-    return true
+local function is_expected(entity, token)
+  return entity.status == SENT and entity.fields.token == token
+end
+
+local function put_back(entity, message)
+  if not is_expected(entity, message.token) then
+    return false
   end
-  return false
+  park(entity)
+  return true
 end
 
 return each(put_back)

@@ -5,11 +5,11 @@
 -- Reply  whether the lease is still held
 -- Reads  lease. Writes no field, only the expiry in `running`
 
-local function renew(entity, lease)
-  if entity.fields.lease ~= lease then
+local function renew(entity, run)
+  if entity.status ~= RUNNING or entity.fields.lease ~= run.lease then
     return false
   end
-  save(entity, RUNNING, now + LEASE)
+  save(entity, RUNNING, now + limits.lease)
   return true
 end
 

@@ -2,31 +2,38 @@
 -- must not starve its own entities. Lost is what has not arrived when a message has that was sent so much later.
 --
 -- KEYS   see common.lua
--- Header the one id that is sent in any case
--- Row    id · task id
--- Reply  wake-up or false
+-- Header probe: the one id that is sent in any case
+-- Row    id · task_id
+-- Reply  wakeup or false
 -- Reads  deadline, token, task_id, resends. Writes resent, resends, task_id; clears
 --        retries, which belong to the lost task id
 
-local probe = HEADER[1]
 local reached = math.min(now, newest_arrival())
 
-local function resend(entity, task_id)
+-- The same request again, since the reply to the first was lost.
+local function is_repeated(entity, request)
+  return entity.fields.task_id == request.task_id
+end
+
+local function is_lost(entity)
+  return (score_of(entity) or 0) <= (entity.id == header.probe and now or reached)
+end
+
+local function resend(entity, request)
   local fields = entity.fields
   strike_out(entity, SENT)
   if entity.status ~= SENT or paused() then
     return false
-  end
-  if fields.task_id == task_id then
-    return wakeup(entity) -- said again, since the reply to the first was lost
-  end
-  if (score_of(entity) or 0) > (entity.id == probe and now or reached) then
+  elseif is_repeated(entity, request) then
+    return with_note(entity, wakeup(entity))
+  elseif not is_lost(entity) then
     return false
   end
   fields.resends = (fields.resends or 0) + 1
-  fields.resent, fields.task_id, fields.retries = now, task_id, nil
-  save(entity, SENT, now + PATIENCE * math.min(2 ^ fields.resends, 8))
-  return wakeup(entity)
+  fields.resent, fields.task_id, fields.retries = now, request.task_id, nil
+  local intervals = math.min(2 ^ fields.resends, limits.resend_intervals)
+  save(entity, SENT, now + limits.resend_after * intervals)
+  return with_note(entity, wakeup(entity))
 end
 
 return each(resend)

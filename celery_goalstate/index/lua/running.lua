@@ -1,4 +1,4 @@
--- Tells of evaluations under way, also of entities that were deleted since.
+-- The evaluations under way, also of entities that were deleted since.
 --
 -- KEYS   see common.lua
 -- Row    id
@@ -7,11 +7,13 @@
 
 local function running(entity)
   strike_out(entity, RUNNING)
-  if entity.status == RUNNING and not score_of(entity) then
-    save(entity, RUNNING, now + LEASE) -- nobody can tell when it would have ended
+  if entity.status ~= RUNNING then
+    return false
+  elseif not score_of(entity) then
+    save(entity, RUNNING, now + limits.lease) -- when it would have ended is not known any more
     return false
   end
-  return entity.status == RUNNING and { entity.fields.lease, entity.fields.failures or 0 }
+  return { lease = entity.fields.lease, failures = entity.fields.failures or 0 }
 end
 
 return each(running)

@@ -1,25 +1,21 @@
--- Makes the caller the shard's sweeper, if nobody else is, and tells what there is to do.
+-- Makes the caller the shard's sweeper, unless another one is, and replies with what there is to do.
 --
 -- KEYS   see common.lua (no records)
--- Header the sweeper's name · for how long it holds the shard (milliseconds) · how many ids of each sort
+-- Header sweeper: its name · hold: for how long it holds the shard (milliseconds) · limit: how many ids of each sort
 -- Reply  {due, suspect, lost, expired}: lists of ids; false when another sweeper holds the shard
 
-local sweeper, hold, limit = unpack(HEADER)
+local limit = header.limit
 
-local held = redis.call('GET', SWEEPER)
-if held then
-  local till, holder = string.match(held, '^(%d+) (.*)$')
-  if till and tonumber(till) > now and holder ~= sweeper then
-    return 'false'
-  end
+local function held_by_another()
+  local till, holder = string.match(redis.call('GET', SWEEPER) or '', '^(%d+) (.*)$')
+  return till and tonumber(till) > now and holder ~= header.sweeper
 end
-redis.call('SET', SWEEPER, digits(now + hold) .. ' ' .. sweeper)
 
 local function up_to(time, status, most)
   return redis.call('ZRANGEBYSCORE', status, '-inf', time, 'LIMIT', 0, most)
 end
 
--- And those whose score is later than any time: nobody else would ever find them.
+-- And those whose score is later than any time: nothing else would ever find them.
 local function with_hidden(found, status)
   local beyond, most = '(' .. string.rep('9', NUMBER_DIGITS), math.max(0, limit - #found)
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', status, beyond, '+inf', 'LIMIT', 0, most)) do
@@ -28,16 +24,33 @@ local function with_hidden(found, status)
   return found
 end
 
-local due, suspect = {}, {}
-if not paused() then
-  due = up_to(now + HORIZON, PARKED, math.max(0, math.min(limit, WINDOW - under_way())))
-  local reached = newest_arrival()
-  suspect = up_to(math.min(reached, now), SENT, limit)
-  if #suspect == 0 then
-    suspect = up_to(now, SENT, 1) -- for a probe
-  end
-  with_hidden(due, PARKED)
-  with_hidden(suspect, SENT)
+local function due()
+  local room = math.max(0, math.min(limit, limits.window - under_way()))
+  return with_hidden(up_to(now + limits.eta_horizon, PARKED, room), PARKED)
 end
-local lost = with_hidden(up_to(now, RUNNING, limit), RUNNING)
-return cjson.encode({ due, suspect, lost, up_to(now, IDLE, limit) })
+
+local function suspect()
+  local found = up_to(math.min(newest_arrival(), now), SENT, limit)
+  if #found == 0 then
+    found = up_to(now, SENT, 1) -- for a probe
+  end
+  return with_hidden(found, SENT)
+end
+
+local function lost()
+  return with_hidden(up_to(now, RUNNING, limit), RUNNING)
+end
+
+local function expired()
+  return up_to(now, IDLE, limit)
+end
+
+if held_by_another() then
+  return 'false'
+end
+redis.call('SET', SWEEPER, digits(now + header.hold) .. ' ' .. header.sweeper)
+local to_send = { due = {}, suspect = {} }
+if not paused() then
+  to_send = { due = due(), suspect = suspect() }
+end
+return cjson.encode({ due = to_send.due, suspect = to_send.suspect, lost = lost(), expired = expired() })

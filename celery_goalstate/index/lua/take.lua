@@ -1,26 +1,30 @@
 -- Claims entities that are due and parked, as a batch and without any message.
 --
 -- KEYS   see common.lua
--- Header nonce of this claim · Celery task id
+-- Header nonce of this claim · Celery's task_id
 -- Row    id
 -- Reply  as of claim.lua, or false when it is not to be taken (any more)
 -- Reads  everything. Writes what claim.lua writes
 
-local nonce, task_id = unpack(HEADER)
+-- The same claim again, since the reply to the first was lost.
+local function is_repeated(entity)
+  return entity.status == RUNNING and entity.fields.nonce == header.nonce and not entity.fields.deleted
+end
+
+local function may_be_taken(entity)
+  return entity.status == PARKED and not paused() and not entity.fields.alone
+end
 
 local function take(entity)
-  local fields = entity.fields
-  if entity.status == RUNNING and fields.nonce == nonce and not fields.deleted then
+  if is_repeated(entity) then
     return claimed(entity)
-  end
-  if entity.status ~= PARKED or paused() or fields.alone then
+  elseif not may_be_taken(entity) then
+    return false
+  elseif entity.fields.deadline > now then
+    save(entity, PARKED, entity.fields.deadline) -- found by a score that is not its deadline
     return false
   end
-  if fields.deadline > now then
-    save(entity, PARKED, fields.deadline) -- found by a score that is not its deadline
-    return false
-  end
-  return lease(entity, nonce, task_id, true)
+  return lease(entity, true)
 end
 
 return each(take)

@@ -1,0 +1,720 @@
+"""Every transition of the index in plain Python: the executable specification of the scripts in `lua/`.
+
+One class a script, with the same functions in the same order; `Transition` is `common.lua`. What the scripts
+have besides is what only Redis needs: keys, digits, and data that were damaged or evicted.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from celery_goalstate.index.base import (
+    Claim,
+    Finish,
+    Finished,
+    Limits,
+    Policy,
+    Record,
+    Refusal,
+    Refused,
+    Report,
+    Request,
+    Run,
+    Running,
+    Scheduled,
+    Status,
+    Survey,
+    Verdict,
+    Wakeup,
+)
+
+T = TypeVar("T")
+
+NEVER = math.inf
+
+
+@dataclass(slots=True)
+class Entity:
+    """One entity, as its hash holds it. `status` and `score` are what the five sorted sets have."""
+
+    id: str
+    status: Status | None = None  # None: not known
+    score: float = 0  # parked: deadline; sent: when its message is missed; running: lease expiry;
+    #                   idle: expiry, or NEVER; failed: since when
+    deadline: int | None = None  # of the pending evaluation
+    since: int | None = None  # first enqueue from outside that is still pending
+    own: int | None = None  # deadline asked for by the entity's own evaluation under way
+    floor: int | None = None  # no enqueue may come before this
+    token: str = ""
+    task_id: str = ""
+    retries: int = 0  # of task_id; above 0 the pending evaluation is a retry and keeps its task id
+    resends: int = 0
+    resent: int | None = None
+    lease: str = ""
+    nonce: str = ""  # of the claim that holds the lease
+    batch: bool = False  # claimed together with others
+    alone: bool = False  # lost with a batch: not to be claimed with others until it was evaluated
+    due: int | None = None  # the deadline of the evaluation under way
+    deleted: bool = False  # while it was running
+    failures: int = 0
+    rounds: int = 0
+    error: str = ""
+    converged: bool | None = None
+    finished: int | None = None
+    last: str = ""  # the last report that was accepted
+    note: str = ""  # of the last enqueue that changed the deadline
+
+
+@dataclass(slots=True)
+class Shard:
+    """What one kind has: in Redis, the keys of a shard."""
+
+    entities: dict[str, Entity] = field(default_factory=dict)
+    last_token: int = 0
+    paused: bool = False
+    newest_arrival: int = 0  # when the newest message that has arrived at a worker was sent
+    sweeper: str = ""
+    swept_until: int = 0
+
+    def with_status(self, status: Status) -> list[Entity]:
+        """The entities in one status, lowest score first."""
+        found = [entity for entity in self.entities.values() if entity.status is status]
+        return sorted(found, key=lambda entity: (entity.score, entity.id))
+
+
+@dataclass(slots=True)
+class Transition:
+    """What the transitions share. One instance is one call, as of a script: it is always the same time."""
+
+    shard: Shard
+    limits: Limits
+    now: int
+
+    def next_token(self) -> str:
+        """Tokens only grow."""
+        self.shard.last_token = max(self.shard.last_token + 1, self.now * 1000)
+        return str(self.shard.last_token)
+
+    def open(self, id: str) -> Entity:
+        """What is known of an entity; a change counts once it is saved."""
+        known = self.shard.entities.get(id)
+        return copy.copy(known) if known else Entity(id)
+
+    def save(self, entity: Entity, status: Status, score: float | None = None) -> None:
+        """Without a score the entity stays where it is in its status."""
+        entity.status = status
+        entity.score = entity.score if score is None else score
+        self.shard.entities[entity.id] = entity
+
+    def keep_note(self, entity: Entity, note: str) -> None:
+        """What the last enqueue that changed the deadline noted is kept while anything is pending or runs."""
+        entity.note = note
+
+    def with_note(self, entity: Entity, wakeup: Wakeup | None) -> Wakeup | None:
+        return wakeup and wakeup._replace(note=entity.note)
+
+    def remove(self, entity: Entity) -> None:
+        del self.shard.entities[entity.id]
+
+    def under_way(self) -> int:
+        return len(self.shard.with_status(Status.SENT))
+
+    def is_near(self, deadline: int) -> bool:
+        return deadline <= self.now + self.limits.eta_horizon
+
+    def forget_message(self, entity: Entity) -> None:
+        """There is no wake-up under way any more, or none that counts; a retry keeps its task id."""
+        entity.token, entity.resends, entity.resent = "", 0, None
+        if not entity.retries:
+            entity.task_id = ""
+
+    def forget_pending(self, entity: Entity) -> None:
+        entity.retries = 0
+        self.forget_message(entity)
+        entity.deadline = entity.since = entity.floor = None
+
+    def wakeup(self, entity: Entity, shortest: int = 0) -> Wakeup:
+        """Reply: the message to publish."""
+        return Wakeup(
+            entity.id,
+            entity.token,
+            max(shortest, _known(entity.deadline) - self.now),
+            entity.task_id,
+            entity.retries,
+            entity.resent,
+            entity.alone,
+        )
+
+    def send(self, entity: Entity, task_id: str) -> Wakeup:
+        entity.token = self.next_token()
+        if not entity.retries:
+            entity.task_id = task_id
+        self.save(entity, Status.SENT, max(_known(entity.deadline), self.now) + self.limits.resend_after)
+        return self.wakeup(entity)
+
+    def park(self, entity: Entity) -> None:
+        self.forget_message(entity)
+        self.save(entity, Status.PARKED, entity.deadline)
+
+    def has_room(self, entity: Entity) -> bool:
+        """Half of the window is kept for the sweeper's promotions.
+
+        So that those who enqueue now never starve those who have waited for long.
+        """
+        others = self.under_way() - (entity.status is Status.SENT)
+        return others < (self.limits.window + 1) // 2
+
+    def place(self, entity: Entity, deadline: int, task_id: str) -> Wakeup | None:
+        """Put a pending evaluation where it belongs: sent, with a new token, or parked."""
+        entity.deadline = deadline
+        if self.is_near(deadline) and not self.shard.paused and self.has_room(entity):
+            return self.send(entity, task_id)
+        self.save(entity, Status.PARKED, deadline)
+        return None
+
+
+@dataclass(slots=True)
+class Enqueuing(Transition):
+    """As `enqueue.lua`."""
+
+    policy: Policy
+    max_wait: int | None
+    inside: Run | None
+
+    @property
+    def resync(self) -> bool:
+        return self.policy in {Policy.RESYNC, Policy.REVIVE}
+
+    def asked_by_itself(self, entity: Entity) -> bool:
+        return self.inside is not None and self.inside.id == entity.id
+
+    def asked_by_its_run(self, entity: Entity) -> bool:
+        """Whether the evaluation that enqueues its own entity is the one in force."""
+        return self.inside == Run(entity.id, entity.lease) and not entity.deleted
+
+    def is_repeated(self, entity: Entity, request: Request) -> bool:
+        """The same request again, since the first reply was lost: its wake-up is still to be published."""
+        return entity.token != "" and entity.task_id == request.task_id
+
+    def choose(self, current: int | None, wanted: int, entity: Entity) -> int:
+        """Which of the deadline in force and the one asked for is to be in force."""
+        if self.policy is Policy.REPLACE and self.max_wait is not None:
+            wanted = min(wanted, max(self.now, (entity.since or self.now) + self.max_wait))
+        wanted = max(wanted, entity.floor or 0)
+        if self.policy is Policy.REPLACE:
+            if current is not None and current <= self.now and wanted <= self.now:
+                return current  # overdue already: nothing moves it back in the queue
+            return wanted
+        return wanted if current is None else min(current, wanted)
+
+    def enqueue_running(self, entity: Entity, request: Request, wanted: int) -> Scheduled:
+        """A deadline is only noted; `Finishing` acts on it."""
+        before = earliest(entity.deadline, entity.own)
+        if self.resync and (before is not None or not entity.deleted):
+            return Scheduled(False, before, None)
+        if self.asked_by_its_run(entity):
+            entity.own = self.choose(entity.own, wanted, entity)
+        else:
+            entity.deadline = self.choose(entity.deadline, wanted, entity)
+            entity.since = entity.since or self.now
+        after = earliest(entity.deadline, entity.own)
+        if after != before:
+            self.keep_note(entity, request.note)
+        self.save(entity, Status.RUNNING)
+        return Scheduled(after != before, after, None)
+
+    def message_may_stay(self, entity: Entity, deadline: int) -> bool:
+        """Its message arrives early and is sent again then: a burst of calls sends one message."""
+        later = entity.status is Status.SENT and deadline > _known(entity.deadline)
+        return later and self.is_near(deadline) and not self.shard.paused
+
+    def enqueue_pending(self, entity: Entity, request: Request, wanted: int) -> Scheduled:
+        if self.resync or self.asked_by_itself(entity):
+            # A fenced evaluation asks: the one that is pending starts after it.
+            return Scheduled(False, entity.deadline, None)
+        deadline = self.choose(entity.deadline, wanted, entity)
+        entity.since = entity.since or self.now
+        if deadline == entity.deadline:
+            self.save(entity, _known(entity.status))
+            if self.is_repeated(entity, request):
+                return Scheduled(True, deadline, self.wakeup(entity))
+            return Scheduled(False, deadline, None)
+        self.keep_note(entity, request.note)
+        if self.message_may_stay(entity, deadline):
+            repeated = self.is_repeated(entity, request)
+            entity.deadline, entity.resends, entity.resent = deadline, 0, None
+            self.save(entity, Status.SENT, deadline + self.limits.resend_after)
+            return Scheduled(True, deadline, self.wakeup(entity) if repeated else None)
+        entity.retries = 0
+        self.forget_message(entity)
+        return Scheduled(True, deadline, self.place(entity, deadline, request.task_id))
+
+    def enqueue_idle(self, entity: Entity, request: Request, wanted: int) -> Scheduled:
+        entity.failures, entity.error, entity.rounds, entity.task_id = 0, "", 0, ""
+        deadline = self.choose(None, wanted, entity)
+        entity.since = self.now
+        self.keep_note(entity, request.note)
+        return Scheduled(True, deadline, self.place(entity, deadline, request.task_id))
+
+    def enqueue_failed(self, entity: Entity, request: Request, wanted: int) -> Scheduled:
+        if self.policy is Policy.RESYNC or self.asked_by_itself(entity):
+            return Scheduled(False, None, None)
+        return self.enqueue_idle(entity, request, wanted)
+
+    def enqueue(self, entity: Entity, request: Request) -> Scheduled:
+        asked = self.now + (request.delay or 0) if request.at is None else request.at
+        wanted = max(self.now, asked)
+        match entity.status:
+            case Status.RUNNING:
+                return self.enqueue_running(entity, request, wanted)
+            case Status.PARKED | Status.SENT:
+                return self.enqueue_pending(entity, request, wanted)
+            case Status.FAILED:
+                return self.enqueue_failed(entity, request, wanted)
+        return self.enqueue_idle(entity, request, wanted)  # or not known at all
+
+
+class PuttingBack(Transition):
+    """As `put_back.lua`."""
+
+    def is_expected(self, entity: Entity, token: str) -> bool:
+        return entity.status is Status.SENT and entity.token == token
+
+    def put_back(self, entity: Entity, wakeup: Wakeup) -> None:
+        if self.is_expected(entity, wakeup.token):
+            self.park(entity)
+
+
+@dataclass(slots=True)
+class Leasing(Transition):
+    """What gives leases, as `common.lua` has it."""
+
+    nonce: str
+    task_id: str
+
+    def claimed(self, entity: Entity) -> Claim:
+        """Reply: the lease that a claim holds. If the claim is repeated it lasts from then."""
+        due = _known(entity.due)
+        self.save(entity, Status.RUNNING, self.now + self.limits.lease)
+        lateness = max(0, self.now - due)
+        return Claim(entity.id, entity.lease, entity.failures, entity.rounds, due, lateness)
+
+    def lease(self, entity: Entity, batch: bool) -> Claim:
+        due = entity.deadline
+        self.forget_pending(entity)
+        entity.lease, entity.nonce, entity.due = self.next_token(), self.nonce, due
+        entity.task_id = self.task_id
+        entity.batch = batch and not entity.alone
+        return self.claimed(entity)
+
+
+@dataclass(slots=True)
+class Claiming(Leasing):
+    """As `claim.lua`."""
+
+    resent_at: int | None
+    batch: bool
+
+    def is_missing(self, entity: Entity) -> bool:
+        return entity.status is None or entity.deleted
+
+    def is_repeated(self, entity: Entity) -> bool:
+        """The same claim again, since the reply to the first was lost."""
+        return entity.status is Status.RUNNING and entity.nonce == self.nonce
+
+    def is_expected(self, entity: Entity, token: str) -> bool:
+        return entity.status is Status.SENT and entity.token == token
+
+    def note_arrival(self, entity: Entity, token: str) -> None:
+        """A token is the time at which it was sent.
+
+        That it was sent again counts if the index knows it, too, not by the message alone.
+        """
+        sent_again = min(self.resent_at or 0, entity.resent or 0)
+        sent = min(int(token) // 1000, self.now)
+        self.shard.newest_arrival = max(self.shard.newest_arrival, sent, sent_again)
+
+    def claim(self, entity: Entity, token: str) -> Claim | Refusal:
+        if self.is_missing(entity):
+            return Refusal(entity.id, Refused.MISSING)
+        if self.is_repeated(entity):
+            return self.claimed(entity)
+        if not self.is_expected(entity, token):
+            return Refusal(entity.id, Refused.STALE)
+        deadline = _known(entity.deadline)
+        self.note_arrival(entity, token)
+        if self.shard.paused:
+            self.park(entity)
+            return Refusal(entity.id, Refused.PAUSED)
+        if not self.is_near(deadline):
+            # Sent by who had a longer horizon, or before the clock was set back: no worker waits so long.
+            self.park(entity)
+            return Refusal(entity.id, Refused.EARLY)
+        if deadline > self.now:
+            again = self.wakeup(entity, self.limits.shortest_delay)
+            return Refusal(entity.id, Refused.EARLY, self.with_note(entity, again))
+        return self.lease(entity, self.batch)
+
+
+class Taking(Leasing):
+    """As `overdue.lua` and `take.lua`."""
+
+    def overdue(self, limit: int) -> list[str]:
+        if self.shard.paused:
+            return []
+        parked = self.shard.with_status(Status.PARKED)
+        return [entity.id for entity in parked if entity.score <= self.now][:limit]
+
+    def may_be_taken(self, entity: Entity) -> bool:
+        return entity.status is Status.PARKED and not self.shard.paused and not entity.alone
+
+    def take(self, entity: Entity) -> Claim | None:
+        return self.lease(entity, batch=True) if self.may_be_taken(entity) else None
+
+
+class Renewing(Transition):
+    """As `renew.lua`."""
+
+    def renew(self, entity: Entity, run: Run) -> bool:
+        if entity.status is not Status.RUNNING or entity.lease != run.lease:
+            return False
+        self.save(entity, Status.RUNNING, self.now + self.limits.lease)
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What a run leaves behind."""
+
+    unstarted: bool
+    deleted: bool
+    since: int | None
+    due: int | None
+    own: int | None
+    outside: int | None
+
+
+class Finishing(Transition):
+    """As `finish.lua`."""
+
+    def holds_lease(self, entity: Entity, report: Report) -> bool:
+        return entity.status is Status.RUNNING and entity.lease == report.lease
+
+    def is_lost(self, entity: Entity) -> bool:
+        return entity.score <= self.now
+
+    def name_of(self, report: Report) -> str:
+        """How the last report that was accepted is remembered."""
+        return f"{report.lease} lost" if report.expired_only else report.lease
+
+    def is_repeated(self, entity: Entity, report: Report) -> bool:
+        """The same report again, since the reply to the first was lost."""
+        return entity.last == self.name_of(report)
+
+    def is_unstarted(self, entity: Entity, report: Report) -> bool:
+        """Given back, or lost with a batch, for which any of it may be to blame."""
+        return report.verdict is Verdict.UNSTARTED or (report.expired_only and entity.batch)
+
+    def end_run(self, entity: Entity, report: Report) -> Ended:
+        """Take the run's fields away, and return those that decide what follows."""
+        run = Ended(
+            self.is_unstarted(entity, report),
+            entity.deleted,
+            entity.since,
+            entity.due,
+            entity.own,
+            entity.deadline,
+        )
+        self.forget_pending(entity)
+        entity.lease, entity.nonce, entity.due, entity.own = "", "", None, None
+        entity.deleted = entity.batch = False
+        entity.task_id = report.task_id or entity.task_id
+        entity.last = self.name_of(report)
+        return run
+
+    def keep_outcome(self, entity: Entity, report: Report) -> None:
+        entity.alone = report.expired_only and entity.alone
+        entity.failures, entity.rounds, entity.error = report.failures, report.rounds, report.error
+        entity.converged = report.converged
+        entity.finished = self.now
+
+    def rest(self, entity: Entity, report: Report) -> Finished:
+        self.keep_note(entity, "")
+        self.save(entity, Status.IDLE, NEVER if report.idle_ttl is None else self.now + report.idle_ttl)
+        return Finished(Finish.ACCEPTED)
+
+    def schedule(self, entity: Entity, report: Report, run: Ended, deadline: int) -> Finished:
+        entity.since = run.since
+        if not entity.retries:
+            entity.task_id = ""
+        wakeup = self.with_note(entity, self.place(entity, deadline, report.fresh_task_id))
+        return Finished(Finish.ACCEPTED, deadline, wakeup)
+
+    def finish_fenced(self, entity: Entity, report: Report) -> Finished:
+        if not self.is_repeated(entity, report):
+            return Finished(Finish.FENCED)
+        wakeup = self.with_note(entity, self.wakeup(entity)) if entity.status is Status.SENT else None
+        return Finished(Finish.ACCEPTED, entity.deadline, wakeup)
+
+    def finish_deleted(self, entity: Entity, report: Report, run: Ended) -> Finished:
+        """Of the old life nothing is left but the name."""
+        if run.outside is None:
+            self.remove(entity)
+            return Finished(Finish.ACCEPTED)
+        entity.failures, entity.rounds, entity.error = 0, 0, ""
+        entity.converged = entity.finished = None
+        entity.alone = False
+        return self.schedule(entity, report, run, run.outside)
+
+    def finish_unstarted(self, entity: Entity, report: Report, run: Ended) -> Finished:
+        entity.alone = entity.alone or report.expired_only
+        return self.schedule(entity, report, run, _known(earliest(run.due, run.outside)))
+
+    def finish_done(self, entity: Entity, report: Report, run: Ended) -> Finished:
+        again = None if report.delay is None else self.now + report.delay
+        deadline = earliest(again, run.own, run.outside)
+        if deadline is None:
+            return self.rest(entity, report)
+        return self.schedule(entity, report, run, deadline)
+
+    def finish_failed(self, entity: Entity, report: Report, run: Ended) -> Finished:
+        """What the evaluation enqueued of its own entity is dropped.
+
+        Only what is from outside comes before the back-off.
+        """
+        retry = self.now + _known(report.delay)
+        deadline = retry if report.respect_backoff else _known(earliest(retry, run.outside))
+        entity.floor = retry if report.respect_backoff else None
+        if deadline == retry and report.task_id:
+            entity.retries = report.retries + 1
+        return self.schedule(entity, report, run, deadline)
+
+    def finish_quarantined(self, entity: Entity, report: Report, run: Ended) -> Finished:
+        if run.outside is None:
+            self.keep_note(entity, "")
+            self.save(entity, Status.FAILED, self.now)
+            return Finished(Finish.ACCEPTED)
+        entity.failures, entity.error = 0, ""
+        return self.schedule(entity, report, run, run.outside)
+
+    def finish(self, entity: Entity, report: Report) -> Finished:
+        if not self.holds_lease(entity, report):
+            return self.finish_fenced(entity, report)
+        if report.expired_only and not self.is_lost(entity):
+            return Finished(Finish.FENCED)
+        run = self.end_run(entity, report)
+        if run.deleted:
+            return self.finish_deleted(entity, report, run)
+        if run.unstarted:
+            return self.finish_unstarted(entity, report, run)
+        self.keep_outcome(entity, report)
+        match report.verdict:
+            case Verdict.DONE:
+                return self.finish_done(entity, report, run)
+            case Verdict.FAILED:
+                return self.finish_failed(entity, report, run)
+        return self.finish_quarantined(entity, report, run)
+
+
+class Deleting(Transition):
+    """As `delete.lua`."""
+
+    def delete_running(self, entity: Entity) -> bool:
+        known = not entity.deleted or entity.deadline is not None
+        entity.deleted, entity.deadline, entity.since, entity.own = True, None, None, None
+        self.keep_note(entity, "")
+        self.save(entity, Status.RUNNING)
+        return known
+
+    def delete(self, entity: Entity) -> bool:
+        if entity.status is None:
+            return False
+        if entity.status is Status.RUNNING:
+            return self.delete_running(entity)
+        self.remove(entity)
+        return True
+
+
+class Describing(Transition):
+    """As `describe.lua`."""
+
+    def describe(self, entity: Entity) -> Record | None:
+        if entity.status is None:
+            return None
+        if entity.deleted:
+            again = entity.deadline is not None
+            return Record(entity.id, Status.PARKED, deadline=entity.deadline) if again else None
+        running = entity.status is Status.RUNNING
+        score = int(entity.score) if entity.score != NEVER else None
+        return Record(
+            entity.id,
+            entity.status,
+            deadline=earliest(entity.deadline, entity.own),
+            token=entity.token,
+            task_id=entity.task_id,
+            lease=entity.lease,
+            lease_expires=score if running else None,
+            failures=entity.failures,
+            rounds=entity.rounds,
+            error=entity.error,
+            converged=entity.converged,
+            finished=entity.finished,
+            started=int(entity.lease) // 1000 if running else None,
+            since=score if entity.status is Status.FAILED else None,
+            expires=score if entity.status is Status.IDLE else None,
+            floor=entity.floor,
+            alone=entity.alone,
+            note=entity.note,
+        )
+
+
+@dataclass(slots=True)
+class Surveying(Transition):
+    """As `survey.lua`."""
+
+    sweeper: str
+    hold: int
+    limit: int
+
+    def held_by_another(self) -> bool:
+        return self.shard.swept_until > self.now and self.shard.sweeper != self.sweeper
+
+    def up_to(self, time: int, status: Status, most: int) -> tuple[str, ...]:
+        return tuple([entity.id for entity in self.shard.with_status(status) if entity.score <= time][:most])
+
+    def due(self) -> tuple[str, ...]:
+        room = max(0, min(self.limit, self.limits.window - self.under_way()))
+        return self.up_to(self.now + self.limits.eta_horizon, Status.PARKED, room)
+
+    def suspect(self) -> tuple[str, ...]:
+        found = self.up_to(min(self.shard.newest_arrival, self.now), Status.SENT, self.limit)
+        return found or self.up_to(self.now, Status.SENT, 1)  # for a probe
+
+    def lost(self) -> tuple[str, ...]:
+        return self.up_to(self.now, Status.RUNNING, self.limit)
+
+    def expired(self) -> tuple[str, ...]:
+        return self.up_to(self.now, Status.IDLE, self.limit)
+
+    def survey(self, kind: str) -> Survey | None:
+        if self.held_by_another():
+            return None
+        self.shard.sweeper, self.shard.swept_until = self.sweeper, self.now + self.hold
+        due, suspect = ((), ()) if self.shard.paused else (self.due(), self.suspect())
+        return Survey(kind, 0, due, suspect, self.lost(), self.expired())
+
+
+class Promoting(Transition):
+    """As `promote.lua`."""
+
+    def is_repeated(self, entity: Entity, task_id: str) -> bool:
+        """The same request again, since the reply to the first was lost."""
+        return entity.status is Status.SENT and entity.task_id == task_id
+
+    def promote(self, entity: Entity, task_id: str) -> Wakeup | None:
+        if self.is_repeated(entity, task_id):
+            return self.with_note(entity, self.wakeup(entity))
+        if entity.status is not Status.PARKED or self.shard.paused:
+            return None
+        if not self.is_near(_known(entity.deadline)):
+            return None
+        if self.under_way() >= self.limits.window:
+            return None
+        return self.with_note(entity, self.send(entity, task_id))
+
+
+@dataclass(slots=True)
+class Resending(Transition):
+    """As `resend.lua`."""
+
+    probe: str | None
+
+    def is_repeated(self, entity: Entity, task_id: str) -> bool:
+        """The same request again, since the reply to the first was lost."""
+        return entity.task_id == task_id
+
+    def is_lost(self, entity: Entity) -> bool:
+        reached = min(self.now, self.shard.newest_arrival)
+        return entity.score <= (self.now if entity.id == self.probe else reached)
+
+    def resend(self, entity: Entity, task_id: str) -> Wakeup | None:
+        if entity.status is not Status.SENT or self.shard.paused:
+            return None
+        if self.is_repeated(entity, task_id):
+            return self.with_note(entity, self.wakeup(entity))
+        if not self.is_lost(entity):
+            return None
+        entity.resends += 1
+        entity.resent, entity.task_id, entity.retries = self.now, task_id, 0
+        intervals = min(2**entity.resends, self.limits.resend_intervals)
+        self.save(entity, Status.SENT, self.now + self.limits.resend_after * intervals)
+        return self.with_note(entity, self.wakeup(entity))
+
+
+class ListingRuns(Transition):
+    """As `running.lua`."""
+
+    def running(self, entity: Entity) -> Running | None:
+        if entity.status is not Status.RUNNING:
+            return None
+        return Running(entity.id, entity.lease, entity.failures)
+
+
+class Forgetting(Transition):
+    """As `forget.lua`."""
+
+    def is_past_its_time(self, entity: Entity) -> bool:
+        return entity.score <= self.now
+
+    def forget(self, entity: Entity) -> bool:
+        if entity.status is not Status.IDLE or not self.is_past_its_time(entity):
+            return False
+        self.remove(entity)
+        return True
+
+
+class Adopting(Transition):
+    """As `adopt.lua`."""
+
+    def adopt(self, entity: Entity, record: Record) -> None:
+        if entity.status is not None:
+            return
+        entity.failures, entity.rounds, entity.error = record.failures, record.rounds, record.error
+        entity.converged, entity.finished, entity.alone = record.converged, record.finished, record.alone
+        self.keep_note(entity, record.note)
+        if record.deadline is not None:
+            entity.deadline, entity.floor = record.deadline, record.floor
+            self.save(entity, Status.PARKED, record.deadline)
+            return
+        entity.task_id = record.task_id
+        score = record.since if record.status is Status.FAILED else record.expires
+        self.save(entity, record.status, NEVER if score is None else score)
+
+
+class Retiring(Transition):
+    """As `retire.lua`."""
+
+    def is_as_described(self, entity: Entity, record: Record) -> bool:
+        return (entity.deadline, entity.finished) == (record.deadline, record.finished)
+
+    def retire(self, entity: Entity, record: Record) -> bool:
+        if entity.status is None:
+            return True
+        if entity.status is Status.RUNNING or not self.is_as_described(entity, record):
+            return False
+        self.remove(entity)
+        return True
+
+
+def earliest(*deadlines: int | None) -> int | None:
+    """The earliest of those that are given."""
+    return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+
+def _known(value: T | None) -> T:
+    """What is known in this status."""
+    assert value is not None  # noqa: S101
+    return value
