@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from redis import VERSION
 from redis import exceptions as errors
 
 Argument = str | int | bytes
@@ -22,6 +23,9 @@ Command = tuple[Argument, ...]
 
 #: Seconds. Who was silent for longer is asked whether it is still there: servers and proxies close idle ones.
 FRESH = 1.0
+
+#: Before redis-py 5.3 a pool must be told a command, of which it makes no use; a later one warns of that.
+_FOR_COMMAND = ("_",) if VERSION < (5, 3) else ()
 
 _servers: WeakKeyDictionary[Any, Server] = WeakKeyDictionary()
 
@@ -93,7 +97,7 @@ class Server:
                 break
             if idle.connection.pid == os.getpid():  # and not of the process that this one was forked from
                 return idle
-        return _Idle(self._pool.get_connection(), time.monotonic())
+        return _Idle(self._pool.get_connection(*_FOR_COMMAND), time.monotonic())
 
     def _put_aside(self, idle: _Idle) -> None:
         if idle.broken:
