@@ -28,7 +28,7 @@ from celery.utils.quorum_queues import detect_quorum_queues
 from celery_goalstate.display import printable
 from celery_goalstate.entity import checked_id
 from celery_goalstate.index.base import Index, Wakeup
-from celery_goalstate.messages.producers import Producers
+from celery_goalstate.messages.producers import Producers, flushed_together
 from celery_goalstate.registry import Kind
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class Publisher:
             if len(messages) == 1:
                 self._send(kind, messages[0], producer, options, asked_at)
                 return
-            with producer.batch(BATCH):
+            with flushed_together(producer, BATCH):
                 for wakeups in messages:
                     self._send(kind, wakeups, producer, options, asked_at)
 
