@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, TypeVar, Unpack, overload
 
 import celery.app.utils
-from celery import Celery, current_app
+from celery import Celery, Task, current_app
 from celery.fixups.django import DjangoFixup
 
 from celery_goalstate.display import did_you_mean
@@ -279,7 +279,14 @@ def check_registration(cls: Any, options: Mapping[str, Any]) -> None:
     if not (isinstance(cls, type) and issubclass(cls, Entity)) or cls is Entity:
         raise TypeError(f"{cls!r} cannot be registered; give a subclass of celery_goalstate.Entity")
     check_entity_class(cls)
-    every = KindOptions().override(**options).resync_every
+    checked = KindOptions().override(**options)
+    for name, value in checked.of_task.items():
+        if name != "base" and not hasattr(Task, name):
+            raise ImproperlyConfigured(
+                f"{name}={value!r} cannot be given: Celery {celery.__version__} has no such task option,"
+                " a newer one has"
+            )
+    every = checked.resync_every
     if every is not None and not can_resync(cls):
         raise ImproperlyConfigured(
             f"resync_every={every:g} needs iter_unconverged(), which {path_of(cls)} lacks"

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 # By name: this package has a module `redis` of its own.
 from redis import VERSION, Redis, RedisCluster, Sentinel
 from redis import __version__ as redis_py
+from redis import exceptions as errors
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
 from redis.connection import parse_url
@@ -101,7 +102,7 @@ def _client(url: str, timeout: float, credentials: str | None) -> Redis | RedisC
         url = without_credentials(url)
     scheme = urlsplit(url).scheme
     if scheme in {"redis", "rediss", "unix"}:
-        return Redis.from_url(url, **options)
+        return _usable(Redis.from_url(url, **options))
     if VERSION[0] < REDIS_PY:
         raise ImproperlyConfigured(
             f"an index at {scheme}:// needs redis-py {REDIS_PY} or later, and this is {redis_py}: before,"
@@ -124,6 +125,16 @@ def _credential_provider(path: str) -> CredentialProvider:
             f"the index's credential provider {path!r} is no redis.credentials.CredentialProvider"
         )
     return provider
+
+
+def _usable(client: Redis) -> Redis:
+    """The client, if this redis-py knows the options of its URL. Raises `ValueError`."""
+    pool = client.connection_pool
+    try:
+        pool.connection_class(**pool.connection_kwargs)  # which connects nobody
+    except (TypeError, errors.RedisError) as error:
+        raise ValueError(f"redis-py {redis_py} says: {error}") from error
+    return client
 
 
 def _cluster(url: str, options: dict[str, Any]) -> RedisCluster:

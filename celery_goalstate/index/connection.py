@@ -14,10 +14,14 @@ from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from redis import VERSION
 from redis import exceptions as errors
 
 Argument = str | int | bytes
 Command = tuple[Argument, ...]
+
+#: Before redis-py 5.3 a pool must be given a command, of which it makes no use; a later one warns of that.
+_FOR_COMMAND = ("_",) if VERSION < (5, 3) else ()
 
 _servers: WeakKeyDictionary[Any, Server] = WeakKeyDictionary()
 
@@ -62,7 +66,7 @@ class Server:
             if self._pool.owns_connection(connection) and not _is_closed(connection):
                 return connection
             self._give_up(connection)
-        return self._pool.get_connection()
+        return self._pool.get_connection(*_FOR_COMMAND)
 
     def _take_idle(self) -> Any:
         while self._idle:

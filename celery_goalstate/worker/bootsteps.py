@@ -41,6 +41,19 @@ class KeepClientStep(bootsteps.StartStopStep):
             keep_client(parent.task_consumer.channel)
 
 
+class ResumeStep(bootsteps.StartStopStep):
+    """Lets the sweepers of all engines of a worker go on."""
+
+    name = "celery_goalstate.Resume"
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, parent: Any) -> None:
+        """Whenever the consumer has connected."""
+        for step in parent.controller.steps:
+            if isinstance(step, SweeperStep):
+                step.resume()
+
+
 class SweeperStep(bootsteps.StartStopStep):
     """Sweeps while the worker runs, whatever its pool."""
 
@@ -56,6 +69,7 @@ class SweeperStep(bootsteps.StartStopStep):
         self._running = False
         self._timer: Any = None
         self._next: Any = None
+        self._turn = 0  # of the newest tick: an older one, if there still is any, is the last of its row
 
     def start(self, parent: Any) -> None:
         """Check settings and index, then sweep every `sweep_interval` seconds."""
@@ -78,7 +92,16 @@ class SweeperStep(bootsteps.StartStopStep):
             self._open().prepare()
         self._timer = parent.timer
         self._running = True
-        self._next = self._timer.call_after(0.0, self._tick)
+        self._sweep_in(0.0)
+
+    def resume(self) -> None:
+        """Go on sweeping after the consumer has lost its connection.
+
+        Celery before 5.7 then forgets all that its timer was to do.
+        """
+        if self._running:
+            self._next.cancel()
+            self._sweep_in(self._interval)
 
     def stop(self, parent: Any) -> None:  # noqa: ARG002 - bootsteps' signature
         """Sweep no more; another worker takes over."""
@@ -90,7 +113,11 @@ class SweeperStep(bootsteps.StartStopStep):
         """A cold shutdown's `stop`."""
         self.stop(parent)
 
-    def _tick(self) -> None:
+    def _sweep_in(self, seconds: float) -> None:
+        self._turn += 1
+        self._next = self._timer.call_after(seconds, self._tick, (self._turn,))
+
+    def _tick(self, turn: int) -> None:
         began, more = time.monotonic(), False
         try:
             more = self._sweep()
@@ -103,9 +130,9 @@ class SweeperStep(bootsteps.StartStopStep):
         finally:
             # An index that lets its callers wait may have its share of the worker's loop, and no more.
             pause = LOOP_SHARE * (time.monotonic() - began) if self._problem else 0.0
-            if self._running:
+            if self._running and turn == self._turn:
                 interval = 0.0 if more else self._interval
-                self._next = self._timer.call_after(max(interval, pause), self._tick)
+                self._sweep_in(max(interval, pause))
 
     def _sweep(self) -> bool:
         more = self._open().sweep()
@@ -182,4 +209,4 @@ def install(
         {"name": f"celery_goalstate.KeepClient.{name}", "settings": staticmethod(settings)},
     )
     app.steps["worker"].add(sweeper)
-    app.steps["consumer"].add(keep_client)
+    app.steps["consumer"] |= {keep_client, ResumeStep}

@@ -61,14 +61,15 @@ class LossyConnection(redis.Connection):
 @pytest.fixture
 def lossy(valkey: redis.Redis) -> Iterator[redis.Redis]:
     where = valkey.get_connection_kwargs()
-    with redis.ConnectionPool(
+    pool = redis.ConnectionPool(
         connection_class=LossyConnection,
         host=where["host"],
         port=where["port"],
         decode_responses=True,
         retry=Retry(NoBackoff(), 0),
-    ) as pool:
-        yield redis.Redis(connection_pool=pool)
+    )
+    yield redis.Redis(connection_pool=pool)
+    pool.disconnect()
     LossyConnection.to_lose, LossyConnection.error = 0, redis.ConnectionError
 
 

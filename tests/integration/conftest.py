@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
+from kombu.asynchronous import set_event_loop
 from kombu.utils.uuid import uuid
 
 from celery_goalstate import Engine, Entity
@@ -218,6 +219,7 @@ def worker_of(app: Celery, pool: str = "solo", **options: Any) -> Iterator[Any]:
         app, pool=pool, perform_ping_check=False, shutdown_timeout=10, loglevel="INFO", **options
     ) as worker:
         yield worker
+    set_event_loop(None)  # before kombu 5.6 the next worker took this one's, which knows not of its timer
 
 
 @pytest.fixture

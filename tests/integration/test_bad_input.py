@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from celery import Task
 
 from celery_goalstate import ANY, Engine, Entity, Rules, shared_entity
 from celery_goalstate.exceptions import GoalStateError, ImproperlyConfigured, UnknownKind
@@ -206,6 +207,21 @@ def test_bad_options_of_a_kind(world: World, truth: Truth, options: dict[str, An
             register(**options)(kind)
         assert isinstance(caught.value, ValueError)
         assert text in str(caught.value)
+    assert world.engine.kinds == ("order",)
+    assert "goalstate.refused" not in world.app.tasks
+
+
+def test_an_option_that_only_a_newer_celery_knows(
+    world: World, truth: Truth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(Task, "acks_on_timeout", raising=False)
+    kind = truth.entity("refused")
+    for register in (world.engine.register, shared_entity):
+        with pytest.raises(
+            ImproperlyConfigured,
+            match=r"acks_on_timeout=True cannot be given: Celery \S+ has no such task option, a newer",
+        ):
+            register(acks_on_timeout=True)(kind)
     assert world.engine.kinds == ("order",)
     assert "goalstate.refused" not in world.app.tasks
 

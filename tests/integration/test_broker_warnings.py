@@ -11,6 +11,7 @@ from kombu import Exchange, Queue
 from celery_goalstate import Engine
 from celery_goalstate.worker.bootsteps import broker_warnings
 from tests.integration.conftest import MakeApp, worker_of
+from tests.versions import needs_celery_5_6
 
 AMQP = "amqp://nobody-connects//"
 QUORUM = {"broker_url": AMQP, "task_default_queue_type": "quorum"}
@@ -69,7 +70,7 @@ def test_queues_that_a_worker_does_not_consume_are_no_matter(make_app: MakeApp) 
     assert list(broker_warnings(app, 30.0)) == []
 
 
-@pytest.mark.parametrize(("exchange", "count"), [(None, 1), ("topic", 0)])
+@pytest.mark.parametrize(("exchange", "count"), [(None, 1), pytest.param("topic", 0, marks=needs_celery_5_6)])
 def test_a_queue_that_is_only_named(make_app: MakeApp, exchange: str | None, count: int) -> None:
     """As by register(queue="orders") and --queues orders."""
     missing = {

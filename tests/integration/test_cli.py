@@ -24,6 +24,7 @@ from celery_goalstate.index import open_index
 from celery_goalstate.index.base import Claim, Report, Verdict
 from tests.integration.conftest import engine_of_others
 from tests.servers import Valkey, free_port, in_a_fork
+from tests.versions import needs_redis_py_8
 
 Command = Callable[..., Result]
 
@@ -651,7 +652,7 @@ class TestMove:
         assert "nothing starts until `goalstate resume order`" in result.stderr
         assert result.stdout == "old to order: 1 moved\n"
 
-    @pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
+    @pytest.mark.parametrize("scheme", ["redis", pytest.param("redis+cluster", marks=needs_redis_py_8)])
     def test_an_index_that_does_not_answer(self, goalstate: Command, scheme: str) -> None:
         result = goalstate("move", "order", "--from-index", f"{scheme}://:secret@127.0.0.1:{free_port()}")
         assert result.exit_code == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,11 +19,12 @@ from celery_goalstate.index import open_index
 from celery_goalstate.settings import Settings
 from tests.integration.conftest import Truth
 from tests.servers import Cluster, Valkey
+from tests.versions import needs_redis_py_8
 
 THREADS = 150
 
 
-@pytest.fixture(params=[Valkey, Cluster])
+@pytest.fixture(params=[Valkey, pytest.param(Cluster, marks=needs_redis_py_8)])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     with request.param(tmp_path) as server:
         yield server.url
@@ -51,7 +53,13 @@ def test_a_bound_of_ones_own(valkey: Valkey, describe_at_once: Callable[[str], A
         describe_at_once(f"{valkey.url}?max_connections=20")
 
 
-@pytest.mark.parametrize("url", ["redis://nobody?{}", "sentinel://nobody?master_name=m&{}"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://nobody?{}",
+        pytest.param("sentinel://nobody?master_name=m&{}", marks=needs_redis_py_8),
+    ],
+)
 def test_what_the_url_says_goes_before(url: str) -> None:
     index = open_index(Settings(index_url=url.format("max_connections=7&socket_timeout=2")))
     pool = index._client.connection_pool
@@ -134,8 +142,8 @@ OPTIONS = {
         "redis://nobody?{}",
         "rediss://nobody?{}",
         "unix:///nowhere?{}",
-        "sentinel://nobody?master_name=m&{}",
-        "rediss+sentinel://nobody?master_name=m&{}",
+        pytest.param("sentinel://nobody?master_name=m&{}", marks=needs_redis_py_8),
+        pytest.param("rediss+sentinel://nobody?master_name=m&{}", marks=needs_redis_py_8),
     ],
 )
 def test_an_option_of_the_url_is_taken_or_refused(url: str, name: str) -> None:
@@ -146,10 +154,23 @@ def test_an_option_of_the_url_is_taken_or_refused(url: str, name: str) -> None:
         with pytest.raises(ImproperlyConfigured, match=f"has no option '{name}'"):
             Settings.from_conf(conf)
         return
-    index: Any = open_index(Settings.from_conf(conf))
+    settings = Settings.from_conf(conf)
+    if name.startswith("ssl_") and name not in inspect.signature(redis.SSLConnection).parameters:
+        with pytest.raises(ImproperlyConfigured, match=f"redis-py .* says: .*{name}"):
+            open_index(settings)
+        return
+    index: Any = open_index(settings)
     assert index._client.connection_pool.make_connection()
 
 
+def test_a_value_that_redis_py_refuses() -> None:
+    """Before anything is written."""
+    settings = Settings(index_url="rediss://nobody?ssl_cert_reqs=nonsense")
+    with pytest.raises(ImproperlyConfigured, match=r"cannot be used: redis-py .* says: .*nonsense"):
+        open_index(settings)
+
+
+@needs_redis_py_8
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_option_of_a_clusters_url_is_passed_on_or_refused(name: str) -> None:
     conf = {"goalstate_index_url": f"rediss+cluster://nobody?{name}={OPTIONS[name]}"}

@@ -16,6 +16,7 @@ from celery_goalstate import Engine, Entity, Requeue
 from celery_goalstate.exceptions import IndexUnavailable
 from tests.integration.conftest import MakeApp, Truth, World, worker_of
 from tests.servers import HOST, Cluster, Process, Valkey, free_port, poll, require
+from tests.versions import needs_redis_py_8
 
 PASSWORD = "s3cr%3At"
 
@@ -196,8 +197,10 @@ def calls(engine: Engine, entity: Any) -> dict[str, Callable[[], Any]]:
     [
         nobody(),
         nobody("rediss"),
-        nobody("redis+cluster"),
-        f"{nobody('sentinel')}?master_name=m&sentinel_password={PASSWORD}",
+        pytest.param(nobody("redis+cluster"), marks=needs_redis_py_8),
+        pytest.param(
+            f"{nobody('sentinel')}?master_name=m&sentinel_password={PASSWORD}", marks=needs_redis_py_8
+        ),
         f"unix://:{PASSWORD}@/nowhere/redis.sock",
     ],
     ids=lambda url: url.partition("@")[0].partition(":")[0],
@@ -227,6 +230,7 @@ def test_an_index_that_refuses_the_password(make_app: MakeApp, truth: Truth, val
     assert no_secret(str(caught.value))
 
 
+@needs_redis_py_8
 def test_a_cluster_that_refuses_the_password(make_app: MakeApp, truth: Truth, tmp_path: Path) -> None:
     with Cluster(tmp_path) as cluster:
         url = cluster.url.replace("//", f"//user:{PASSWORD}@")
@@ -262,6 +266,7 @@ def test_an_index_that_comes_up_later(make_app: MakeApp, truth: Truth, tmp_path:
         assert engine.enqueue(entity("1")).changed, "a server that saves nothing: it is all new to it"
 
 
+@needs_redis_py_8
 def test_an_index_found_by_a_sentinel(
     make_app: MakeApp, truth: Truth, tmp_path: Path, server: Valkey
 ) -> None:
