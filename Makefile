@@ -3,7 +3,7 @@ SHELL := /bin/bash
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: help demo check test test-long chaos lint format bench docs clean
+.PHONY: help demo check test test-long chaos guest lint format bench docs clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
@@ -24,6 +24,9 @@ test-long: .venv/test.stamp ## the long state machines, kills and mutants too; a
 chaos: .venv/test.stamp ## pull every plug, and prove that nothing is lost (ARGS="--minutes 30 --seed 7 --broker rabbitmq")
 	$(BIN)/python -m tests.chaos $(ARGS)
 
+guest: .venv/test.stamp ## Celery's and kombu's own tests, with an engine on their apps and without (ARGS=--quick: a part)
+	$(BIN)/python -m tests.guest $(ARGS)
+
 lint: .venv/lint.stamp ## style, types, import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,7 +44,7 @@ docs: .venv/test.stamp ## run every example of README and docs
 	$(BIN)/python -m pytest tests/docs $(ARGS)
 
 clean: ## remove the environment and what tests and demo left
-	rm -rf .venv .venv-peers .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache example_project/var tests/output
+	rm -rf .venv .venv-guest .venv-peers .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache example_project/var tests/output
 
 .venv/bin/python:
 	@set -e; for python in $${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do \

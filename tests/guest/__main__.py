@@ -1,0 +1,166 @@
+"""Is an engine a good guest? Celery's and kombu's own tests, without an engine on their apps and with one.
+
+    make guest                                  everything, on Redis and RabbitMQ; some 40 minutes
+    make guest ARGS=--quick                     a part that says much, in some 5 minutes
+    make guest ARGS="--only celery-redis --files t/integration/test_tasks.py --rounds 3"
+    make guest ARGS="--set keep_client=False"   with any setting of the engine
+
+The tests come from the sdists of what is installed here, into .venv-guest. What does not end alike in every
+run is repeated, and Fisher's exact test judges the difference. The pages are tests/output/guest-*.md. Exits
+with 1 if an engine makes a difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import venv
+from collections.abc import Callable
+from contextlib import ExitStack
+from importlib.metadata import version
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from tests.guest.compare import judge, page, summary
+from tests.guest.lanes import ROOT, Lane, Runs, Suite
+
+HOME = ROOT / ".venv-guest"
+PYTHON = HOME / "bin" / "python"
+OUTPUT = ROOT / "tests" / "output"
+
+#: Installed there as they are here. Then what the tests need, but not pytest-rerunfailures: a test that
+#: passes only when it is tried again has failed.
+AS_HERE = ("celery", "kombu", "redis", "amqp", "billiard", "vine", "pytest", "pytest-timeout")
+NEEDED = ("cryptography", "django", "pydantic", "pymemcache", "sqlalchemy", "tblib")
+
+T = "t/integration/test_"
+CELERY = ("t/integration",), (f"{T}tasks.py", f"{T}inspect.py", f"{T}group_chains.py")
+REDIS = (f"{T}redis.py", f"{T}redis_brpop_qos.py"), (f"{T}redis_brpop_qos.py",)
+AMQP = (f"{T}py_amqp.py",), (f"{T}py_amqp.py",)
+SUITES = {
+    str(suite): suite
+    for suite in (
+        Suite("celery", "redis", *CELERY),
+        Suite("kombu", "redis", *REDIS),
+        Suite("celery", "rabbitmq", *CELERY),
+        Suite("kombu", "rabbitmq", *AMQP),
+    )
+}
+
+CORES = os.cpu_count() or 1
+
+#: What cannot run here, and why.
+LEFT_OUT = {f"{T}backend.py": "needs a client of Azure's, and an account"}
+
+
+def main() -> int:
+    options = parsed()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by TERM"))  # the servers must be ended too
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - began:7.1f} s  {text}", file=sys.stderr, flush=True)
+
+    install(say)
+    different = 0
+    for broker, of_broker in groupby(map(SUITES.__getitem__, options.only), key=lambda suite: suite.broker):
+        with ExitStack() as stack:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="guest-")))
+            lanes = [Lane(directory / str(n), broker, PYTHON) for n in range(options.lanes)]
+            for lane in lanes:
+                stack.enter_context(lane)
+            for suite in of_broker:
+                runs = Runs(suite, sources(suite.package), lanes, options.settings, say)
+                different += compare(suite, runs, options)
+    return 1 if different else 0
+
+
+def compare(suite: Suite, runs: Runs, options: argparse.Namespace) -> int:
+    """Writes the suite's page; how many of its tests an engine makes a difference to."""
+    files = options.files or (suite.quick if options.quick else suite.files)
+    tests = runs.collect(files, LEFT_OUT)
+    first = runs.compare(tests, options.rounds, lanes=options.lanes)
+    suspects = [test for test, tally in first.items() if not tally.steady]
+    # Fewer at once: what is judged must not fail for want of a processor.
+    verdicts = judge(first, runs.compare(suspects, options.repeat, lanes=min(options.lanes, CORES)))
+    remarks = [
+        ", ".join(f"{name} {version(name)}" for name in AS_HERE[:3]),
+        f"settings of the engine: {options.settings or 'the defaults'}",
+        f"runs of each test, without and with an engine: {options.rounds}, and {options.repeat} if not alike",
+    ]
+    OUTPUT.mkdir(exist_ok=True)
+    written = OUTPUT / f"guest-{suite}.md"
+    written.write_text(page(f"An engine beside the tests of {suite}", remarks, verdicts, LEFT_OUT))
+    print(f"{suite}: {summary(verdicts)}; see {written.relative_to(ROOT)}", flush=True)
+    for verdict in verdicts:
+        if verdict.real:
+            print(f"  {verdict}", flush=True)
+    return sum(verdict.real for verdict in verdicts)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.guest",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", nargs="+", metavar="SUITE", choices=SUITES, default=list(SUITES))
+    parser.add_argument("--files", nargs="+", metavar="TEST", help="only these files or tests of each suite")
+    parser.add_argument("--quick", action="store_true", help="only a part of each suite")
+    parser.add_argument("--rounds", type=int, default=2, help="runs of every test (%(default)s)")
+    parser.add_argument("--repeat", type=int, default=20, help="runs of what was not alike (%(default)s)")
+    parser.add_argument("--lanes", type=int, default=6, help="runs at once, which mostly sleep (%(default)s)")
+    parser.add_argument(
+        "--set", nargs="+", type=setting, default=[], dest="settings", metavar="NAME=VALUE",
+        help="settings of the engine, without their goalstate_: keep_client=False",
+    )  # fmt: skip
+    options = parser.parse_args()
+    options.only = [name for name in SUITES if name in options.only]  # one broker after the other
+    options.settings = dict(options.settings)
+    return options
+
+
+def setting(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    try:
+        return f"goalstate_{name}", ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=VALUE with a Python literal") from None
+
+
+def install(say: Callable[[str], None]) -> None:
+    """The environment of the tests and their sources, unless they are there."""
+    wanted = [*(f"{name}=={version(name)}" for name in AS_HERE), *NEEDED]
+    stamp = HOME / "requirements.txt"
+    pip = [str(PYTHON), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    if stamp.exists() and stamp.read_text().split() == wanted:
+        return
+    say(f"setting up {HOME.relative_to(ROOT)}")
+    venv.create(HOME, clear=True, with_pip=True)
+    subprocess.run([*pip, "install", *wanted], check=True)
+    for package in {suite.package for suite in SUITES.values()}:
+        download = ["download", "--no-deps", "--no-binary", ":all:", "--dest", str(HOME / "sdists")]
+        subprocess.run([*pip, *download, f"{package}=={version(package)}"], check=True)
+        home = sources(package)
+        with tarfile.open(home.parent / f"{home.name}.tar.gz") as sdist:
+            # Without the package itself: what is tested is what is installed.
+            parts = tuple(f"{home.name}/{part}" for part in ("t/", "pyproject.toml", "setup.cfg"))
+            members = [member for member in sdist if member.name.startswith(parts)]
+            sdist.extractall(home.parent, members, filter="data")
+    stamp.write_text("\n".join(wanted) + "\n")
+
+
+def sources(package: str) -> Path:
+    return HOME / "sdists" / f"{package}-{version(package)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""What outcomes say: which tests are to be repeated, which differ, and the page that tells it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import comb
+
+#: A difference is real if chance alone makes one as large, or larger, no more often than this.
+LEVEL = 0.05
+
+
+@dataclass
+class Tally:
+    """How often one test ended how."""
+
+    without: Counter[str] = field(default_factory=Counter)
+    engine: Counter[str] = field(default_factory=Counter)
+    why: str = ""  #: what a run said that did not pass
+
+    def add(self, outcome: str, why: str, *, engine: bool) -> None:
+        (self.engine if engine else self.without)[outcome] += 1
+        self.why = self.why or why
+
+    @property
+    def steady(self) -> bool:
+        """Whether every run ended alike, with the engine and without."""
+        return len(self.without | self.engine) == 1
+
+    @property
+    def p(self) -> float:
+        """How likely chance alone makes a difference as large as this, of the outcome that differs most."""
+        return min(
+            fisher(self.without[each], self.without.total(), self.engine[each], self.engine.total())
+            for each in self.without | self.engine
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """On one test."""
+
+    test: str
+    first: Tally  #: in the runs of everything
+    repeated: Tally | None  #: in the runs of the tests that were not steady
+
+    def __str__(self) -> str:
+        without, engine = outcomes(self.repeated or self.first)
+        return f"{self.test}: {without} without, {engine} with an engine"
+
+    @property
+    def real(self) -> bool:
+        """Whether an engine makes a difference. The first runs are no evidence: they made it a suspect."""
+        return self.repeated is not None and self.repeated.p <= LEVEL
+
+
+def fisher(a: int, of_a: int, b: int, of_b: int) -> float:
+    """Fisher's exact test, two-sided, of `a` among `of_a` runs against `b` among `of_b`."""
+    hits = a + b
+    ways = [comb(of_a, n) * comb(of_b, hits - n) for n in range(min(of_a, hits) + 1)]
+    return sum(each for each in ways if each <= ways[a]) / comb(of_a + of_b, hits)
+
+
+def judge(first: Mapping[str, Tally], repeated: Mapping[str, Tally]) -> list[Verdict]:
+    return [Verdict(test, tally, repeated.get(test)) for test, tally in first.items()]
+
+
+def page(title: str, remarks: Iterable[str], verdicts: list[Verdict], left_out: Mapping[str, str]) -> str:
+    """As Markdown: what was repeated, then every test."""
+    suspects = [(verdict.repeated.p, verdict, verdict.repeated) for verdict in verdicts if verdict.repeated]
+    lines = [f"# {title}", "", *(f"* {remark}" for remark in [*remarks, summary(verdicts)]), ""]
+    if suspects:
+        lines += [
+            "## Repeated",
+            "",
+            *table("test", "without", "with", "repeated: without", "with", "p", "difference"),
+        ]
+    for p, verdict, repeated in sorted(suspects, key=lambda each: each[0]):
+        shown = [f"{p:.3f}", "**real**" if verdict.real else "chance"]
+        lines.append(row(verdict.test, *outcomes(verdict.first), *outcomes(repeated), *shown))
+    lines += ["", "## Every test", "", *table("test", "without", "with", "what it said")]
+    lines += [row(verdict.test, *outcomes(verdict.first), verdict.first.why) for verdict in verdicts]
+    if left_out:
+        lines += ["", "## Left out", "", *table("test", "why")]
+        lines += [row(test, why) for test, why in left_out.items()]
+    return "\n".join(lines) + "\n"
+
+
+def summary(verdicts: Iterable[Verdict]) -> str:
+    """In a line: how many tests ended how in every run, and what became of the others."""
+    steady, suspects = Counter[str](), []
+    for verdict in verdicts:
+        if verdict.repeated:
+            suspects.append(verdict)
+        else:
+            steady.update(set(verdict.first.without))
+    real = sum(verdict.real for verdict in suspects)
+    return f"alike in every run: {counted(steady)}; repeated: {len(suspects)}; an engine changes: {real}"
+
+
+def outcomes(tally: Tally) -> tuple[str, str]:
+    return counted(tally.without), counted(tally.engine)
+
+
+def counted(outcomes: Counter[str]) -> str:
+    return ", ".join(f"{number} {outcome}" for outcome, number in outcomes.most_common()) or "none"
+
+
+def table(*columns: str) -> list[str]:
+    return [row(*columns), "|---" * len(columns) + "|"]
+
+
+def row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

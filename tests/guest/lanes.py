@@ -1,0 +1,208 @@
+"""Where the host's tests run: on several lanes at once, each with servers of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Self
+
+from kombu import Connection
+
+from tests.guest.compare import Tally
+from tests.servers import HOST, Process, RabbitMQ, RedisServer
+
+ROOT = Path(__file__).parents[2]
+
+TIMEOUT = 300  #: seconds for one test; the longest takes 150 when nothing is wrong
+CHUNK = 12  #: tests for one process
+
+#: A line of what `tests.guest.plugin` writes.
+Note = dict[str, Any]
+#: The engine's settings; None: no engine.
+Settings = Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Tests of one package that talk to one broker."""
+
+    package: str
+    broker: str
+    files: tuple[str, ...]  #: or directories
+    quick: tuple[str, ...]  #: a part that says much in little time
+
+    def __str__(self) -> str:
+        return f"{self.package}-{self.broker}"
+
+
+class Lane:
+    """Runs one pytest at a time, on its own servers."""
+
+    def __init__(self, directory: Path, broker: str, python: Path) -> None:
+        self._directory = directory
+        self._python = python
+        self._redis = RedisServer(directory / "redis")
+        self._rabbitmq = RabbitMQ(directory / "rabbitmq") if broker == "rabbitmq" else None
+        self._pytest: Process | None = None
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            for server in filter(None, (self._redis, self._rabbitmq)):
+                stack.enter_context(server)
+            self._servers = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._pytest and self._pytest.alive:
+            self._pytest.kill()
+        self._servers.close()
+
+    def run(self, suite: Suite, sources: Path, arguments: list[str], settings: Settings) -> list[Note]:
+        """What the plugin noted of one pytest."""
+        self._empty()
+        notes = self._directory / "notes.jsonl"
+        notes.unlink(missing_ok=True)
+        command = [str(self._python), "-m", "pytest", "-p", "tests.guest.plugin", "-p", "no:cacheprovider"]
+        if suite.package == "celery":
+            command += ["-p", "celery.contrib.pytest"]
+        self._pytest = Process(
+            [*command, *arguments],
+            log=self._directory / "pytest.log",
+            cwd=sources,
+            env={
+                **self._addresses(),
+                "PATH": f"{self._python.parent}{os.pathsep}{os.environ['PATH']}",
+                **environment(
+                    None if settings is None else {"goalstate_index_url": self._redis.url, **settings},
+                    consumers=suite.package == "kombu",
+                ),
+                "GUEST_NOTES": str(notes),
+                "GUEST_TIMEOUT": str(TIMEOUT),
+            },
+        )
+        self._pytest.start()
+        with suppress(subprocess.TimeoutExpired):  # what it has not noted did not run
+            self._pytest.wait(TIMEOUT * (len(arguments) + 1))
+        self._pytest.kill()  # and whatever its tests left
+        return [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
+
+    def _empty(self) -> None:
+        with self._redis.client() as client:
+            client.flushall()
+        if self._rabbitmq:
+            with Connection(self._rabbitmq.url) as connection:
+                connection.default_channel.queue_delete("celery")
+
+    def _addresses(self) -> dict[str, str]:
+        broker, port = self._rabbitmq or self._redis, str(self._redis.port)
+        addresses = {"TEST_BROKER": broker.url, "TEST_BACKEND": self._redis.url}
+        addresses |= {"REDIS_HOST": HOST, "REDIS_PORT": port, "REDIS_6379_TCP": port}
+        return addresses | {"RABBITMQ_HOST": HOST, "RABBITMQ_5672_TCP": str(broker.port)}
+
+
+class Runs:
+    """Runs of one suite's tests, without an engine and with one in turns."""
+
+    def __init__(
+        self,
+        suite: Suite,
+        sources: Path,
+        lanes: list[Lane],
+        settings: Mapping[str, Any],
+        say: Callable[[str], None],
+    ) -> None:
+        self._suite = suite
+        self._sources = sources
+        self._lanes = lanes
+        self._settings = settings
+        self._say = say
+        self._free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
+        for lane in lanes:
+            self._free.put(lane)
+
+    def collect(self, files: Iterable[str], left_out: Iterable[str]) -> list[str]:
+        """The ids of the tests in these files."""
+        arguments = [*files, "--collect-only", *(f"--ignore={path}" for path in left_out)]
+        for note in self._lanes[0].run(self._suite, self._sources, arguments, None):
+            if "collected" in note:
+                return list(note["collected"])
+        raise SystemExit(f"{self._suite}: pytest finds no tests in {' '.join(files)} of {self._sources}")
+
+    def compare(self, tests: Iterable[str], times: int, *, lanes: int) -> dict[str, Tally]:
+        """How they end, each run so many times without an engine and as many times with one."""
+        chunks = list(chunked(tests))
+        tallies = {test: Tally() for chunk in chunks for test in chunk}
+        given = Counter[bool]()
+        pool = ThreadPoolExecutor(lanes)
+        jobs = {
+            pool.submit(self._in_turns, chunk, engine_first=bool((n + time) % 2)): chunk
+            for time in range(times)
+            for n, chunk in enumerate(chunks)
+        }
+        try:
+            for done, job in enumerate(as_completed(jobs), start=1):
+                for engine, notes in job.result().items():
+                    given[engine] += sum(note.get("given", 0) for note in notes)
+                    for test, end in ended(jobs[job], notes).items():
+                        tallies[test].add(*end, engine=engine)
+                self._say(f"{self._suite}: {done} of {len(jobs)} parts")
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        if jobs and (given[False] or not given[True]):
+            raise SystemExit(
+                f"{self._suite}: nothing was compared: {given[True]} engines were given to the runs with one,"
+                f" and {given[False]} to those without"
+            )
+        return tallies
+
+    def _in_turns(self, tests: list[str], *, engine_first: bool) -> dict[bool, list[Note]]:
+        lane = self._free.get()
+        try:
+            return {
+                engine: lane.run(self._suite, self._sources, tests, self._settings if engine else None)
+                for engine in (engine_first, not engine_first)
+            }
+        finally:
+            self._free.put(lane)
+
+
+def environment(settings: Settings, *, consumers: bool) -> dict[str, str]:
+    """In which every Python process imports the hook, by way of its sitecustomize."""
+    return {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "site"), str(ROOT)]),
+        "GUEST_ENGINE": json.dumps(settings),
+        "GUEST_CONSUMERS": "yes" if consumers else "",
+    }
+
+
+def chunked(tests: Iterable[str]) -> Iterator[list[str]]:
+    """A few tests of one file at a time."""
+    for _, group in groupby(tests, key=lambda test: test.partition("::")[0]):
+        of_file = list(group)
+        yield from (of_file[start : start + CHUNK] for start in range(0, len(of_file), CHUNK))
+
+
+#: How a test can end, the worst last: it reports several times, and may pass, but fail when torn down.
+ENDS = ("not run", "passed", "skipped", "xfailed", "xpassed", "failed", "error", "timeout")
+
+
+def ended(tests: Iterable[str], notes: Iterable[Note]) -> dict[str, tuple[str, str]]:
+    """How each of these tests ended, and what it said."""
+    ends = dict.fromkeys(tests, (ENDS[0], ""))
+    for note in notes:
+        if test := note.get("test"):
+            ends[test] = max(
+                ends.get(test, (ENDS[0], "")),
+                (note["outcome"], note["why"]),
+                key=lambda end: ENDS.index(end[0]),
+            )
+    return ends

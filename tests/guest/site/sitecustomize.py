@@ -1,0 +1,3 @@
+"""Imported as Python starts, in each process that has this directory in PYTHONPATH: pytest and workers."""
+
+import tests.guest.hook  # noqa: F401
