@@ -32,7 +32,7 @@ from celery_goalstate.exceptions import ImproperlyConfigured, UnknownKind
 from celery_goalstate.hooks import Hooks
 from celery_goalstate.index.base import Index, Policy, Record, Report, Request, Scheduled, Verdict
 from celery_goalstate.index.base import Status as IndexStatus
-from celery_goalstate.messages.publisher import Publisher
+from celery_goalstate.messages import open_publisher
 from celery_goalstate.registry import (
     DEFAULT_NAMESPACE,
     PUBLIC_TASK,
@@ -492,7 +492,9 @@ class Engine:
         index = indexes.open_index(self.settings)
         keeper = EagerKeeper if self.app.conf.task_always_eager else LeaseKeeper
         return Parts(
-            index=index, publisher=Publisher(self.app, index), keeper=keeper(index, self.settings.lease)
+            index=index,
+            publisher=open_publisher(self.app, index),
+            keeper=keeper(index, self.settings.lease),
         )
 
     @contextmanager

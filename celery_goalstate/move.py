@@ -23,7 +23,7 @@ from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable, 
 from celery_goalstate.index import open_index
 from celery_goalstate.index.base import Index, Record, Request, Status, random_id
 from celery_goalstate.index.url import safe_url
-from celery_goalstate.messages.publisher import Publisher
+from celery_goalstate.messages import open_publisher
 from celery_goalstate.registry import Kind
 from celery_goalstate.resync import RESYNC_ID, resync_kind
 from celery_goalstate.settings import Settings
@@ -99,7 +99,7 @@ def _pause(engine: Engine, kind: str, source: Index, old_kind: str, old: Setting
 
 def _end_what_is_lost(engine: Engine, source: Index, settings: Settings, kind: Kind) -> None:
     """Sweep there once more, since no worker does: runs whose worker was killed end."""
-    publisher = Publisher(engine.app, source)
+    publisher = open_publisher(engine.app, source)
     parts = dataclasses.replace(engine.parts, index=source, publisher=publisher)
     kinds = {kind.name: kind}
     sweeper = Sweeper("move", parts=parts, settings=settings, kinds=lambda: kinds)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from celery_goalstate.index.base import Index
-from celery_goalstate.messages.publisher import Publisher
+from celery_goalstate.messages import Publisher
 from celery_goalstate.worker.lease import Keeper
 
 

@@ -45,7 +45,7 @@ from celery_goalstate.index.base import (
     random_id,
 )
 from celery_goalstate.messages.envelope import strategy
-from celery_goalstate.messages.publisher import read_message
+from celery_goalstate.messages.wakeup import read_message
 from celery_goalstate.registry import Kind
 from celery_goalstate.worker.batch import NOTHING_TO_DO, SLICE, Batch, Tally, ending
 from celery_goalstate.worker.caller import call_until_postrun, calling

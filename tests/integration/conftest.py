@@ -18,7 +18,7 @@ from kombu.utils.uuid import uuid
 from celery_goalstate import Engine, Entity
 from celery_goalstate.index.base import Index, Limits
 from celery_goalstate.index.memory import MemoryIndex
-from celery_goalstate.messages.publisher import Publisher
+from celery_goalstate.messages import open_publisher
 from celery_goalstate.worker.lease import EagerKeeper, LeaseKeeper
 from celery_goalstate.worker.parts import Parts
 from celery_goalstate.worker.sweeper import Sweeper
@@ -118,7 +118,7 @@ class World:
         keeper = EagerKeeper if app.conf.task_always_eager else LeaseKeeper
         self.keeper = keeper(self.index, settings.lease, clock=self.clock)
         self.engine._opened = Parts(
-            index=self.index, publisher=Publisher(app, self.index), keeper=self.keeper, clock=self.clock
+            index=self.index, publisher=open_publisher(app, self.index), keeper=self.keeper, clock=self.clock
         )
         self.entity = self.engine.register(truth.entity())
 

@@ -13,7 +13,7 @@ import pytest
 from celery_goalstate import Engine, Requeue, Stop
 from celery_goalstate.exceptions import IndexUnavailable, PermanentError
 from celery_goalstate.index.memory import MemoryIndex
-from celery_goalstate.messages.publisher import EAGER_LOOKS
+from celery_goalstate.messages.eager import EAGER_EVALUATIONS
 from tests.integration.conftest import MakeApp, Truth, World
 
 
@@ -90,9 +90,9 @@ def test_one_that_asks_for_another_look_at_once_for_ever(
     truth.actions["1"] = (_named("again", lambda ctx, entity: Requeue(0)),)
     with caplog.at_level(logging.WARNING, "celery_goalstate"):
         world.engine.enqueue(world.entity("1"))
-    assert truth.looks("1") == EAGER_LOOKS
+    assert truth.looks("1") == EAGER_EVALUATIONS
     assert world.engine.is_scheduled(world.entity("1"))
-    assert f"order/1 is left alone after {EAGER_LOOKS} looks in a row" in caplog.text
+    assert f"after {EAGER_EVALUATIONS} in a row it waits for the next enqueue" in caplog.text
 
 
 def test_no_thread_is_started(make_app: MakeApp, truth: Truth) -> None:
@@ -172,7 +172,7 @@ def test_one_that_enqueues_itself(world: World, truth: Truth) -> None:
 
     truth.set("1", again)
     world.engine.enqueue(world.entity("1"))
-    assert truth.looks("1") == EAGER_LOOKS
+    assert truth.looks("1") == EAGER_EVALUATIONS
     assert world.engine.is_scheduled(world.entity("1"))
 
 
@@ -185,7 +185,7 @@ def test_two_that_enqueue_each_other(world: World, truth: Truth) -> None:
     truth.set("A", poke)
     truth.set("B", poke)
     world.engine.enqueue(world.entity("A"))
-    assert truth.looks("A") == truth.looks("B") == EAGER_LOOKS
+    assert truth.looks("A") == truth.looks("B") == EAGER_EVALUATIONS
     assert truth.log[:4] == [("order", "A"), ("order", "B")] * 2
 
 
@@ -194,7 +194,7 @@ def test_a_loop_that_was_cut_goes_on_with_the_next_enqueue(world: World, truth: 
     world.engine.enqueue(world.entity("1"))
     truth.set("1", truth.reach)
     world.engine.enqueue(world.entity("1"), replace=True)
-    assert truth.looks("1") == EAGER_LOOKS, "overdue: nothing is moved, as in any mode"
+    assert truth.looks("1") == EAGER_EVALUATIONS, "overdue: nothing is moved, as in any mode"
     assert world.sweeper().sweep() is False
     assert truth.states["1"] == "new"
 

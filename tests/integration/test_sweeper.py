@@ -280,7 +280,7 @@ class Broken:
         self.world.app.amqp._producer_pool = None
         self.world.app._pool = None
         pools.reset()
-        self.world.engine.parts.publisher._producers = Producers(self.world.app)
+        self.world.engine.parts.publisher._by_messages._producers = Producers(self.world.app)
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ Patch = tuple[str, str, str]  #: a file, what is there now, what is there instea
 
 #: One more argument in each message, one more field in each record, one more word about each kind.
 NEXT: list[Patch] = [
-    ("messages/publisher.py", '"kwargs": {} if wakeup', '"kwargs": {"hue": "blue"} if wakeup'),
+    ("messages/wakeup.py", "kwargs = {} if resent_at", 'kwargs = {"hue": "blue"} if resent_at'),
     (
-        "messages/publisher.py",
-        '{"resent_at": wakeup.resent_at},',
-        '{"hue": "blue", "resent_at": wakeup.resent_at},',
+        "messages/wakeup.py",
+        'else {"resent_at": resent_at}',
+        'else {"hue": "blue", "resent_at": resent_at}',
     ),
     (
         "index/lua/common.lua",
@@ -29,7 +29,7 @@ NEXT: list[Patch] = [
 ]
 #: Messages do not tell when they were sent again, and records nothing of batches nor of the last report.
 PREVIOUS: list[Patch] = [
-    ("messages/publisher.py", '{"resent_at": wakeup.resent_at},', "{},"),
+    ("messages/wakeup.py", 'else {"resent_at": resent_at}', "else {}"),
     ("index/lua/finish.lua", "(fields.alone or expired_only) and '1' or nil", "nil"),
     ("index/lua/finish.lua", "task_id or fields.task_id, name", "task_id or fields.task_id, nil"),
 ]
