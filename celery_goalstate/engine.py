@@ -33,6 +33,7 @@ from celery_goalstate.hooks import Hooks
 from celery_goalstate.index.base import Index, Policy, Record, Report, Request, Scheduled, Verdict
 from celery_goalstate.index.base import Status as IndexStatus
 from celery_goalstate.messages import open_publisher
+from celery_goalstate.messages.notes import note_of
 from celery_goalstate.registry import (
     DEFAULT_NAMESPACE,
     PUBLIC_TASK,
@@ -246,9 +247,11 @@ class Engine:
         """What the index replies, and whether there were messages to send, and all of them were sent."""
         index = self.parts.index
         inside = calling_run(index, kind.name)
+        if note := note_of(self.app, kind):
+            requests = [request._replace(note=note) for request in requests]
         scheduled = index.enqueue(kind.name, requests, policy=policy, max_wait=max_wait, inside=inside)
         wakeups = [each.wakeup for each in scheduled if each.wakeup is not None]
-        return scheduled, self.parts.publisher.dispatch(kind, wakeups) and bool(wakeups)
+        return scheduled, self.parts.publisher.dispatch(kind, wakeups, enqueued=True) and bool(wakeups)
 
     def enqueue_many(
         self,
@@ -493,7 +496,7 @@ class Engine:
         keeper = EagerKeeper if self.app.conf.task_always_eager else LeaseKeeper
         return Parts(
             index=index,
-            publisher=open_publisher(self.app, index),
+            publisher=open_publisher(self.app, index, timeout=self.settings.broker_timeout),
             keeper=keeper(index, self.settings.lease),
         )
 

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -81,6 +81,16 @@ def require(program: str, *elsewhere: str) -> str:
     if os.environ.get("GOALSTATE_REQUIRE_SERVICES"):
         pytest.fail(message)
     pytest.skip(message)
+
+
+@contextlib.contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """The process accepts connections, as its system does, and answers nothing."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 class Process:
@@ -202,6 +212,11 @@ class Valkey:
 
     def client(self) -> redis.Redis:
         return redis.Redis(host=HOST, port=self.port, decode_responses=True)
+
+    @property
+    def pid(self) -> int:
+        with self.client() as client:
+            return int(client.info("server")["process_id"])
 
     def start(self) -> None:
         self._server.start()

@@ -78,6 +78,7 @@ class Request(NamedTuple):
     delay: int | None = None
     at: int | None = None  #: exactly one of the two is given
     task_id: str = ""  #: fresh, for the wake-up that this request may lead to; also tells a repeated request
+    note: str = ""  #: what the caller's messages carry besides: kept as it is, for wake-ups published later
 
 
 class Run(NamedTuple):
@@ -97,6 +98,7 @@ class Wakeup(NamedTuple):
     retries: int = 0  #: how many failures this Celery task id has seen; rises along a chain of retries
     resent_at: int | None = None  #: set on a wake-up that is sent once more because it may be lost
     alone: bool = False  #: not to share its message and task with other entities
+    note: str = ""  #: of the enqueue that set the deadline
 
 
 class Scheduled(NamedTuple):

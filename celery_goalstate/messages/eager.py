@@ -33,7 +33,14 @@ class EagerPublisher:
         self._index = index
         self._queue = _Queue()
 
-    def dispatch(self, kind: Kind, wakeups: Sequence[Wakeup], *, wait: bool = True) -> bool:  # noqa: ARG002
+    def dispatch(
+        self,
+        kind: Kind,
+        wakeups: Sequence[Wakeup],
+        *,
+        enqueued: bool = False,  # noqa: ARG002
+        wait: bool = True,  # noqa: ARG002
+    ) -> bool:
         """Evaluate what is due. Raises what an evaluation does, if `task_eager_propagates`."""
         queue = self._queue
         queue.waiting.extend((kind, wakeup) for wakeup in wakeups)

@@ -1,7 +1,8 @@
-"""What publishing a message does not need: producers and clients that are made each time.
+"""The engine's own producers: kept from message to message, and bounded in time.
 
 Around every message Celery's pool takes a producer and its connection apart and puts them together again, and
-kombu's transport for Redis makes a new client of redis-py. That is half of what publishing costs.
+kombu's transport for Redis makes a new client of redis-py: half of what publishing costs. And a broker that
+accepts connections but answers nothing would hold up a producer for ever.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from queue import Empty, LifoQueue
@@ -21,28 +22,42 @@ from kombu import Producer
 
 logger = logging.getLogger(__name__)
 
-#: Seconds to wait for one that others use.
-PATIENCE = 1.0
+#: Seconds to wait for one of the kept producers, if others use all of them.
+BORROW_TIMEOUT = 1.0
 
 #: Seconds. Of one that was idle for longer it is asked whether the broker, or a proxy, has hung up.
 FRESH = 1.0
 
+#: The transport options that say, in seconds, how long a socket waits; by the driver of the transport.
+SOCKET_TIMEOUTS: Mapping[str, tuple[str, ...]] = {
+    "redis": ("socket_timeout", "socket_connect_timeout"),
+    "amqp": ("read_timeout", "write_timeout"),
+}
+
 
 class Producers:
-    """As many as `broker_pool_limit` says, opened when they are needed. Without a limit none is kept."""
+    """As many as `broker_pool_limit` says, opened when they are needed. Without a limit none is kept.
 
-    def __init__(self, app: Celery) -> None:
+    None of them waits for a broker that does not answer for longer than `timeout` seconds.
+    """
+
+    def __init__(self, app: Celery, timeout: float) -> None:
         self._app = app
+        self._timeout = timeout
         # By process: those of a parent are not its fork's. Each with the time of its last use.
         self._kept: dict[int, LifoQueue[tuple[Any, float]]] = {}
 
     def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close those of this process that nobody has borrowed."""
         kept = self._kept.get(os.getpid())
         while kept and kept.qsize():
             if producer := kept.get_nowait()[0]:
                 producer.connection.collect()
 
-    def _open(self) -> LifoQueue[Any] | None:
+    def _places(self) -> LifoQueue[tuple[Any, float]] | None:
         """Places for producers, one for all threads of this process; None: there is no limit."""
         limit = self._app.conf.broker_pool_limit
         return self._kept.setdefault(os.getpid(), _places(limit)) if limit else None
@@ -53,32 +68,67 @@ class Producers:
 
         If all are in use for long, by whoever called this perhaps, it is another one that is not kept.
         """
-        kept = self._kept.get(os.getpid()) or self._open()
-        if kept is None:
-            with self._app.producer_or_acquire() as producer:
-                yield producer
-            return
+        kept = self._kept.get(os.getpid()) or self._places()
+        producer: Any
         try:
-            producer, used = kept.get(timeout=PATIENCE)
+            producer, used = kept.get(timeout=BORROW_TIMEOUT) if kept is not None else (None, 0.0)
         except Empty:
-            with self._app.connection_for_write() as connection:
-                yield Producer(connection, auto_declare=False)
-            return
+            kept, producer, used = None, None, 0.0
         try:
             if producer is not None and time.monotonic() - used >= FRESH and _has_hung_up(producer.channel):
                 producer.connection.collect()
                 producer = None
             if producer is None:
-                producer = Producer(self._app.connection_for_write(), auto_declare=False)
+                producer = BoundedProducer(self._app.connection_for_write(), self._timeout)
             yield producer
-            keep_client(producer.channel)
+            if kept is None:
+                producer.connection.release()
+            else:
+                keep_client(producer.channel)
         except BaseException:
             if producer is not None:
                 producer.connection.collect()  # without a word to a broker that may not listen any more
                 producer = None
             raise
         finally:
-            kept.put((producer, time.monotonic()))
+            if kept is not None:
+                kept.put((producer, time.monotonic()))
+
+
+class BoundedProducer(Producer):
+    """Gives up after `timeout` seconds, and declares a queue once for each connection."""
+
+    def __init__(self, connection: Any, timeout: float) -> None:
+        _bound(connection, timeout)
+        super().__init__(connection, auto_declare=False)
+        self._timeout = timeout
+        self._declared = connection.declared_entities
+
+    def publish(self, body: Any, *args: Any, **options: Any) -> Any:
+        """As kombu does, but what fails is not tried again when the time is over."""
+        gives_up_at = time.monotonic() + self._timeout
+
+        def in_time(error: Exception, interval: float) -> None:
+            if time.monotonic() + interval >= gives_up_at:
+                raise error
+
+        policy = options.get("retry_policy") or {}
+        return super().publish(body, *args, **{**options, "retry_policy": {**policy, "errback": in_time}})
+
+    def maybe_declare(self, entity: Any, retry: bool = False, **policy: Any) -> Any:
+        """As kombu does, which finds out that there is nothing to do at the cost of copies of the queue."""
+        if entity and hash(entity) in self._declared:
+            return False
+        return super().maybe_declare(entity, retry, **policy)
+
+
+def _bound(connection: Any, timeout: float) -> None:
+    """Let nothing that this connection does wait for longer. Shorter times of the user's own hold."""
+    options = connection.transport_options
+    for name in SOCKET_TIMEOUTS.get(connection.transport.driver_type, ()):
+        options[name] = min(options.get(name) or timeout, timeout)
+    options.pop("retry_on_timeout", None)  # kombu itself tries again, for as long as there is time
+    connection.connect_timeout = min(connection.connect_timeout or timeout, timeout)
 
 
 def _places(number: int) -> LifoQueue[tuple[Any, float]]:

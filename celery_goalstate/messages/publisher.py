@@ -1,10 +1,23 @@
-"""Publishing wake-ups as messages."""
+"""Publishing wake-ups as messages: tasks of Celery like any other, in everything that others can see.
+
+A kind's message leaves by its task's `apply_async`, or, where the kind is only known by name, by the app's
+`send_task`: whatever an app, a base class, a router or a tracer does to messages, it does to these.
+
+Who publishes makes a difference. What a caller enqueues is published in the caller's context, as a task that
+it calls itself would be. All else (a retry, the next evaluation, what was parked, what is sent again) is
+published by a worker for somebody who is not there: it carries what the enqueue noted, and continues nothing
+of what that worker is busy with.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import Context
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -12,6 +25,7 @@ from celery import Celery
 from celery.utils.quorum_queues import detect_quorum_queues
 
 from celery_goalstate.index.base import Index, Wakeup
+from celery_goalstate.messages.notes import LINK, read_note
 from celery_goalstate.messages.producers import Producers
 from celery_goalstate.messages.wakeup import contents_of, grouped
 from celery_goalstate.registry import Kind
@@ -23,37 +37,30 @@ BATCH = 500
 
 #: How to publish without a wait. (With `retry=False`, kombu still tries to connect for some seconds.)
 AT_ONCE: Mapping[str, Any] = {"retry": True, "retry_policy": {"max_retries": 0}}
-
-#: RabbitMQ itself holds messages back by whole seconds only, in milliseconds; workers hold them for the rest.
-WHOLE_SECOND = 1000
+#: Seconds that it may take nevertheless.
+AT_ONCE_TIMEOUT = 1.0
 
 
 class MessagePublisher:
     """Publishes the wake-ups of one engine."""
 
-    def __init__(self, app: Celery, index: Index) -> None:
+    def __init__(self, app: Celery, index: Index, *, timeout: float) -> None:
         self._app = app
         self._index = index
-        self._producers = Producers(app)
-        self._create_sent_event = app.conf.task_send_sent_event
+        self._patient = Producers(app, timeout)
+        self._hasty = Producers(app, min(timeout, AT_ONCE_TIMEOUT))  # those who must not wait
 
     def dispatch(
-        self,
-        kind: Kind,
-        wakeups: Sequence[Wakeup],
-        *,
-        wait: bool = True,
+        self, kind: Kind, wakeups: Sequence[Wakeup], *, enqueued: bool = False, wait: bool = True
     ) -> bool:
-        """Publish wake-ups; whether all were. Those that were not are parked: the sweeper sends them later.
-
-        With `wait=False` it gives up at the first error of the broker.
-        """
+        """As `messages.Publisher` says."""
         asked_at = time.monotonic()
-        routing = {**kind.options.routing, **({} if wait else AT_ONCE)}
+        producers = self._patient if wait else self._hasty
+        options = {**kind.options.routing, **({} if wait else AT_ONCE)}
         for start in range(0, len(wakeups), BATCH):
             messages = list(grouped(wakeups[start : start + BATCH], kind.options.batch_size))
             try:
-                self._publish(kind, messages, routing, asked_at)
+                self._publish(producers, kind, messages, options, asked_at, enqueued=enqueued)
             except Exception as error:
                 left = wakeups[start:]
                 logger.warning(
@@ -67,56 +74,75 @@ class MessagePublisher:
         return True
 
     def _publish(
-        self, kind: Kind, messages: list[list[Wakeup]], options: Mapping[str, Any], asked_at: float
-    ) -> None:
-        with self._producers.borrowed() as producer:
-            if len(messages) == 1:
-                self._send(kind, messages[0], producer, options, asked_at)
-                return
-            with producer.batch(BATCH):
-                for wakeups in messages:
-                    self._send(kind, wakeups, producer, options, asked_at)
-
-    def _send(
         self,
+        producers: Producers,
         kind: Kind,
-        wakeups: list[Wakeup],
-        producer: Any,
+        messages: list[list[Wakeup]],
         options: Mapping[str, Any],
         asked_at: float,
+        *,
+        enqueued: bool,
     ) -> None:
-        """What `app.send_task` does, without what a wake-up has no use for.
+        with producers.borrowed() as producer, _together(producer, len(messages)):
+            for wakeups in messages:
+                delay = self._delay(wakeups[0], asked_at, producer)
+                of_message = {**options, **delay, "producer": producer}
+                if enqueued:
+                    self._send(self._sender(kind), kind, wakeups, of_message)
+                else:
+                    Context().run(self._send_for_others, kind, wakeups, of_message)
 
-        In particular it has no parent: an entity that is looked at for ever is no endless chain of tasks. The
-        delays count from `asked_at`: those at the end of many messages must not come later for that.
-        """
-        app, name, wakeup = self._app, kind.task, wakeups[0]
-        options = {"serializer": "json", "ignore_result": True, **options}
-        contents = {
-            **contents_of(kind.name, wakeups)._asdict(),
-            "retries": wakeup.retries,
-            "countdown": max(0.0, wakeup.delay / 1000 - (time.monotonic() - asked_at)) if wakeup.delay else 0,
-        }
-        if wakeup.delay >= WHOLE_SECOND and _delays_natively(app, producer):
-            app.send_task(
-                name, task_id=wakeup.task_id, producer=producer, add_to_parent=False, **contents, **options
-            )
-            return
-        ignore_result = options.pop("ignore_result")
-        message = app.amqp.create_task_message(
-            wakeup.task_id,
-            name,
-            create_sent_event=self._create_sent_event,
-            ignore_result=ignore_result,
-            **contents,
+    def _delay(self, wakeup: Wakeup, asked_at: float, producer: Any) -> Mapping[str, Any]:
+        """Counted from `asked_at`: those at the end of many messages must not come later for that."""
+        countdown = max(0.0, wakeup.delay / 1000 - (time.monotonic() - asked_at)) if wakeup.delay else 0.0
+        if 0 < countdown < 1 and _delays_natively(self._app, producer):
+            # RabbitMQ itself holds messages back by whole seconds, and Celery refuses less. Workers can.
+            return {"headers": {"eta": (self._app.now() + timedelta(seconds=countdown)).isoformat()}}
+        return {"countdown": countdown} if countdown else {}
+
+    def _send_for_others(self, kind: Kind, wakeups: Sequence[Wakeup], options: dict[str, Any]) -> None:
+        """With what the enqueue noted, and in no other chain of tasks than a retry of Celery's is."""
+        note, task_id = read_note(wakeups[0].note), wakeups[0].task_id
+        if note.headers or note.link:
+            carried = {**note.headers, LINK: note.link} if note.link else note.headers
+            options["headers"] = {**options.get("headers", {}), **carried}
+        if self._app.current_worker_task is not None:
+            options |= {"root_id": task_id, "parent_id": task_id}
+        self._send(self._sender(kind, overridden=not note.headers), kind, wakeups, options)
+
+    def _sender(self, kind: Kind, *, overridden: bool = True) -> Callable[..., Any]:
+        """What sends a message of this kind; not `overridden`: below what the app's own classes add to it."""
+        app, name = self._app, kind.task
+        task: Any = app.tasks.get(name) if kind.entity_class is not None else None
+        if overridden:
+            return partial(app.send_task, name, ignore_result=True) if task is None else task.apply_async
+        if task is None:
+            return partial(Celery.send_task, app, name, ignore_result=True)
+        of_task = {**task._get_exec_options(), "ignore_result": task.ignore_result, "task_type": task}
+        return partial(Celery.send_task, app, name, **of_task)
+
+    @staticmethod
+    def _send(
+        send: Callable[..., Any], kind: Kind, wakeups: Sequence[Wakeup], options: Mapping[str, Any]
+    ) -> None:
+        args, kwargs, argsrepr, kwargsrepr = contents_of(kind.name, wakeups)
+        send(
+            args,
+            kwargs,
+            task_id=wakeups[0].task_id,
+            retries=wakeups[0].retries,
+            argsrepr=argsrepr,
+            kwargsrepr=kwargsrepr,
+            serializer="json",
+            expires=None,  # whatever a base class says: a wake-up that is dropped is missed for long
+            add_to_parent=False,  # which would remember all children that it has ever had
+            **options,
         )
-        if not ignore_result:
-            app.backend.on_task_call(producer, wakeup.task_id)
-        routed = app.amqp.router.route(options, name, contents["args"], contents["kwargs"])
-        queue = routed.get("queue")
-        if queue is not None and hash(queue) in producer.connection.declared_entities:
-            routed["declare"] = ()  # kombu would find that out, too, at the cost of three copies of the queue
-        app.amqp.send_task_message(producer, name, message, **routed)
+
+
+def _together(producer: Any, count: int) -> AbstractContextManager[object]:
+    """Several messages in one round trip, where kombu can do that (5.7 can, on Redis)."""
+    return producer.batch(BATCH) if count > 1 and hasattr(producer, "batch") else nullcontext()
 
 
 def _delays_natively(app: Celery, producer: Any) -> bool:

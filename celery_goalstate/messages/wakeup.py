@@ -12,6 +12,7 @@ index is the truth, and a wake-up that is lost, late or doubled changes nothing 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -40,15 +41,19 @@ def contents_of(kind: str, wakeups: Sequence[Wakeup]) -> Contents:
 
 
 def grouped(wakeups: Sequence[Wakeup], batch_size: int) -> Iterator[list[Wakeup]]:
-    """Wake-ups by message. Those that are due may share one, unless they have a past of their own."""
-    together: list[Wakeup] = []
+    """Wake-ups by message. Those that are due may share one, unless they have a past of their own.
+
+    What a message carries besides is that of one note.
+    """
+    sharing: defaultdict[str, list[Wakeup]] = defaultdict(list)
     for wakeup in wakeups:
         if batch_size == 1 or wakeup.delay or wakeup.retries or wakeup.resent_at or wakeup.alone:
             yield [wakeup]
         else:
-            together.append(wakeup)
-    for start in range(0, len(together), batch_size):
-        yield together[start : start + batch_size]
+            sharing[wakeup.note].append(wakeup)
+    for together in sharing.values():
+        for start in range(0, len(together), batch_size):
+            yield together[start : start + batch_size]
 
 
 def _shown(kind: str, wakeups: Sequence[Wakeup]) -> str:

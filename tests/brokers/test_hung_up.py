@@ -51,4 +51,4 @@ def test_who_was_hung_up_on_sends_at_once_all_the_same(
         for _ in range(2):
             assert is_sent_at_once()
             hang_up(server)
-        publisher._by_messages._producers.__del__()
+        publisher._by_messages._hasty.close()

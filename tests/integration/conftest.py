@@ -118,7 +118,10 @@ class World:
         keeper = EagerKeeper if app.conf.task_always_eager else LeaseKeeper
         self.keeper = keeper(self.index, settings.lease, clock=self.clock)
         self.engine._opened = Parts(
-            index=self.index, publisher=open_publisher(app, self.index), keeper=self.keeper, clock=self.clock
+            index=self.index,
+            publisher=open_publisher(app, self.index, timeout=5.0),
+            keeper=self.keeper,
+            clock=self.clock,
         )
         self.entity = self.engine.register(truth.entity())
 

@@ -172,7 +172,7 @@ def publish(producer: Any) -> None:
 
 
 def test_a_producer_keeps_its_connection_and_its_client(app: Celery, valkey: Valkey) -> None:
-    producers = Producers(app)
+    producers = Producers(app, 5.0)
     with producers.borrowed() as first:
         publish(first)
     with producers.borrowed() as first:
@@ -189,7 +189,7 @@ def test_a_producer_keeps_its_connection_and_its_client(app: Celery, valkey: Val
 
 
 def test_a_message_goes_over_the_connection_that_the_last_one_took(app: Celery, valkey: Valkey) -> None:
-    producers, took = Producers(app), []
+    producers, took = Producers(app, 5.0), []
     with valkey.client() as client:
         for _ in range(4):
             with producers.borrowed() as producer:
@@ -201,7 +201,7 @@ def test_a_message_goes_over_the_connection_that_the_last_one_took(app: Celery, 
 
 def test_a_key_prefix_is_kept(app: Celery, valkey: Valkey) -> None:
     app.conf.broker_transport_options = {"global_keyprefix": "shop-"}
-    producers = Producers(app)
+    producers = Producers(app, 5.0)
     for _ in range(3):
         with producers.borrowed() as producer:
             publish(producer)
@@ -210,7 +210,7 @@ def test_a_key_prefix_is_kept(app: Celery, valkey: Valkey) -> None:
 
 
 def test_after_an_error_another_one_is_opened(app: Celery) -> None:
-    producers = Producers(app)
+    producers = Producers(app, 5.0)
     with suppress(KeyError), producers.borrowed() as first:
         publish(first)
         raise KeyError
@@ -221,8 +221,8 @@ def test_after_an_error_another_one_is_opened(app: Celery) -> None:
 
 
 def test_as_many_as_the_limit_says(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
-    producers, came = Producers(app), threading.Event()
-    monkeypatch.setattr("celery_goalstate.messages.producers.PATIENCE", 30.0)
+    producers, came = Producers(app, 5.0), threading.Event()
+    monkeypatch.setattr("celery_goalstate.messages.producers.BORROW_TIMEOUT", 30.0)
 
     def other() -> None:
         with producers.borrowed():
@@ -239,8 +239,8 @@ def test_as_many_as_the_limit_says(app: Celery, monkeypatch: pytest.MonkeyPatch)
 def test_whoever_publishes_while_publishing_does_not_wait_for_ever(
     app: Celery, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("celery_goalstate.messages.producers.PATIENCE", 0.01)
-    producers = Producers(app)
+    monkeypatch.setattr("celery_goalstate.messages.producers.BORROW_TIMEOUT", 0.01)
+    producers = Producers(app, 5.0)
     with producers.borrowed() as outer, producers.borrowed() as inner:
         publish(outer)
         publish(inner)
@@ -257,7 +257,7 @@ def test_threads_that_come_first_share_the_same_places(app: Celery) -> None:
     sys.setswitchinterval(1e-6)
     try:
         for _ in range(100):
-            producers, together = Producers(app), threading.Barrier(8)
+            producers, together = Producers(app, 5.0), threading.Barrier(8)
 
             def borrow(producers: Producers = producers, together: threading.Barrier = together) -> None:
                 together.wait()
@@ -277,13 +277,13 @@ def test_threads_that_come_first_share_the_same_places(app: Celery) -> None:
 def test_without_a_limit_none_is_kept(app: Celery, limit: int | None, valkey: Valkey) -> None:
     app.conf.broker_pool_limit = limit
     before = ids_of(valkey)
-    with Producers(app).borrowed() as producer:
+    with Producers(app, 5.0).borrowed() as producer:
         publish(producer)
     poll("it is closed", lambda: ids_of(valkey) <= before)
 
 
 def test_a_fork_publishes_by_a_producer_of_its_own(app: Celery, valkey: Valkey) -> None:
-    producers = Producers(app)
+    producers = Producers(app, 5.0)
 
     def borrow() -> int:
         with producers.borrowed() as producer:

@@ -280,7 +280,8 @@ class Broken:
         self.world.app.amqp._producer_pool = None
         self.world.app._pool = None
         pools.reset()
-        self.world.engine.parts.publisher._by_messages._producers = Producers(self.world.app)
+        publisher = self.world.engine.parts.publisher._by_messages
+        publisher._patient, publisher._hasty = (Producers(self.world.app, 5.0) for _ in range(2))
 
 
 @pytest.fixture

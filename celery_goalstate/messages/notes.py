@@ -1,0 +1,195 @@
+"""What an enqueue notes of its caller, for the messages that somebody else publishes later.
+
+Many apps add headers to each message that they send: whose request it is, which tenant's schema to use. A
+message that the sweeper, a retry or a resend publishes would get those of a worker. So an enqueue notes its
+own, the index keeps them, and such a message carries them as they were.
+
+The caller's trace is noted, too. It comes back as the header `goalstate_link`, never as the trace's own: an
+entity is evaluated again and again, for years perhaps, and its trace would never end.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple
+
+from celery import Celery, Task
+
+from celery_goalstate.registry import Kind
+
+logger = logging.getLogger(__name__)
+
+#: Bytes of a note.
+LONGEST = 512
+
+#: The header that names the trace of the enqueue: a dict of the trace's own headers.
+LINK = "goalstate_link"
+
+#: Headers that make a message part of a trace: W3C, Sentry, B3, Jaeger, Datadog, New Relic, Elastic.
+OF_TRACES = frozenset(
+    {
+        *("traceparent", "tracestate", "baggage", "sentry-trace"),
+        *("b3", "x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled", "x-b3-flags"),
+        *("uber-trace-id", "newrelic", "elastic-apm-traceparent"),
+        *("x-datadog-trace-id", "x-datadog-parent-id", "x-datadog-sampling-priority", "x-datadog-tags"),
+    }
+)
+
+
+class Note(NamedTuple):
+    """What one enqueue noted."""
+
+    headers: Mapping[str, Any]  #: the app's own
+    link: Mapping[str, Any]  #: the headers that name its trace
+
+
+def note_of(app: Celery, kind: Kind) -> str:
+    """What a message that the caller published now would carry besides, as a text; empty: nothing.
+
+    An app's class that overrides `send_task`, and a task's that overrides `apply_async`, are asked by calls
+    that publish nothing. Whatever goes wrong with that is logged once, and nothing is noted.
+    """
+    try:
+        added, trace = _added_headers(app, kind), _trace()
+    except Exception as error:  # noqa: BLE001 - code of others
+        _warn_once(
+            kind.name,
+            "what the app adds to messages of kind %s is not noted by enqueue, so it is missing from messages"
+            " that are published later: %s: %s", kind.name, type(error).__name__, error,
+        )  # fmt: skip
+        return ""
+    if not added and not trace:
+        return ""
+    of_trace = {name for name in added if name.lower() in OF_TRACES}
+    headers = _what_fits({name: value for name, value in added.items() if name not in of_trace})
+    link = {name: added[name] for name in of_trace} | trace
+    link.pop("baggage", None)  # much, and it tells nothing of which trace it is
+    text = _json(Note(headers, link))
+    return text if len(text) <= LONGEST else _json(Note(headers, {}))
+
+
+def read_note(text: str) -> Note:
+    """A note as `note_of` has written it."""
+    noted = json.loads(text) if text else {}
+    return Note(noted.get("headers", {}), noted.get("link", {}))
+
+
+def _json(note: Note) -> str:
+    noted = {name: value for name, value in note._asdict().items() if value}
+    return json.dumps(noted, separators=(",", ":")) if noted else ""
+
+
+def _what_fits(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Short headers before long ones."""
+    kept: dict[str, Any] = {}
+    for name in sorted(headers, key=lambda name: len(repr(headers[name]))):
+        try:
+            text = _json(Note({**kept, name: headers[name]}, {}))
+        except (TypeError, ValueError) as error:
+            problem = f"is not JSON ({error})"
+        else:
+            if len(text) <= LONGEST:
+                kept[name] = headers[name]
+                continue
+            problem = f"is too long (all of them together may have {LONGEST} bytes)"
+        _warn_once(
+            name,
+            "the header %r %s: enqueue does not note it, so it is missing from messages that are published"
+            " later", name, problem,
+        )  # fmt: skip
+    return kept
+
+
+_warned_of: set[str] = set()
+
+
+def _warn_once(subject: str, message: str, *values: object) -> None:
+    if subject not in _warned_of:
+        _warned_of.add(subject)
+        logger.warning(message, *values)
+
+
+# The caller's trace -------------------------------------------------------------------------------
+
+
+def _trace() -> dict[str, Any]:
+    """The headers that name the caller's trace, by the tracers that this process has loaded."""
+    headers: dict[str, Any] = {}
+    if propagate := sys.modules.get("opentelemetry.propagate"):
+        propagate.inject(headers)
+    if sentry := sys.modules.get("sentry_sdk"):
+        scope = sentry.get_current_scope()
+        if scope.span is not None or getattr(scope, "streamed_span", None) is not None:
+            headers["sentry-trace"] = sentry.get_traceparent()
+    return headers
+
+
+# The app's own headers ----------------------------------------------------------------------------
+
+
+def _added_headers(app: Celery, kind: Kind) -> Mapping[str, Any]:
+    """What the classes of the app and of the kind's task add, if they override how messages are sent."""
+    task = app.tasks.get(kind.task) if kind.entity_class is not None else None
+    by_app = app.__class__.send_task is not Celery.send_task
+    by_task = task is not None and task.__class__.apply_async is not Task.apply_async
+    if not by_app and not by_task:
+        return {}
+    like_app = _recording(app, _AppRecorder)
+    args: tuple[list[Any]] = ([],)
+    if by_task:
+        like_task = _recording(task, _TaskRecorder)
+        like_task.app = like_app
+        like_task.apply_async(args, {})
+    else:
+        like_app.send_task(kind.task, args, {})
+    if like_app.recorded is None:
+        raise TypeError("it does not call super()")
+    recorded: Mapping[str, Any] = like_app.recorded
+    return recorded
+
+
+class _Nowhere:
+    """Stands where a message would leave, for a class that does not call `super()`."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise TypeError("it does not call super()")
+
+
+class _AppRecorder(Celery):
+    """Where an app's class calls `super().send_task`, its headers are recorded, and nothing is published."""
+
+    OVERLAY: ClassVar[Mapping[str, Any]] = {}
+    amqp: Any = _Nowhere()
+    recorded: Mapping[str, Any] | None = None
+
+    def send_task(self, *_: Any, **options: Any) -> Any:
+        self.recorded = dict(options.get("headers") or {})
+        return self.AsyncResult(options.get("task_id") or "")
+
+
+class _TaskRecorder(Task[Any, Any]):
+    """Where a task's class calls `super().apply_async`, it goes on to the recorder of its app."""
+
+    #: Celery sets these on the class of each task.
+    OVERLAY: ClassVar[Mapping[str, Any]] = {"app": None, "_app": _Nowhere(), "__bound__": True}
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:  # type: ignore[override]
+        return self.app.send_task(self.name, args, kwargs, **options)
+
+
+def _recording(original: Any, recorder: Any) -> Any:
+    """The like of `original`, with a recorder below its own class."""
+    like: Any = object.__new__(_on_top_of(recorder, original.__class__))
+    like.__dict__.update({name: value for name, value in vars(original).items() if name != "amqp"})
+    return like
+
+
+@lru_cache(maxsize=100)
+def _on_top_of(recorder: Any, cls: type) -> Any:
+    if issubclass(recorder, cls):
+        return recorder
+    return type(cls.__name__, (cls, recorder), dict(recorder.OVERLAY))

@@ -1,0 +1,161 @@
+"""A broker that accepts connections and answers nothing holds nobody up for long, and nothing is lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from kombu.utils.uuid import uuid
+
+from celery_goalstate import Engine, Entity
+from celery_goalstate.index.base import Wakeup
+from celery_goalstate.messages.publisher import AT_ONCE_TIMEOUT
+from celery_goalstate.registry import Kind
+from celery_goalstate.settings import KindOptions
+from tests.servers import RabbitMQ, Valkey, frozen, poll
+
+TIMEOUT = 1.5
+SLACK = 1.0  # on a busy machine
+ORDERS = Kind("order", "goalstate.order", None, KindOptions())
+
+Server = Valkey | RabbitMQ
+
+
+@pytest.fixture(scope="module", params=[Valkey, RabbitMQ], ids=["valkey", "rabbitmq"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with request.param(tmp_path_factory.mktemp("broker")) as server:
+        yield server
+
+
+class Shop:
+    """An engine on a broker, with the index in this process."""
+
+    def __init__(self, server: Server, **conf: Any) -> None:
+        self.app = Celery(uuid(), broker=server.url, set_as_current=False)
+        self.app.conf.update(
+            goalstate_index_url="memory://",
+            goalstate_broker_timeout=TIMEOUT,
+            task_default_queue=self.app.main,
+            **conf,
+        )
+        self.engine = Engine(self.app)
+
+        @self.engine.register
+        class Order(Entity):
+            pass
+
+        self.entity = Order
+
+    def sent(self) -> int:
+        return sum(described.sent for described in self.engine.list("order", limit=1000))
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < seconds + SLACK
+
+
+def test_an_enqueue_succeeds_and_its_message_is_sent_later(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a process that connects only then: one that is connected to RabbitMQ waits for no answers."""
+    shop = Shop(server)
+    with frozen(server.pid):
+        with within(TIMEOUT):
+            enqueued = shop.engine.enqueue(shop.entity("1"))
+        assert (enqueued.changed, enqueued.sent) == (True, False)
+        assert shop.sent() == 0, "nobody believes that a message is under way"
+        [record] = [record for record in caplog.records if record.name.startswith("celery_goalstate")]
+        assert "could not publish 1 of kind order, the sweeper will send them later" in record.message
+    shop.engine._open_sweeper("test").sweep()
+    assert shop.sent() == 1
+
+
+def test_a_connection_that_was_good_until_then(tmp_path: Path) -> None:
+    with Valkey(tmp_path) as server:
+        shop = Shop(server)
+        assert shop.engine.enqueue(shop.entity("before")).sent
+        with frozen(server.pid), within(TIMEOUT):
+            assert not shop.engine.enqueue(shop.entity("1")).sent
+        assert shop.engine.enqueue(shop.entity("2")).sent
+
+
+def test_many_wait_no_longer_than_one(server: Server) -> None:
+    shop = Shop(server)
+    with frozen(server.pid):
+        with within(TIMEOUT):
+            assert shop.engine.enqueue_many(map(shop.entity, range(400))) == 400
+        assert shop.sent() == 0
+    sweeper = shop.engine._open_sweeper("test")
+    poll("all are sent", lambda: sweeper.sweep() or shop.sent() == 400)
+
+
+def test_a_sweep_waits_for_a_second_at_most(server: Server) -> None:
+    shop = Shop(server)
+    index = shop.engine.parts.index
+    with frozen(server.pid):
+        shop.engine.enqueue_many(map(shop.entity, range(300)))
+        sweeper = shop.engine._open_sweeper("test")
+        with within(AT_ONCE_TIMEOUT):
+            assert sweeper.sweep() is False
+    assert index.counts("order")["parked"] == 300
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"broker_transport_options": {"retry_on_timeout": True, "socket_timeout": 60, "read_timeout": 60}},
+        {"broker_transport_options": {"socket_connect_timeout": 0.2, "write_timeout": 0.2}},
+        {"task_publish_retry_policy": {"max_retries": None}},
+        {"task_publish_retry": False},
+        {"broker_pool_limit": None},
+        {"broker_connection_timeout": 60},
+    ],
+    ids=str,
+)
+def test_whatever_the_app_says_of_its_own_patience(server: Server, options: dict[str, Any]) -> None:
+    shop = Shop(server, **options)
+    with frozen(server.pid), within(TIMEOUT):
+        assert not shop.engine.enqueue(shop.entity("1")).sent
+    assert shop.engine.enqueue(shop.entity("2")).sent
+
+
+def test_a_shorter_patience_of_the_app_holds(server: Server) -> None:
+    """It gives up what is under way after that, and tries again for as long as it may."""
+    short = dict.fromkeys(("socket_timeout", "read_timeout"), 0.1)
+    policy = {"max_retries": 1, "interval_start": 0, "interval_step": 0}
+    shop = Shop(
+        server,
+        broker_transport_options=short,
+        broker_connection_timeout=0.1,
+        task_publish_retry_policy=policy,
+    )
+    with frozen(server.pid), within(0.2):
+        assert not shop.engine.enqueue(shop.entity("1")).sent
+
+
+@pytest.mark.parametrize("options", [{}, {"confirm_publish": True}], ids=str)
+def test_rabbitmq_that_takes_no_more_of_what_is_written(
+    tmp_path: Path, options: dict[str, Any], record_property: Callable[[str, object], None]
+) -> None:
+    """Without confirmations what is written is under way, until the system's buffers are full."""
+    with RabbitMQ(tmp_path) as server:
+        shop = Shop(server, broker_transport_options=options)
+        batch = [Wakeup(f"{n:0>500}", "1", 0, uuid()) for n in range(50)]
+        assert shop.engine.parts.publisher.dispatch(ORDERS, batch)
+        with frozen(server.pid):
+            accepted, is_sent = 0, True
+            while is_sent:
+                with within(TIMEOUT):
+                    is_sent = shop.engine.parts.publisher.dispatch(ORDERS, batch)
+                accepted += is_sent
+        assert (accepted == 0) is bool(options)
+        assert shop.engine.parts.publisher.dispatch(ORDERS, batch)
+    record_property("summary", f"RabbitMQ, {options}: {50 * accepted} messages into a frozen one's socket")
