@@ -83,14 +83,15 @@ class MessagePublisher:
         *,
         enqueued: bool,
     ) -> None:
+        send = self._sender(kind)
         with producers.borrowed() as producer, _together(producer, len(messages)):
             for wakeups in messages:
                 delay = self._delay(wakeups[0], asked_at, producer)
                 of_message = {**options, **delay, "producer": producer}
                 if enqueued:
-                    self._send(self._sender(kind), kind, wakeups, of_message)
+                    self._send(send, kind, wakeups, of_message)
                 else:
-                    Context().run(self._send_for_others, kind, wakeups, of_message)
+                    Context().run(self._send_for_others, send, kind, wakeups, of_message)
 
     def _delay(self, wakeup: Wakeup, asked_at: float, producer: Any) -> Mapping[str, Any]:
         """Counted from `asked_at`: those at the end of many messages must not come later for that."""
@@ -100,26 +101,37 @@ class MessagePublisher:
             return {"headers": {"eta": (self._app.now() + timedelta(seconds=countdown)).isoformat()}}
         return {"countdown": countdown} if countdown else {}
 
-    def _send_for_others(self, kind: Kind, wakeups: Sequence[Wakeup], options: dict[str, Any]) -> None:
+    def _send_for_others(
+        self, send: Callable[..., Any], kind: Kind, wakeups: Sequence[Wakeup], options: dict[str, Any]
+    ) -> None:
         """With what the enqueue noted, and in no other chain of tasks than a retry of Celery's is."""
         note, task_id = read_note(wakeups[0].note), wakeups[0].task_id
+        if note.headers:
+            send = self._sender_as_noted(kind)
         if note.headers or note.link:
             carried = {**note.headers, LINK: note.link} if note.link else note.headers
             options["headers"] = {**options.get("headers", {}), **carried}
         if self._app.current_worker_task is not None:
             options |= {"root_id": task_id, "parent_id": task_id}
-        self._send(self._sender(kind, overridden=not note.headers), kind, wakeups, options)
+        self._send(send, kind, wakeups, options)
 
-    def _sender(self, kind: Kind, *, overridden: bool = True) -> Callable[..., Any]:
-        """What sends a message of this kind; not `overridden`: below what the app's own classes add to it."""
-        app, name = self._app, kind.task
-        task: Any = app.tasks.get(name) if kind.entity_class is not None else None
-        if overridden:
-            return partial(app.send_task, name, ignore_result=True) if task is None else task.apply_async
+    def _task(self, kind: Kind) -> Any:
+        """The kind's task; None: this process has no entity class of it."""
+        return self._app.tasks.get(kind.task) if kind.entity_class is not None else None
+
+    def _sender(self, kind: Kind) -> Callable[..., Any]:
+        task = self._task(kind)
         if task is None:
-            return partial(Celery.send_task, app, name, ignore_result=True)
-        of_task = {**task._get_exec_options(), "ignore_result": task.ignore_result, "task_type": task}
-        return partial(Celery.send_task, app, name, **of_task)
+            return partial(self._app.send_task, kind.task, ignore_result=True)
+        return task.apply_async  # type: ignore[no-any-return]
+
+    def _sender_as_noted(self, kind: Kind) -> Callable[..., Any]:
+        """Below what the classes of app and task do: they would add what is this worker's, not the caller's."""
+        task = self._task(kind)
+        options = {"ignore_result": True}
+        if task is not None:
+            options = {**task._get_exec_options(), "ignore_result": task.ignore_result, "task_type": task}
+        return partial(Celery.send_task, self._app, kind.task, **options)
 
     @staticmethod
     def _send(
