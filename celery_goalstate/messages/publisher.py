@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from contextvars import Context
 from datetime import timedelta
 from functools import partial
@@ -26,7 +26,7 @@ from celery.utils.quorum_queues import detect_quorum_queues
 
 from celery_goalstate.index.base import Index, Wakeup
 from celery_goalstate.messages.notes import LINK, read_note
-from celery_goalstate.messages.producers import Producers
+from celery_goalstate.messages.producers import Producers, flushed_together
 from celery_goalstate.messages.wakeup import contents_of, grouped
 from celery_goalstate.registry import Kind
 
@@ -84,7 +84,11 @@ class MessagePublisher:
         enqueued: bool,
     ) -> None:
         send = self._sender(kind)
-        with producers.borrowed() as producer, _together(producer, len(messages)):
+        several = len(messages) > 1
+        with (
+            producers.borrowed() as producer,
+            flushed_together(producer, BATCH) if several else nullcontext(),
+        ):
             for wakeups in messages:
                 delay = self._delay(wakeups[0], asked_at, producer)
                 of_message = {**options, **delay, "producer": producer}
@@ -150,11 +154,6 @@ class MessagePublisher:
             add_to_parent=False,  # which would remember all children that it has ever had
             **options,
         )
-
-
-def _together(producer: Any, count: int) -> AbstractContextManager[object]:
-    """Several messages in one round trip, where kombu can do that (5.7 can, on Redis)."""
-    return producer.batch(BATCH) if count > 1 and hasattr(producer, "batch") else nullcontext()
 
 
 def _delays_natively(app: Celery, producer: Any) -> bool:
