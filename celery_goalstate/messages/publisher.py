@@ -130,9 +130,9 @@ class MessagePublisher:
         return task.apply_async  # type: ignore[no-any-return]
 
     def _sender_as_noted(self, kind: Kind) -> Callable[..., Any]:
-        """Below what the classes of app and task do: they would add what is this worker's, not the caller's."""
+        """Below what the classes of app and task do: they would add what is this worker's."""
         task = self._task(kind)
-        options = {"ignore_result": True}
+        options: dict[str, Any] = {"ignore_result": True}
         if task is not None:
             options = {**task._get_exec_options(), "ignore_result": task.ignore_result, "task_type": task}
         return partial(Celery.send_task, self._app, kind.task, **options)

@@ -39,7 +39,7 @@ def published() -> Iterator[list[dict[str, Any]]]:
 
 
 class Slow(Task):
-    queue = "slow"
+    queue = "guests-slow"
 
 
 class Urgent(Task):
@@ -47,7 +47,7 @@ class Urgent(Task):
 
 
 class Elsewhere(Task):
-    exchange, routing_key = "others", "others.fast"
+    exchange, routing_key = "guests-others", "guests-others.fast"
 
 
 class Compressed(Task):
@@ -55,7 +55,11 @@ class Compressed(Task):
 
 
 def route(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_: Any) -> Any:
-    return {"queue": f"by-router-{task.priority}"} if task is not None else {"queue": "unknown task"}
+    return (
+        {"queue": f"guests-by-router-{task.priority}"}
+        if task is not None
+        else {"queue": "guests-unknown task"}
+    )
 
 
 ANNOTATED = {"*": {"priority": 2, "delivery_mode": 1}}
@@ -71,8 +75,8 @@ ANNOTATED = {"*": {"priority": 2, "delivery_mode": 1}}
             Task,
             {
                 "task_routes": {
-                    "goalstate.*": {"queue": "routed", "priority": 1},
-                    "plain": {"queue": "routed", "priority": 1},
+                    "goalstate.*": {"queue": "guests-routed", "priority": 1},
+                    "plain": {"queue": "guests-routed", "priority": 1},
                 }
             },
         ),
@@ -81,8 +85,8 @@ ANNOTATED = {"*": {"priority": 2, "delivery_mode": 1}}
         (
             Task,
             {
-                "task_queues": [Queue("wide", Exchange("wide", "topic"), "wide.#")],
-                "task_default_queue": "wide",
+                "task_queues": [Queue("guests-wide", Exchange("guests-wide", "topic"), "guests-wide.#")],
+                "task_default_queue": "guests-wide",
             },
         ),
         (Slow, {}),
@@ -92,7 +96,7 @@ ANNOTATED = {"*": {"priority": 2, "delivery_mode": 1}}
         (Compressed, {"task_default_delivery_mode": 1}),
         (Urgent, {"task_inherit_parent_priority": True, "task_publish_retry_policy": {"max_retries": 9}}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", None) or ", ".join(value) or "as it is",
 )
 def test_options_of_the_app_and_of_the_base_class_hold(
     make_app: MakeApp, truth: Truth, base: type[Task[Any, Any]], conf: dict[str, Any]
@@ -122,10 +126,10 @@ def test_options_of_the_app_and_of_the_base_class_hold(
 
 def test_options_of_the_kind_come_before_those_of_its_base_class(make_app: MakeApp, truth: Truth) -> None:
     engine = Engine(make_app())
-    entity = engine.register(base=Slow, queue="fast", priority=3)(truth.entity())
+    entity = engine.register(base=Slow, queue="guests-fast", priority=3)(truth.entity())
     with published() as seen:
         engine.enqueue(entity("1"))
-    assert (seen[0]["routing_key"], seen[0]["priority"]) == ("fast", 3)
+    assert (seen[0]["routing_key"], seen[0]["priority"]) == ("guests-fast", 3)
 
 
 def test_a_base_class_cannot_let_wake_ups_expire(make_app: MakeApp, truth: Truth) -> None:
@@ -145,7 +149,7 @@ def test_a_handler_can_add_to_what_is_declared(make_app: MakeApp, truth: Truth) 
     entity = engine.register(truth.entity())
 
     def declare_copy(declare: list[Any], **_: Any) -> None:
-        declare.append(Queue("copies", durable=False))
+        declare.append(Queue("guests-copies", durable=False))
 
     before_task_publish.connect(declare_copy)
     try:
@@ -154,7 +158,7 @@ def test_a_handler_can_add_to_what_is_declared(make_app: MakeApp, truth: Truth) 
     finally:
         before_task_publish.disconnect(declare_copy)
     with engine.app.connection_for_write() as connection:
-        assert connection.channel().queue_declare("copies", passive=True)
+        assert connection.channel().queue_declare("guests-copies", passive=True)
 
 
 def test_handlers_are_told_before_and_after(world: World) -> None:
@@ -235,10 +239,10 @@ def test_whoever_wraps_it_is_asked(
 def test_a_kind_of_another_code_base_is_sent_by_the_app(make_app: MakeApp) -> None:
     app = TenantApp(uuid(), broker="memory://", set_as_current=False)
     engine = Engine(app)
-    engine.declare("invoice", queue="billing")
+    engine.declare("invoice", queue="guests-billing")
     with published() as seen:
         engine.enqueue(engine.ref("invoice", "1"))
-    assert (seen[0]["routing_key"], seen[0]["headers"]["x_tenant"]) == ("billing", "public")
+    assert (seen[0]["routing_key"], seen[0]["headers"]["x_tenant"]) == ("guests-billing", "public")
     assert seen[0]["headers"]["ignore_result"] is True
     app.close()
 
