@@ -77,8 +77,10 @@ class Request(NamedTuple):
     id: str
     delay: int | None = None
     at: int | None = None  #: exactly one of the two is given
-    task_id: str = ""  #: fresh, for the wake-up that this request may lead to; also tells a repeated request
-    note: str = ""  #: what the caller's messages carry besides: kept as it is, for wake-ups published later
+    task_id: str = (
+        ""  #: fresh, for the wake-up that this request may lead to; a repeated request has the same
+    )
+    note: str = ""  #: for later wake-ups (see `Wakeup.note`); any text, up to `LONGEST_NOTE`
 
 
 class Run(NamedTuple):
@@ -98,7 +100,9 @@ class Wakeup(NamedTuple):
     retries: int = 0  #: how many failures this Celery task id has seen; rises along a chain of retries
     resent_at: int | None = None  #: set on a wake-up that is sent once more because it may be lost
     alone: bool = False  #: not to share its message and task with other entities
-    note: str = ""  #: of the enqueue that set the deadline
+    #: What the last enqueue that changed the deadline noted, "" if nothing. Empty, too, in the reply to an
+    #: enqueue: its caller knows what it noted. Kept until nothing is pending any more; a retry keeps it.
+    note: str = ""
 
 
 class Scheduled(NamedTuple):
