@@ -131,7 +131,7 @@ def test_retries(world: World, truth: Truth, delay: float) -> None:
         assert (message.headers["x_tenant"], message.retries) == ("acme", retry)
         with tenant_is("of the worker"):
             world.run(message)
-        world.clock.advance(delay * 2**retry - 1)
+        world.clock.advance(delay * 2**retry)
         world.sweeper().sweep()
 
 
