@@ -51,7 +51,7 @@ class Producers:
         self.close()
 
     def close(self) -> None:
-        """Close those of this process that nobody has borrowed."""
+        """Close those of this process that are not borrowed."""
         kept = self._kept.get(os.getpid())
         while kept and kept.qsize():
             if producer := kept.get_nowait()[0]:
@@ -64,7 +64,7 @@ class Producers:
 
     @contextmanager
     def borrowed(self) -> Iterator[Any]:
-        """A producer that nobody else uses meanwhile. After an error it is closed: who knows what it sent.
+        """A producer of the caller's own meanwhile. After an error it is closed: who knows what it sent.
 
         If all are in use for long, by whoever called this perhaps, it is another one that is not kept.
         """
@@ -139,9 +139,9 @@ def _places(number: int) -> LifoQueue[tuple[Any, float]]:
 
 
 def _has_hung_up(channel: Any) -> bool:
-    """Whether RabbitMQ says something to a producer, which waits for nothing: the end, as a rule.
+    """Whether RabbitMQ has sent something to a producer, which waits for nothing: the end, as a rule.
 
-    Or a heartbeat; it hangs up on who does not answer these. Of Redis, redis-py's pool asks before each use.
+    Or a heartbeat; and it hangs up on those who answer none. On Redis, redis-py's pool checks before each use.
     """
     socket = getattr(channel.connection, "sock", None)
     if socket is None:
