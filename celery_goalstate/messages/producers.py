@@ -141,7 +141,7 @@ def _places(number: int) -> LifoQueue[tuple[Any, float]]:
 def _has_hung_up(channel: Any) -> bool:
     """Whether RabbitMQ has sent something to a producer, which waits for nothing: the end, as a rule.
 
-    Or a heartbeat; and it hangs up on those who answer none. On Redis, redis-py's pool checks before each use.
+    Or a heartbeat; and it hangs up on those who answer none. On Redis, redis-py's pool checks before use.
     """
     socket = getattr(channel.connection, "sock", None)
     if socket is None:
