@@ -1,8 +1,8 @@
-"""What a message must look like before Celery itself handles it.
+"""What a message must be like before Celery itself handles it.
 
 Celery trusts the envelope of a task's message: a header of a wrong type, or a body that is no list, raises
 in the worker's main loop and ends the worker; the message returns to the queue and ends the next one. So the
-consumer looks at it first, and rejects what is malformed with one line in the log.
+consumer checks it first, and rejects what is malformed with one line in the log.
 
 Celery trusts the time in a message, too, and on a quorum queue gets nothing else while it holds as many
 messages as its prefetch count. A wrong clock that wrote it must not keep all others waiting.
@@ -20,26 +20,28 @@ from celery.signals import task_rejected
 from celery.utils.time import maybe_iso8601
 from celery.worker.strategy import default
 
+from celery_goalstate.messages.wakeup import rejection
+
 logger = logging.getLogger(__name__)
 
 #: Characters that a task id may have.
 LONGEST_ID = 255
 
-#: What Celery would run, with the worker's rights, after the task. A wake-up has none of it.
+#: What Celery would run after the task, with the worker's rights. A wake-up has none of it.
 FOLLOWING = ("callbacks", "errbacks", "chain", "chord")
 
 TEXTS = ("shadow", "group", "root_id", "parent_id", "argsrepr", "kwargsrepr", "origin")
 
-#: Clocks may differ by so much. What was written by one that differs by more is held for no longer than that.
+#: Clocks may differ by so much. What one that differs by more has written is held for no longer than that.
 SKEW = timedelta(seconds=5)
 
 
 def strategy(
-    task: Any, app: Any, consumer: Any, *, eta_horizon: Callable[[], float], **options: Any
+    task: Any, app: Any, consumer: Any, *, kind: str, eta_horizon: Callable[[], float], **options: Any
 ) -> Callable[..., Any]:
     """How the consumer handles messages (`Task.Strategy`): as Celery does, if they are well-formed.
 
-    Nobody publishes further ahead than `eta_horizon` (seconds).
+    No process publishes further ahead than `eta_horizon` (seconds).
     """
     handle = default(task, app, consumer, **options)
     horizon = timedelta(seconds=eta_horizon())
@@ -50,8 +52,8 @@ def strategy(
         try:
             check(message)
         except Exception as error:  # noqa: BLE001 - decoders raise whatever they like
-            said = f"{type(error).__name__}: {error}"
-            logger.error("%s rejected a malformed message: %s", task.name, ascii(said[:300])[1:-1])  # noqa: TRY400 - one line
+            problem = ascii(f"{type(error).__name__}: {error}"[:300])[1:-1]
+            logger.error("%s", rejection(task.name, kind, problem))  # noqa: TRY400 - one line
             reject(logger, consumer.connection_errors)
             task_rejected.send(sender=consumer, message=message, exc=error)
             return None
@@ -59,7 +61,7 @@ def strategy(
         if ahead and not warned:
             warned = True
             logger.warning(
-                "%s: a message is due in %d s by this worker's clock, and nobody publishes more than %g s"
+                "%s: a message is due in %d s by this worker's clock, and none is published more than %g s"
                 " ahead: do all clocks agree? Whatever is early is sent again",
                 task.name, ahead.total_seconds(), horizon.total_seconds(),
             )  # fmt: skip
@@ -81,18 +83,18 @@ def check(message: Any) -> None:
 
 
 def limit_hold(message: Any, horizon: timedelta) -> timedelta | None:
-    """Hold a message only shortly if nobody publishes that far ahead; how far it is then, else None.
+    """Hold a message only shortly if none is published that far ahead; how far it is then, else None.
 
-    Some clock is wrong. The claim tells, by the index's clock, whether the message is early.
+    Some clock is wrong. The claim finds out, by the index's clock, whether the message is early.
     """
-    said = _envelope(message)
-    eta, now = maybe_iso8601(said.get("eta")), datetime.now(UTC)
+    envelope = _envelope(message)
+    eta, now = maybe_iso8601(envelope.get("eta")), datetime.now(UTC)
     if eta is None:
         return None
     ahead = (eta if eta.tzinfo else eta.replace(tzinfo=UTC)) - now
     if ahead <= horizon + SKEW:
         return None
-    said["eta"] = (now + SKEW).isoformat()
+    envelope["eta"] = (now + SKEW).isoformat()
     return ahead
 
 
@@ -107,12 +109,12 @@ def _envelope(message: Any) -> MutableMapping[str, Any]:
     raise ValueError(f"a body is {{'id': ..., 'args': ..., 'kwargs': ...}}, not {message.payload!r:.100}")
 
 
-def _check_envelope(said: MutableMapping[str, Any]) -> None:
-    id = said.get("id")
+def _check_envelope(envelope: MutableMapping[str, Any]) -> None:
+    id = envelope.get("id")
     _need("id", id, isinstance(id, str) and 0 < len(id) <= LONGEST_ID and id.isprintable())
-    retries = said.get("retries")
+    retries = envelope.get("retries")
     _need("retries", retries, retries is None or (type(retries) is int and 0 <= retries < 2**31))
-    limits = said.get("timelimit")
+    limits = envelope.get("timelimit")
     match limits:
         case None | [_, _]:
             for limit in limits or ():
@@ -120,14 +122,14 @@ def _check_envelope(said: MutableMapping[str, Any]) -> None:
         case _:
             _need("timelimit", limits, False)
     for name in ("eta", "expires"):
-        when = said.get(name)
+        when = envelope.get(name)
         _need(name, when, when is None or (isinstance(when, str) and when != ""))
         time = maybe_iso8601(when)
         _need(name, when, time is None or 1 < time.year < 9999)  # or no time zone could be put to it
     for name in TEXTS:
-        text = said.get(name)
+        text = envelope.get(name)
         _need(name, text, text is None or isinstance(text, str))
-    stamped = said.get("stamped_headers")
+    stamped = envelope.get("stamped_headers")
     _need("stamped_headers", stamped, stamped is None or isinstance(stamped, list))
     for name in stamped or ():
         _need("stamped_headers", stamped, isinstance(name, str))

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from celery import Celery, Task
 
+from celery_goalstate.index.base import random_id
 from celery_goalstate.registry import Kind
 
 logger = logging.getLogger(__name__)
@@ -168,7 +169,7 @@ class _AppRecorder(Celery):
 
     def send_task(self, *_: Any, **options: Any) -> Any:
         self.recorded = dict(options.get("headers") or {})
-        return self.AsyncResult(options.get("task_id") or "")
+        return self.AsyncResult(options.get("task_id") or random_id())
 
 
 class _TaskRecorder(Task[Any, Any]):

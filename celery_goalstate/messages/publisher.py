@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from contextvars import Context
 from datetime import timedelta
 from functools import partial
@@ -26,7 +26,7 @@ from celery.utils.quorum_queues import detect_quorum_queues
 
 from celery_goalstate.index.base import Index, Wakeup
 from celery_goalstate.messages.notes import LINK, read_note
-from celery_goalstate.messages.producers import Producers
+from celery_goalstate.messages.producers import Producers, flushed_together
 from celery_goalstate.messages.wakeup import contents_of, grouped
 from celery_goalstate.registry import Kind
 
@@ -83,14 +83,19 @@ class MessagePublisher:
         *,
         enqueued: bool,
     ) -> None:
-        with producers.borrowed() as producer, _together(producer, len(messages)):
+        send = self._sender(kind)
+        several = len(messages) > 1
+        with (
+            producers.borrowed() as producer,
+            flushed_together(producer, BATCH) if several else nullcontext(),
+        ):
             for wakeups in messages:
                 delay = self._delay(wakeups[0], asked_at, producer)
                 of_message = {**options, **delay, "producer": producer}
                 if enqueued:
-                    self._send(self._sender(kind), kind, wakeups, of_message)
+                    self._send(send, kind, wakeups, of_message)
                 else:
-                    Context().run(self._send_for_others, kind, wakeups, of_message)
+                    Context().run(self._send_for_others, send, kind, wakeups, of_message)
 
     def _delay(self, wakeup: Wakeup, asked_at: float, producer: Any) -> Mapping[str, Any]:
         """Counted from `asked_at`: those at the end of many messages must not come later for that."""
@@ -100,26 +105,37 @@ class MessagePublisher:
             return {"headers": {"eta": (self._app.now() + timedelta(seconds=countdown)).isoformat()}}
         return {"countdown": countdown} if countdown else {}
 
-    def _send_for_others(self, kind: Kind, wakeups: Sequence[Wakeup], options: dict[str, Any]) -> None:
+    def _send_for_others(
+        self, send: Callable[..., Any], kind: Kind, wakeups: Sequence[Wakeup], options: dict[str, Any]
+    ) -> None:
         """With what the enqueue noted, and in no other chain of tasks than a retry of Celery's is."""
         note, task_id = read_note(wakeups[0].note), wakeups[0].task_id
+        if note.headers:
+            send = self._sender_as_noted(kind)
         if note.headers or note.link:
             carried = {**note.headers, LINK: note.link} if note.link else note.headers
             options["headers"] = {**options.get("headers", {}), **carried}
         if self._app.current_worker_task is not None:
             options |= {"root_id": task_id, "parent_id": task_id}
-        self._send(self._sender(kind, overridden=not note.headers), kind, wakeups, options)
+        self._send(send, kind, wakeups, options)
 
-    def _sender(self, kind: Kind, *, overridden: bool = True) -> Callable[..., Any]:
-        """What sends a message of this kind; not `overridden`: below what the app's own classes add to it."""
-        app, name = self._app, kind.task
-        task: Any = app.tasks.get(name) if kind.entity_class is not None else None
-        if overridden:
-            return partial(app.send_task, name, ignore_result=True) if task is None else task.apply_async
+    def _task(self, kind: Kind) -> Any:
+        """The kind's task; None: this process has no entity class of it."""
+        return self._app.tasks.get(kind.task) if kind.entity_class is not None else None
+
+    def _sender(self, kind: Kind) -> Callable[..., Any]:
+        task = self._task(kind)
         if task is None:
-            return partial(Celery.send_task, app, name, ignore_result=True)
-        of_task = {**task._get_exec_options(), "ignore_result": task.ignore_result, "task_type": task}
-        return partial(Celery.send_task, app, name, **of_task)
+            return partial(self._app.send_task, kind.task, ignore_result=True)
+        return task.apply_async  # type: ignore[no-any-return]
+
+    def _sender_as_noted(self, kind: Kind) -> Callable[..., Any]:
+        """Below what the classes of app and task do: they would add what is this worker's."""
+        task = self._task(kind)
+        options: dict[str, Any] = {"ignore_result": True}
+        if task is not None:
+            options = {**task._get_exec_options(), "ignore_result": task.ignore_result, "task_type": task}
+        return partial(Celery.send_task, self._app, kind.task, **options)
 
     @staticmethod
     def _send(
@@ -138,11 +154,6 @@ class MessagePublisher:
             add_to_parent=False,  # which would remember all children that it has ever had
             **options,
         )
-
-
-def _together(producer: Any, count: int) -> AbstractContextManager[object]:
-    """Several messages in one round trip, where kombu can do that (5.7 can, on Redis)."""
-    return producer.batch(BATCH) if count > 1 and hasattr(producer, "batch") else nullcontext()
 
 
 def _delays_natively(app: Celery, producer: Any) -> bool:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from celery_goalstate.entity import checked_id
 from celery_goalstate.index.base import Wakeup
+from celery_goalstate.registry import PUBLIC_TASK
 
 #: Characters of the arguments that are shown.
 SHOWN = 800
@@ -79,6 +80,15 @@ def read_message(args: Any, kwargs: Any) -> tuple[list[tuple[str, str]], int | N
                 raise ValueError(f"a wake-up names each entity once, not as {args!r:.100}")
             return wakeups, resent_at
     raise ValueError(f"a wake-up is ([[id, token], ...],) {{}}, not {args!r:.100} {kwargs!r:.100}")
+
+
+def rejection(task: str, kind: str, problem: object) -> str:
+    """What to log of a message that is no wake-up, for whoever has sent it: beat's users, say."""
+    public_task = task.removesuffix(kind) + PUBLIC_TASK
+    return (
+        f"{task} rejected a malformed message: {problem}. Only the engine sends this task;"
+        f" to enqueue an entity, send {public_task}(kind, id, deadline=None)"
+    )
 
 
 def _read_pair(pair: Any) -> tuple[str, str]:

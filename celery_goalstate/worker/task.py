@@ -45,7 +45,7 @@ from celery_goalstate.index.base import (
     random_id,
 )
 from celery_goalstate.messages.envelope import strategy
-from celery_goalstate.messages.wakeup import read_message
+from celery_goalstate.messages.wakeup import read_message, rejection
 from celery_goalstate.registry import Kind
 from celery_goalstate.worker.batch import NOTHING_TO_DO, SLICE, Batch, Tally, ending
 from celery_goalstate.worker.caller import call_until_postrun, calling
@@ -103,7 +103,7 @@ class Evaluator:
         try:
             pairs, resent_at = read_message(args, kwargs)
         except ValueError as error:
-            logger.error("%s rejected a malformed message: %s", task.name, error)  # noqa: TRY400 - no traceback
+            logger.error("%s", rejection(task.name, self._kind.name, error))  # noqa: TRY400 - no traceback
             raise Reject(str(error), requeue=False) from error
         request = task.request  # searches a stack
         ended = self.run(
@@ -424,7 +424,7 @@ def create_task(
         evaluate_entity,
         bind=True,
         name=name,
-        Strategy=staticmethod(partial(strategy, eta_horizon=eta_horizon)),
+        Strategy=staticmethod(partial(strategy, kind=kind, eta_horizon=eta_horizon)),
         shared=False,  # or every other app of the process got it too, with this app's engine
         **OWN_OPTIONS,
         **options,

@@ -122,6 +122,7 @@ def test_a_worker_survives_every_hostile_message(tmp_path: Path, pool: str, zone
             said = worker.output()
             assert "\nFAKE LOG" not in said
             assert said.count("rejected a malformed message") > len(messages) / 2
+            assert "to enqueue an entity, send goalstate.enqueue(kind, id, deadline=None)" in said
         finally:
             worker.end()
             queue.close(), entries.close()

@@ -227,8 +227,8 @@ def make_app() -> Iterator[MakeApp]:
     """Creates apps on the in-memory broker, each with a queue of its own."""
     apps = []
 
-    def make(broker: str = "memory://", **conf: Any) -> Celery:
-        app = Celery(uuid(), broker=broker, set_as_current=False)
+    def make(broker: str = "memory://", cls: type[Celery] = Celery, **conf: Any) -> Celery:
+        app = cls(uuid(), broker=broker, set_as_current=False)
         app.conf.update(
             task_default_queue=app.main,
             broker_connection_retry_on_startup=True,

@@ -842,6 +842,7 @@ def test_malformed_messages_are_rejected_and_the_worker_lives(
     assert len(errors) == len(MALFORMED)
     for record in errors:
         assert record.getMessage().startswith("goalstate.order rejected a malformed message: ")
+        assert record.getMessage().endswith("send goalstate.enqueue(kind, id, deadline=None)")
         assert len(record.getMessage()) < 500
         assert record.getMessage().isprintable()
     assert engine.counts("order")["order"]["idle"] == 0

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from celery_goalstate.messages.envelope import SKEW, check, limit_hold
+from celery_goalstate.messages.wakeup import rejection
 
 HORIZON = timedelta(seconds=30)
 
@@ -84,3 +85,17 @@ def test_headers_are_checked_in_both_protocols(headers: dict[str, Any], named: s
     for message in (new(**headers), old({}, **headers), old(headers), old(headers, **headers)):
         with pytest.raises(ValueError, match=named):
             check(message)
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "public"),
+    [
+        ("goalstate.order", "order", "goalstate.enqueue"),
+        ("goalstate.shop.order.line", "order.line", "goalstate.shop.enqueue"),
+    ],
+)
+def test_whoever_sends_something_else_is_told_what_to_send(task: str, kind: str, public: str) -> None:
+    assert rejection(task, kind, "no, thanks") == (
+        f"{task} rejected a malformed message: no, thanks. Only the engine sends this task;"
+        f" to enqueue an entity, send {public}(kind, id, deadline=None)"
+    )
