@@ -102,6 +102,10 @@ class _Renewer:
             until=claimed_at + max_run,
         )
 
+    def held(self, lease: Lease) -> bool:
+        """See `Keeper`. By this process's clock alone: the answer comes at once."""
+        return not lease.lost and self.clock() < lease.expires
+
     def _renew(self, leases: list[Lease]) -> None:
         by_kind: defaultdict[str, list[Lease]] = defaultdict(list)
         for lease in leases:
@@ -143,7 +147,7 @@ class EagerKeeper(_Renewer):
         """See `Keeper`. An evaluation that stood still, in a debugger say, goes on if no other one began."""
         if self.clock() >= lease.renew_at:
             self._renew([lease])
-        return not lease.lost and self.clock() < lease.expires
+        return super().held(lease)
 
     @contextmanager
     def alarm(self, at: float, call: Callable[[], None]) -> Iterator[None]:  # noqa: ARG002 - see below
@@ -193,10 +197,6 @@ class LeaseKeeper(_Renewer):
         finally:
             with self._changed:
                 self._alarms.discard(alarm)
-
-    def held(self, lease: Lease) -> bool:
-        """See `Keeper`. By this process's clock alone: the answer comes at once."""
-        return not lease.lost and self.clock() < lease.expires
 
     def _start(self) -> None:
         if self._pid != os.getpid():  # a fork took the lock and the sets along, but not the thread
