@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
+from datetime import datetime, timedelta
 
 from celery_goalstate.backoff import FURTHEST, delay_seconds
 from celery_goalstate.index.base import Policy, Request, random_id
@@ -26,14 +27,17 @@ def one_deadline(deadline: Deadline, eta: datetime | None, countdown: float | No
     return next(iter(values.values()), None)
 
 
-def request_for(id: str, deadline: Deadline) -> Request:
-    """Relative deadlines stay relative: the index adds them to its own clock."""
+def request_for(id: str, deadline: Deadline, *, now: Callable[[], datetime]) -> Request:
+    """Relative deadlines stay relative: the index adds them to its own clock.
+
+    Raises `TypeError` or `ValueError` for a deadline that cannot be one; `now` is this process's clock.
+    """
     if deadline is None:
         return Request(id, delay=0, task_id=random_id())
     if isinstance(deadline, datetime):
         if deadline.utcoffset() is None:
             raise ValueError(f"deadline is {deadline!r}, which has no time zone; give an aware datetime")
-        if deadline - datetime.now(UTC) > FURTHEST:
+        if deadline - now() > FURTHEST:
             raise ValueError(f"deadline is {deadline!r}; give one within the next hundred years")
         return Request(id, at=milliseconds(deadline.timestamp()), task_id=random_id())
     if not isinstance(deadline, (int, float, timedelta)):

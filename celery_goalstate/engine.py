@@ -5,19 +5,16 @@ from __future__ import annotations
 import builtins
 import logging
 import threading
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 from typing import Any, TypeVar, Unpack, overload
 
 from celery import Celery
 
 from celery_goalstate import index as indexes
 from celery_goalstate import registry
-from celery_goalstate.backoff import delay_seconds
-from celery_goalstate.deadlines import Deadline, milliseconds, one_deadline, policy_of, request_for, spread_by
+from celery_goalstate.deadlines import Deadline, one_deadline, policy_of, request_for
 from celery_goalstate.description import (
     Description,
     Enqueued,
@@ -29,41 +26,36 @@ from celery_goalstate.description import (
 )
 from celery_goalstate.entity import Entity, EntityLike, EntityRef, IdLike, can_resync, checked_id
 from celery_goalstate.exceptions import ImproperlyConfigured, UnknownKind
-from celery_goalstate.hooks import Hooks
-from celery_goalstate.index.base import Index, Policy, Record, Report, Request, Scheduled, Verdict
+from celery_goalstate.hooks import AroundAction, AroundEvaluation, BeforeEnqueue, Hooks
+from celery_goalstate.index.base import Policy, Request
 from celery_goalstate.index.base import Status as IndexStatus
 from celery_goalstate.messages import open_publisher
-from celery_goalstate.messages.notes import note_of
 from celery_goalstate.registry import (
     DEFAULT_NAMESPACE,
     PUBLIC_TASK,
     Kind,
+    KindLike,
     Kinds,
     check_registration,
+    check_task_name,
     engines_of,
     hide_index_url,
-    path_of,
+    name_of,
     task_name,
 )
+from celery_goalstate.scheduling import BATCH, Scheduling, batches, ids_by_kind
 from celery_goalstate.settings import NAME, KindKeywords, KindOptions, RoutingKeywords, Settings
 from celery_goalstate.worker import bootsteps
-from celery_goalstate.worker.caller import calling_run
 from celery_goalstate.worker.lease import EagerKeeper, LeaseKeeper
 from celery_goalstate.worker.parts import Parts
 from celery_goalstate.worker.public import create_public_task
-from celery_goalstate.worker.sweeper import Sweeper
+from celery_goalstate.worker.sweeper import Sweeper, end_lost
 from celery_goalstate.worker.task import Evaluator, create_task
 
 logger = logging.getLogger(__name__)
 
-#: A kind by its name or its entity class.
-KindLike = str | type[Entity]
-
 E = TypeVar("E", bound=type[Entity])
-K = TypeVar("K")
 
-#: Entities that one round trip of `enqueue_many` and its like carries.
-BATCH = 1000
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
 
@@ -154,7 +146,7 @@ class Engine:
             return lambda cls: self.register(cls, **options)
         check_registration(cls, options)
         if self._app is not None and cls.kind not in self._kinds:
-            self._check_task_name(cls.kind)
+            check_task_name(self, cls.kind, self._kinds.task(cls.kind))
         for new, its_options in self._kinds.register(cls, options):
             if self._app is not None:
                 self._create_task(new, its_options)
@@ -168,30 +160,43 @@ class Engine:
         """
         self._kinds.declare(kind, routing)
 
-    def _check_task_name(self, kind: str) -> None:
-        name = task_name(kind, self._kinds.namespace)
-        for other in engines_of(self.app).values():
-            if other is not self and name in other._kinds.tasks():
-                raise ImproperlyConfigured(
-                    f"kind {kind!r} and kind {other._kinds.tasks()[name]!r} of another engine would both be"
-                    f" the task {name}; set `kind` or the engine's namespace to another one"
-                )
-
     def _create_task(self, cls: type[Entity], options: Mapping[str, Any]) -> None:
-        kind = cls.kind
-        self._check_task_name(kind)
+        kind, name = cls.kind, self._kinds.task(cls.kind)
+        check_task_name(self, kind, name)
         create_task(
             self.app,
-            task_name(kind, self._kinds.namespace),
+            name,
             kind,
             KindOptions().override(**options).of_task,
             evaluator=lambda: Evaluator(self.kind(kind), engine=self, parts=self.parts),
             eta_horizon=lambda: self.settings.eta_horizon,
         )
 
+    @property
+    def tasks(self) -> dict[str, str]:
+        """The names of this engine's Celery tasks, and the kind of each."""
+        return self._kinds.tasks()
+
     def ref(self, kind: str, id: IdLike) -> EntityRef:
         """A reference to an entity, which can be enqueued without importing its class. Checks its form."""
         return EntityRef(kind, id)  # type: ignore[arg-type]  # an int or a UUID becomes its text
+
+    # -- hooks: methods and decorators, see `celery_goalstate.hooks`
+
+    def before_enqueue(self, hook: BeforeEnqueue) -> BeforeEnqueue:
+        """Call `hook(kind, ids)` before each enqueue, in its caller's thread, which gets what it raises."""
+        self.hooks.before_enqueue.append(hook)
+        return hook
+
+    def around_evaluation(self, hook: AroundEvaluation) -> AroundEvaluation:
+        """Enter the context manager `hook(evaluation)` for each evaluation, also of those in a batch."""
+        self.hooks.around_evaluation.append(hook)
+        return hook
+
+    def around_action(self, hook: AroundAction) -> AroundAction:
+        """Enter the context manager `hook(ctx, action)` for each action."""
+        self.hooks.around_action.append(hook)
+        return hook
 
     # -- scheduling
 
@@ -231,27 +236,15 @@ class Engine:
         max_wait: float | timedelta | None = None,
     ) -> Callable[[], Enqueued]:
         """Check the arguments of an `enqueue` now, to be done later: when a transaction is committed, say."""
-        kind, id = self._identify(entity)
-        request = request_for(id, one_deadline(deadline, eta, countdown))
+        kind, id = self._kinds.identify(entity)
+        request = request_for(id, one_deadline(deadline, eta, countdown), now=self._now)
         policy, bound = policy_of(replace=replace, max_wait=max_wait)
 
         def enqueue() -> Enqueued:
-            [scheduled], sent = self._schedule(kind, [request], policy, bound)
+            [scheduled], sent = self._scheduling.enqueue(kind, [request], policy, bound)
             return Enqueued(scheduled.changed, datetime_of(scheduled.deadline), sent)
 
         return enqueue
-
-    def _schedule(
-        self, kind: Kind, requests: Sequence[Request], policy: Policy, max_wait: int | None
-    ) -> tuple[Sequence[Scheduled], bool]:
-        """What the index replies, and whether there were messages to send, and all of them were sent."""
-        index = self.parts.index
-        inside = calling_run(index, kind.name)
-        if note := note_of(self.app, kind):
-            requests = [request._replace(note=note) for request in requests]
-        scheduled = index.enqueue(kind.name, requests, policy=policy, max_wait=max_wait, inside=inside)
-        wakeups = [each.wakeup for each in scheduled if each.wakeup is not None]
-        return scheduled, self.parts.publisher.dispatch(kind, wakeups, enqueued=True) and bool(wakeups)
 
     def enqueue_many(
         self,
@@ -270,31 +263,16 @@ class Engine:
         come due at once. Raises as `enqueue` does: all entities are checked before the first is written.
         """
         policy, bound = policy_of(replace=replace, max_wait=max_wait)
-        return self._enqueue_all(
-            [self._identify(entity) for entity in entities],
-            one_deadline(deadline, eta, countdown),
-            spread,
-            policy,
-            bound,
-        )
+        request = request_for("any", one_deadline(deadline, eta, countdown), now=self._now)
+        identified = [self._kinds.identify(entity) for entity in entities]
+        return self._scheduling.enqueue_all(identified, request, policy, spread=spread, max_wait=bound)
 
-    def _enqueue_all(
-        self,
-        identified: Iterable[tuple[Kind, str]],
-        deadline: Deadline,
-        spread: float | timedelta | None,
-        policy: Policy,
-        max_wait: int | None = None,
-    ) -> int:
-        width = 0.0 if spread is None else delay_seconds(spread, "spread")
-        request, changed = request_for("checked", deadline), 0  # before anything is written
-        for batch in _batches(identified):
-            for kind, ids in _ids_by_kind(batch).items():
-                parts = (milliseconds(self.parts.random() * width) for _ in ids)
-                requests = [spread_by(request, id, part) for id, part in zip(ids, parts, strict=True)]
-                scheduled, _ = self._schedule(kind, requests, policy, max_wait)
-                changed += sum(each.changed for each in scheduled)
-        return changed
+    @property
+    def _scheduling(self) -> Scheduling:
+        return Scheduling(self.app, self.parts, self.hooks)
+
+    def _now(self) -> datetime:
+        return self._opened.now() if self._opened else datetime.now(UTC)
 
     def resync(self, kind: KindLike, *, spread: float | timedelta | None = None, revive: bool = False) -> int:
         """Enqueue what the entity class's `iter_unconverged()` yields; how many were scheduled by that.
@@ -302,7 +280,7 @@ class Engine:
         Entities that are scheduled or evaluated already keep their deadline and back-off; quarantined ones
         stay so, unless `revive=True`. Rebuilds the schedule after a loss of the index.
         """
-        found = self.kind(_name_of(kind))
+        found = self.kind(name_of(kind))
         cls = found.entity_class
         if cls is None or not can_resync(cls):
             where = "its class" if cls is None else cls.__name__
@@ -312,7 +290,8 @@ class Engine:
             )
         policy = Policy.REVIVE if revive else Policy.RESYNC
         ids = (checked_id(id) for id in cls.iter_unconverged())
-        return self._enqueue_all(((found, id) for id in ids), None, spread, policy)
+        now = Request("any", delay=0)
+        return self._scheduling.enqueue_all(((found, id) for id in ids), now, policy, spread=spread)
 
     # -- what is there
 
@@ -328,9 +307,9 @@ class Engine:
     def describe_many(self, entities: Iterable[EntityLike]) -> builtins.list[Description | None]:
         """`describe` for many entities, in few round trips."""
         described: builtins.list[Description | None] = []
-        for batch in _batches(map(self._locate, entities)):
+        for batch in batches(map(self._locate, entities)):
             found: dict[tuple[str, str], Description | None] = {}
-            for kind, ids in _ids_by_kind(batch).items():
+            for kind, ids in ids_by_kind(batch).items():
                 for id, record in zip(ids, self.parts.index.describe(kind, ids), strict=True):
                     found[kind, id] = None if record is None else description_of(kind, record)
             described += [found[located] for located in batch]
@@ -384,8 +363,8 @@ class Engine:
         """`delete` for many entities, in few round trips; how many there were to forget."""
         return sum(
             sum(self.parts.index.delete(kind, ids))
-            for batch in _batches(map(self._locate, entities))
-            for kind, ids in _ids_by_kind(batch).items()
+            for batch in batches(map(self._locate, entities))
+            for kind, ids in ids_by_kind(batch).items()
         )
 
     def delete_kind(self, kind: KindLike) -> int:
@@ -396,7 +375,7 @@ class Engine:
             for status in IndexStatus:
                 while records := index.records(name, status, BATCH):
                     deleted += sum(index.delete(name, [record.id for record in records]))
-                    _end_lost(index, name, records)
+                    end_lost(index, name, records)
         return deleted
 
     def pause(self, kind: KindLike | None = None) -> None:
@@ -449,7 +428,7 @@ class Engine:
         """The name of a kind that this process knows, or at least the index. Raises `UnknownKind`."""
         name = kind.kind if isinstance(kind, type) and issubclass(kind, Entity) else kind
         if name not in self._kinds and name not in self.parts.index.kinds():
-            self.kind(_name_of(kind))
+            self.kind(name_of(kind))
         return name
 
     def _to_operate(self, kind: KindLike | None) -> tuple[str, ...]:
@@ -463,22 +442,8 @@ class Engine:
         """Kind and id of an entity that exists: its kind may be one that only the index knows."""
         if isinstance(entity, EntityRef):
             return self._known_name(entity.kind), entity.id
-        kind, id = self._identify(entity)
+        kind, id = self._kinds.identify(entity)
         return kind.name, id
-
-    def _identify(self, entity: EntityLike) -> tuple[Kind, str]:
-        """Kind and id of an entity that is to be enqueued."""
-        if isinstance(entity, EntityRef):
-            return self.kind(entity.kind), entity.id
-        if not isinstance(entity, Entity):
-            raise TypeError(f"{entity!r} is no entity; give an Entity or engine.ref(kind, id)")
-        kind = self._kinds.find(entity.kind)
-        if kind is None or kind.entity_class is None or not isinstance(entity, kind.entity_class):
-            raise UnknownKind(
-                f"{path_of(type(entity))} is not registered with this engine;"
-                f" decorate it with @engine.register, or enqueue engine.ref({entity.kind!r}, ...)"
-            )
-        return kind, checked_id(entity.get_id())  # an override may return anything
 
     # -- the parts
 
@@ -518,31 +483,3 @@ class Engine:
     def _swept(self) -> dict[str, Kind]:
         """The kinds that this process evaluates, whose options say how what is lost goes on."""
         return {kind.name: kind for kind in self._kinds.known() if kind.entity_class is not None}
-
-
-def _name_of(kind: KindLike) -> str:
-    if isinstance(kind, type) and issubclass(kind, Entity):
-        return kind.kind
-    checked: str = NAME("kind", kind)
-    return checked
-
-
-def _batches(identified: Iterable[tuple[K, str]]) -> Iterator[list[tuple[K, str]]]:
-    iterator = iter(identified)
-    while batch := list(islice(iterator, BATCH)):
-        yield batch
-
-
-def _ids_by_kind(identified: Iterable[tuple[K, str]]) -> dict[K, list[str]]:
-    by_kind: defaultdict[K, list[str]] = defaultdict(list)
-    for kind, id in dict.fromkeys(identified):
-        by_kind[kind].append(id)
-    return by_kind
-
-
-def _end_lost(index: Index, kind: str, records: Iterable[Record]) -> None:
-    """End evaluations whose worker is lost: a kind that is not registered is not swept."""
-    runs = [record for record in records if record.lease]
-    index.finish(
-        kind, [Report(run.id, run.lease, Verdict.FAILED, delay=0, expired_only=True) for run in runs]
-    )

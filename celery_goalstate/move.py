@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
-from celery_goalstate.engine import BATCH, Engine
+from celery_goalstate.engine import Engine
 from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable, UnknownKind
 from celery_goalstate.index import open_index
 from celery_goalstate.index.base import Index, Record, Request, Status, random_id
@@ -26,6 +26,7 @@ from celery_goalstate.index.url import safe_url
 from celery_goalstate.messages import open_publisher
 from celery_goalstate.registry import Kind
 from celery_goalstate.resync import RESYNC_ID, resync_kind
+from celery_goalstate.scheduling import BATCH
 from celery_goalstate.settings import Settings
 from celery_goalstate.worker.sweeper import Sweeper
 

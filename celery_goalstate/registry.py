@@ -14,7 +14,7 @@ from celery import Celery, Task, current_app
 from celery.fixups.django import DjangoFixup
 
 from celery_goalstate.display import did_you_mean
-from celery_goalstate.entity import Entity, can_resync
+from celery_goalstate.entity import Entity, EntityLike, EntityRef, can_resync, checked_id
 from celery_goalstate.exceptions import ImproperlyConfigured, UnknownKind
 from celery_goalstate.resync import RESYNC_ID, Resync, resync_class
 from celery_goalstate.rules import check_entity_class
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from celery_goalstate.engine import Engine
 
 E = TypeVar("E", bound=type[Entity])
+
+#: A kind by its name or its entity class.
+KindLike = str | type[Entity]
 
 DEFAULT_NAMESPACE = "default"
 
@@ -150,6 +153,20 @@ class Kinds:
             raise UnknownKind(self._unknown(name))
         return found
 
+    def identify(self, entity: EntityLike) -> tuple[Kind, str]:
+        """Kind and id of an entity that is to be enqueued. Raises `TypeError` or `UnknownKind`."""
+        if isinstance(entity, EntityRef):
+            return self.get(entity.kind), entity.id
+        if not isinstance(entity, Entity):
+            raise TypeError(f"{entity!r} is no entity; give an Entity or engine.ref(kind, id)")
+        kind = self.find(entity.kind)
+        if kind is None or kind.entity_class is None or not isinstance(entity, kind.entity_class):
+            raise UnknownKind(
+                f"{path_of(type(entity))} is not registered with this engine;"
+                f" decorate it with @engine.register, or enqueue engine.ref({entity.kind!r}, ...)"
+            )
+        return kind, checked_id(entity.get_id())  # an override may return anything
+
     def find(self, name: str) -> Kind | None:
         """The kind of this name, as far as the modules say that were imported until now."""
         defaults = self._defaults()
@@ -165,6 +182,10 @@ class Kinds:
         standing = _is_resync(cls) and self._resolve(cls.of, defaults).options.resync_every is not None
         task = task_name(name, self.namespace)
         return Kind(name, task, cls, defaults.override(**options), RESYNC_ID if standing else "")
+
+    def task(self, kind: str) -> str:
+        """The name of a kind's Celery task."""
+        return task_name(kind, self.namespace)
 
     def tasks(self) -> dict[str, str]:
         """Which kind each Celery task of this engine is of. The public task is of the kind that cannot be."""
@@ -221,6 +242,16 @@ def engines_of(app: Celery) -> dict[str, Engine]:
     if engines is None:
         engines = app.__dict__["goalstate_engines"] = {}
     return engines
+
+
+def check_task_name(engine: Engine, kind: str, name: str) -> None:
+    """Raise `ImproperlyConfigured` if another engine of the app has this task."""
+    for other in engines_of(engine.app).values():
+        if other is not engine and name in other.tasks:
+            raise ImproperlyConfigured(
+                f"kind {kind!r} and kind {other.tasks[name]!r} of another engine would both be the task"
+                f" {name}; set `kind` or the engine's namespace to another one"
+            )
 
 
 def engine_of(app: Celery, namespace: str | None = None) -> Engine:
@@ -291,6 +322,14 @@ def check_registration(cls: Any, options: Mapping[str, Any]) -> None:
         raise ImproperlyConfigured(
             f"resync_every={every:g} needs iter_unconverged(), which {path_of(cls)} lacks"
         )
+
+
+def name_of(kind: KindLike) -> str:
+    """The kind's name. Raises `ImproperlyConfigured` if it cannot be one."""
+    if isinstance(kind, type) and issubclass(kind, Entity):
+        return kind.kind
+    checked: str = NAME("kind", kind)
+    return checked
 
 
 def path_of(cls: type) -> str:

@@ -13,14 +13,26 @@ published is parked again, and the next ones wait for longer and longer.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from celery_goalstate.deadlines import milliseconds
 from celery_goalstate.display import printable
 from celery_goalstate.evaluation import failed
 from celery_goalstate.exceptions import IndexUnavailable, WorkerLost
-from celery_goalstate.index.base import Finish, Policy, Request, Run, Survey, Wakeup, random_id
+from celery_goalstate.index.base import (
+    Finish,
+    Index,
+    Policy,
+    Record,
+    Report,
+    Request,
+    Run,
+    Survey,
+    Verdict,
+    Wakeup,
+    random_id,
+)
 from celery_goalstate.registry import Kind
 from celery_goalstate.settings import Settings
 from celery_goalstate.worker.parts import Parts
@@ -231,3 +243,11 @@ class Sweeper:
             self._rest = min(LONGEST_REST, self._rest * 2 or self._settings.sweep_interval)
             self._rests_until = self._clock() + self._rest
         return published
+
+
+def end_lost(index: Index, kind: str, records: Iterable[Record]) -> None:
+    """End evaluations whose worker is lost, of a kind that no worker sweeps any more."""
+    runs = [record for record in records if record.lease]
+    index.finish(
+        kind, [Report(run.id, run.lease, Verdict.FAILED, delay=0, expired_only=True) for run in runs]
+    )

@@ -190,7 +190,7 @@ def test_nothing_of_one_reaches_the_next_through_its_context(
     def switch(ctx: Any, entity: Entity) -> None:
         tenant.set(f"{tenant.get()}, switched")
 
-    world.engine.hooks.around_evaluation.append(of_the_entity)
+    world.engine.around_evaluation(of_the_entity)
     truth.set("2", switch)
     world.run(enqueue_all(world, host, "123"))
     assert seen == [
@@ -207,7 +207,7 @@ def test_a_hook_that_raises_fails_one(world: World, truth: Truth, host: type[Ent
             raise LookupError("no such tenant")
         return contextlib.nullcontext()
 
-    world.engine.hooks.around_evaluation.append(hook)
+    world.engine.around_evaluation(hook)
     [result] = world.run(enqueue_all(world, host, "123"))
     assert result.result == "3 entities: 2 done, 1 failed"
     described = world.engine.describe(host("2"))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from celery_goalstate import Entity, Rules, Status
-from celery_goalstate.engine import BATCH
 from celery_goalstate.exceptions import ImproperlyConfigured, PermanentError, UnknownKind
+from celery_goalstate.index.base import Limits
+from celery_goalstate.index.memory import MemoryIndex
+from celery_goalstate.scheduling import BATCH
+from celery_goalstate.settings import KindOptions
 from tests.integration.conftest import NOW, MakeApp, Truth, World, engine_of_others, is_empty
 
 
@@ -372,3 +377,71 @@ def test_an_evaluation_under_way_finishes_while_paused(world: World, truth: Trut
     described = world.engine.describe(world.entity("1"))
     assert described is not None
     assert described.converged
+
+
+# Hooks -------------------------------------------------------------------------------------------
+
+
+def test_a_hook_sees_each_enqueue_before_the_index_is_asked(world: World) -> None:
+    host, seen = world.register("host"), []
+
+    @world.engine.before_enqueue
+    def hook(kind: str, ids: Any) -> None:
+        seen.append((kind, list(ids), world.index.describe(kind, list(ids))))
+
+    world.engine.enqueue(world.entity("1"))
+    world.engine.enqueue_many([world.entity("2"), host("3"), world.entity("4")])
+    later = world.engine.prepare(host("5"))
+    assert seen == [
+        ("order", ["1"], [None]),
+        ("order", ["2", "4"], [None, None]),
+        ("host", ["3"], [None]),
+    ]
+    later()
+    assert seen[-1] == ("host", ["5"], [None])
+
+
+def test_what_a_hook_raises_reaches_the_caller_and_nothing_is_written(world: World) -> None:
+    @world.engine.before_enqueue
+    def refuse(kind: str, ids: Any) -> None:
+        raise PermissionError(f"no {kind} today")
+
+    for call in (world.engine.enqueue, lambda entity: world.engine.enqueue_many([entity])):
+        with pytest.raises(PermissionError, match="no order today"):
+            call(world.entity("1"))
+    assert is_empty(world.index, "order")
+
+
+def test_hooks_surround_each_evaluation_and_each_action(world: World, truth: Truth) -> None:
+    entered: list[str] = []
+
+    @world.engine.around_evaluation
+    @contextmanager
+    def evaluation(evaluation: Any) -> Iterator[None]:
+        entered.append(str(evaluation.ref))
+        yield
+
+    @world.engine.around_action
+    @contextmanager
+    def action(ctx: Any, action: Any) -> Iterator[None]:
+        entered.append(action.name)
+        yield
+
+    truth.set("1", truth.reach)
+    world.engine.enqueue(world.entity("1"))
+    world.run()
+    assert entered == ["order/1", "reach"]
+
+
+def test_other_parts_for_a_while(world: World) -> None:
+    before, settings = world.engine.parts, world.engine.settings
+    other = dataclasses.replace(before, index=MemoryIndex(Limits(), clock=world.clock.milliseconds))
+    others = dataclasses.replace(settings, kind=KindOptions(max_failures=1))
+    with suppress(KeyError), world.engine.opened_with(other, others):
+        world.engine.enqueue(world.entity("1"))
+        assert world.engine.kind("order").options.max_failures == 1
+        raise KeyError
+    assert world.engine.parts is before
+    assert world.engine.settings is settings
+    assert world.engine.kind("order").options.max_failures is None
+    assert not world.engine.is_scheduled(world.entity("1"))
