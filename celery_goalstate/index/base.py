@@ -300,7 +300,10 @@ class Index(Protocol):
         """
 
     def take(self, kind: str, limit: int, *, nonce: str, task_id: str) -> list[Claim]:
-        """Claim, as a batch, up to `limit` entities that are due and parked, without any message."""
+        """Claim, as a batch, up to `limit` entities that are due and parked, without any message.
+
+        Not those with a note, which is for a message to carry.
+        """
 
     def renew(self, kind: str, runs: Sequence[Run]) -> list[bool]:
         """Extend leases by their full length; False for each that is not held any more."""

@@ -369,7 +369,8 @@ class Taking(Leasing):
         return [entity.id for entity in parked if entity.score <= self.now][:limit]
 
     def may_be_taken(self, entity: Entity) -> bool:
-        return entity.status is Status.PARKED and not self.shard.paused and not entity.alone
+        free = not entity.alone and not entity.note  # which is for a message to carry
+        return entity.status is Status.PARKED and not self.shard.paused and free
 
     def take(self, entity: Entity) -> Claim | None:
         return self.lease(entity, batch=True) if self.may_be_taken(entity) else None

@@ -19,13 +19,10 @@ from typing import Any, ClassVar, NamedTuple
 
 from celery import Celery, Task
 
-from celery_goalstate.index.base import random_id
+from celery_goalstate.index.base import LONGEST_NOTE, random_id
 from celery_goalstate.registry import Kind
 
 logger = logging.getLogger(__name__)
-
-#: Bytes of a note.
-LONGEST = 512
 
 #: The header that names the trace of the enqueue: a dict of the trace's own headers.
 LINK = "goalstate_link"
@@ -69,8 +66,10 @@ def note_of(app: Celery, kind: Kind) -> str:
     headers = _what_fits({name: value for name, value in added.items() if name not in of_trace})
     link = {name: added[name] for name in of_trace} | trace
     link.pop("baggage", None)  # much, and it tells nothing of which trace it is
+    if kind.options.batch_size > 1:
+        link = {}  # or only entities of one trace would share a message
     text = _json(Note(headers, link))
-    return text if len(text) <= LONGEST else _json(Note(headers, {}))
+    return text if len(text) <= LONGEST_NOTE else _json(Note(headers, {}))
 
 
 def read_note(text: str) -> Note:
@@ -93,10 +92,10 @@ def _what_fits(headers: Mapping[str, Any]) -> dict[str, Any]:
         except (TypeError, ValueError) as error:
             problem = f"is not JSON ({error})"
         else:
-            if len(text) <= LONGEST:
+            if len(text) <= LONGEST_NOTE:
                 kept[name] = headers[name]
                 continue
-            problem = f"is too long (all of them together may have {LONGEST} bytes)"
+            problem = f"is too long (all of them together may have {LONGEST_NOTE} bytes)"
         _warn_once(
             name,
             "the header %r %s: enqueue does not note it, so it is missing from messages that are published"

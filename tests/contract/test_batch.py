@@ -102,6 +102,13 @@ class TestTake:
         assert taken(bench, 5) == ["d"]
         assert taken(bench, 5) == []
 
+    def test_nothing_that_has_a_note_which_is_for_a_message_to_carry(self, bench: Bench) -> None:
+        bench.enqueue("a", delay=FAR, note="of a tenant")
+        park(bench, "b")
+        bench.advance(FAR)
+        assert taken(bench) == ["b"]
+        assert bench.promote("a").note == "of a tenant"
+
     def test_nothing_while_paused(self, bench: Bench) -> None:
         park(bench, "a")
         bench.advance(FAR)

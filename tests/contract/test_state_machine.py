@@ -256,6 +256,7 @@ class Machine(RuleBasedStateMachine):
         nonce, began = self._name(), self._next()
         for claim in self.index.take(KIND, limit, nonce=nonce, task_id=nonce):
             assert not self.entities[claim.id].alone, "taken, though its worker was lost with a batch"
+            assert not self.entities[claim.id].note, "taken, though a message is to carry its note"
             self._started(self.entities[claim.id], claim, began, batch=True)
 
     def _started(self, entity: Entity, claim: Claim, began: int, *, batch: bool) -> None:

@@ -14,10 +14,10 @@ from celery.signals import before_task_publish
 from kombu.utils.uuid import uuid
 
 from celery_goalstate import Engine, Entity, Requeue
-from celery_goalstate.index.base import Limits, Wakeup
+from celery_goalstate.index.base import LONGEST_NOTE, Limits, Wakeup
 from celery_goalstate.index.memory import MemoryIndex
 from celery_goalstate.messages import notes, open_publisher
-from celery_goalstate.messages.notes import LINK, LONGEST, note_of, read_note
+from celery_goalstate.messages.notes import LINK, note_of, read_note
 from celery_goalstate.registry import Kind
 from tests.integration.conftest import MakeApp, Message, Truth, World
 
@@ -180,6 +180,33 @@ def test_batches_are_each_for_one_tenant(world: World, truth: Truth) -> None:
         assert {id.split("-")[0] for id, _ in message.args[0]} == {message.headers["x_tenant"]}
 
 
+def test_under_load_nothing_is_evaluated_without_its_message(world: World, truth: Truth) -> None:
+    entity = world.engine.register(batch_size=10)(truth.entity("host"))
+    with tenant_is("acme"):
+        world.engine.enqueue(entity("1"))
+    with tenant_is("zenith"):
+        world.engine.enqueue(entity("2"), 60)
+    world.clock.advance(60)
+    [message] = world.messages()
+    task = world.app.tasks[message.task]
+    task.push_request(id=message.id, retries=0, is_eager=False)  # `apply`, which `World.run` uses, is eager
+    try:
+        world.evaluator("host").handle(task, message.args, message.kwargs)
+    finally:
+        task.pop_request()
+    assert (truth.looks("1", "host"), truth.looks("2", "host")) == (1, 0)
+    world.sweeper().sweep()
+    assert tenants(world.messages()) == ["zenith"]
+
+
+def test_a_batch_of_many_traces_has_no_link(make_app: MakeApp) -> None:
+    app = make_app(cls=Adds)
+    app.added = {"traceparent": "00-1-2-01", "x_tenant": "acme"}
+    engine = Engine(app)
+    engine.register(batch_size=2)(Truth().entity())
+    assert read_note(note_of(app, engine.kind("order"))) == ({"x_tenant": "acme"}, {})
+
+
 def test_an_action_enqueues_for_the_tenant_that_it_works_for(world: World, truth: Truth) -> None:
     def enqueue(ctx: Any, entity: Entity) -> None:
         with tenant_is("zenith"):
@@ -322,7 +349,7 @@ def test_what_is_too_long_or_no_json_is_named_and_left_out(
     for _ in range(2):
         noted = note_of(app, kind)
     assert read_note(noted).headers == {"x_short": "é" * 10, "x_fits": "y" * 300}
-    assert len(noted.encode()) <= LONGEST
+    assert len(noted.encode()) <= LONGEST_NOTE
     told = sorted(record.getMessage() for record in caplog.records)
     assert len(told) == 2
     assert told[0].startswith("the header 'x_long' is too long (all of them together may have 512 bytes)")

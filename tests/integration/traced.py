@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from celery import Celery
-from celery.contrib.testing.worker import start_worker
 
 from celery_goalstate import Engine, Entity
 from celery_goalstate.messages.notes import LINK
@@ -68,6 +67,8 @@ def sentry() -> Tracer:
 
 def main(name: str, url: str) -> None:
     tracer = {"opentelemetry": opentelemetry, "sentry": sentry}[name]()
+    from celery.contrib.testing.worker import start_worker  # a worker's modules come after the tracer
+
     app = Celery("traced", broker=url)
     app.conf.update(
         broker_connection_retry_on_startup=True,

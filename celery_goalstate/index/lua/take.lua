@@ -11,8 +11,9 @@ local function is_repeated(entity)
   return entity.status == RUNNING and entity.fields.nonce == header.nonce and not entity.fields.deleted
 end
 
+-- What an enqueue noted is for a message to carry.
 local function may_be_taken(entity)
-  return entity.status == PARKED and not paused() and not entity.fields.alone
+  return entity.status == PARKED and not paused() and not entity.fields.alone and not entity.fields.noted
 end
 
 local function take(entity)
