@@ -3,7 +3,7 @@ SHELL := /bin/bash
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: help demo check test test-long chaos guest lint format bench docs clean
+.PHONY: help demo check test test-long older newest chaos guest lint format bench docs clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
@@ -27,6 +27,12 @@ chaos: .venv/test.stamp ## pull every plug, and prove that nothing is lost (ARGS
 guest: .venv/test.stamp ## Celery's and kombu's own tests, with an engine on their apps and without (ARGS=--quick: a part)
 	$(BIN)/python -m tests.guest $(ARGS)
 
+older: .venv/bin/python ## a short lane on each older Celery that is supported, in .venv-celery-5.5 and the like
+	$(BIN)/python -m tests.hosts older
+
+newest: .venv/bin/python ## what breaks on pre-releases of celery, kombu, redis-py and Flower, in .venv-newest; never fails
+	$(BIN)/python -m tests.hosts newest
+
 lint: .venv/lint.stamp ## style, types, import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,7 +50,7 @@ docs: .venv/test.stamp ## run every example of README and docs
 	$(BIN)/python -m pytest tests/docs $(ARGS)
 
 clean: ## remove the environment and what tests and demo left
-	rm -rf .venv .venv-guest .venv-peers .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache example_project/var tests/output
+	rm -rf .venv .venv-* .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache example_project/var tests/output
 
 .venv/bin/python:
 	@set -e; for python in $${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do \

@@ -340,8 +340,8 @@ def path_of(cls: type) -> str:
 # Passwords ---------------------------------------------------------------------------------------
 
 # Also behind a prefix, as in Django's settings. There it is the broker's URL too, which by default is that of
-# the index: Celery 5.7 hides its password only where the setting has no prefix.
-_NAMES = "GOALSTATE_INDEX_URL|_BROKER_(READ_|WRITE_)?URL"
+# the index: Celery hides its password only where the setting has no prefix, before 5.7 in broker_url only.
+_NAMES = "GOALSTATE_INDEX_URL|_BROKER_URL|BROKER_(READ|WRITE)_URL"
 
 
 def hide_index_url() -> None:

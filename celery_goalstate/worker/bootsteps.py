@@ -69,7 +69,7 @@ class SweeperStep(bootsteps.StartStopStep):
         self._running = False
         self._timer: Any = None
         self._next: Any = None
-        self._turn = 0  # of the newest tick: an older one, if there still is any, is the last of its row
+        self._turn = 0  # of the newest tick: no other one is followed by the next
 
     def start(self, parent: Any) -> None:
         """Check settings and index, then sweep every `sweep_interval` seconds."""
@@ -95,13 +95,10 @@ class SweeperStep(bootsteps.StartStopStep):
         self._sweep_in(0.0)
 
     def resume(self) -> None:
-        """Go on sweeping after the consumer has lost its connection.
-
-        Celery before 5.7 then forgets all that its timer was to do.
-        """
+        """Sweep at once, and go on: before Celery 5.7 the timer is cleared when a connection is lost."""
         if self._running:
             self._next.cancel()
-            self._sweep_in(self._interval)
+            self._sweep_in(0.0)
 
     def stop(self, parent: Any) -> None:  # noqa: ARG002 - bootsteps' signature
         """Sweep no more; another worker takes over."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,6 +60,9 @@ LANES = [
     Lane("prefork", RabbitMQ, "rabbitmq"),
     Lane("prefork", RabbitMQ, "quorum", QUORUM),
 ]
+
+if POOLS := os.environ.get("GOALSTATE_TEST_POOLS"):  # by name, over the embedded Valkey alone
+    LANES = [lane for lane in LANES if str(lane) in POOLS.split(",")]
 
 # What is worth its time in every run, where the pool and much of the broker are those of another lane.
 SHORT = {
