@@ -20,7 +20,7 @@ from celery_goalstate.backoff import delay_seconds
 from celery_goalstate.deadlines import milliseconds, spread_by
 from celery_goalstate.hooks import Hooks
 from celery_goalstate.index.base import Policy, Request, Scheduled
-from celery_goalstate.messages.notes import note_of
+from celery_goalstate.messages.notes import note_of, warn_of_other_headers
 from celery_goalstate.registry import Kind
 from celery_goalstate.worker.caller import calling_run
 from celery_goalstate.worker.parts import Parts
@@ -53,6 +53,9 @@ class Scheduling:
         index = self.parts.index
         inside = calling_run(index, kind.name)
         scheduled = index.enqueue(kind.name, requests, policy=policy, max_wait=max_wait, inside=inside)
+        for request, reply in zip(requests, scheduled, strict=True):
+            if reply.noted is not None:
+                warn_of_other_headers(kind, request.id, request.note, reply.noted)
         wakeups = [each.wakeup for each in scheduled if each.wakeup is not None]
         return scheduled, self.parts.publisher.dispatch(kind, wakeups, enqueued=True) and bool(wakeups)
 

@@ -122,6 +122,8 @@ class Scheduled(NamedTuple):
     changed: bool  #: did it change the schedule?
     deadline: int | None  #: the one in force; None: nothing is pending (resync of a quarantined entity)
     wakeup: Wakeup | None  #: to be published by the caller
+    #: To a request with a note, if it changed nothing: what is pending has this other note, or ("") none.
+    noted: str | None = None
 
 
 class Claim(NamedTuple):

@@ -205,7 +205,9 @@ class RedisIndex:
                 self.put_back(kind, [wakeup for wakeup in sent if wakeup])
             raise_first(replies)
         return [
-            Scheduled(reply["changed"], _number(reply, "deadline"), _wakeup(request.id, reply))
+            Scheduled(
+                reply["changed"], _number(reply, "deadline"), _wakeup(request.id, reply), reply.get("noted")
+            )
             for request, reply in zip(requests, replies, strict=True)
         ]
 

@@ -264,7 +264,7 @@ class Enqueuing(Transition):
             return Scheduled(False, None, None)
         return self.enqueue_idle(entity, request, wanted)
 
-    def enqueue(self, entity: Entity, request: Request) -> Scheduled:
+    def enqueue_by_status(self, entity: Entity, request: Request) -> Scheduled:
         asked = self.now + (request.delay or 0) if request.at is None else request.at
         wanted = max(self.now, asked)
         match entity.status:
@@ -275,6 +275,12 @@ class Enqueuing(Transition):
             case Status.FAILED:
                 return self.enqueue_failed(entity, request, wanted)
         return self.enqueue_idle(entity, request, wanted)  # or not known at all
+
+    def enqueue(self, entity: Entity, request: Request) -> Scheduled:
+        scheduled = self.enqueue_by_status(entity, request)
+        if request.note and not scheduled.changed and scheduled.deadline is not None:
+            return scheduled._replace(noted=None if entity.note == request.note else entity.note)
+        return scheduled
 
 
 class PuttingBack(Transition):

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from celery import Celery, Task
 
+from celery_goalstate.display import printable
 from celery_goalstate.index.base import LONGEST_NOTE, random_id
 from celery_goalstate.registry import Kind
 
@@ -76,6 +77,20 @@ def read_note(text: str) -> Note:
     """A note as `note_of` has written it."""
     noted = json.loads(text) if text else {}
     return Note(noted.get("headers", {}), noted.get("link", {}))
+
+
+def warn_of_other_headers(kind: Kind, id: str, noted: str, pending: str) -> None:
+    """Warn, once for a kind, of an enqueue whose evaluation gets the headers of an earlier one's."""
+    headers, others = read_note(noted).headers, read_note(pending).headers
+    different = sorted(name for name in headers if headers[name] != others.get(name))
+    if different:
+        _warn_once(
+            f"other headers of {kind.name}",
+            "%s/%s is scheduled already, with another %s than this enqueue has: both lead to one evaluation,"
+            " with the first one's. An entity is known by its kind and id alone: make what differs (a tenant,"
+            " say) a part of the id",
+            kind.name, printable(id), ", ".join(different),
+        )  # fmt: skip
 
 
 def _json(note: Note) -> str:

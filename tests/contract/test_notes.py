@@ -218,3 +218,21 @@ def test_each_entity_of_a_batch_has_its_own(bench: Bench) -> None:
     bench.advance(FAR)
     wakeups = bench.index.promote(KIND, {"c": "c", "a": "a", "b": "b"})
     assert {wakeup.id: wakeup.note for wakeup in wakeups} == {"a": "1", "b": "", "c": "3"}
+
+
+class TestAnotherNote:
+    def test_what_is_pending_is_told_to_who_changes_nothing(self, bench: Bench) -> None:
+        first = bench.enqueue(delay=FAR, note="a")
+        assert first.noted is None
+        assert bench.enqueue(delay=FAR + 1, note="b").noted == "a"
+        assert bench.enqueue(delay=FAR + 1).noted is None, "who notes nothing is not told"
+        assert bench.enqueue(delay=FAR - 1, note="b").noted is None, "it changed the deadline"
+
+    def test_also_of_what_noted_nothing(self, bench: Bench) -> None:
+        bench.enqueue(delay=FAR)
+        assert bench.enqueue(delay=FAR + 1, note="b").noted == ""
+
+    def test_also_while_it_is_evaluated(self, bench: Bench) -> None:
+        bench.run()
+        bench.enqueue(delay=FAR, note="a")
+        assert bench.enqueue(delay=FAR + 1, note="b").noted == "a"

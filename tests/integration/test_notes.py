@@ -417,3 +417,16 @@ def test_publishing_for_others_is_in_nobodys_context(world: World) -> None:
     finally:
         before_task_publish.disconnect(look)
     assert seen == [None, None, "of the worker"]
+
+
+def test_two_tenants_entity_of_one_id_is_one_entity_and_that_is_told(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tenant_is("acme"):
+        world.engine.enqueue(world.entity("7"), 60)
+        world.engine.enqueue(world.entity("7"), 60)
+    assert "scheduled already" not in caplog.text
+    for id in ("7", "8", "7"):
+        with tenant_is("zenith"):
+            world.engine.enqueue(world.entity(id), 60)
+    assert caplog.text.count("order/7 is scheduled already, with another x_tenant than this enqueue has") == 1

@@ -3,7 +3,8 @@
 -- KEYS   see common.lua
 -- Header policy · max_wait · inside: {id, lease} of the evaluation that enqueues
 -- Row    id · at, or else delay (milliseconds from now) · task_id · note
--- Reply  {changed, deadline in force, wakeup}
+-- Reply  {changed, deadline in force, wakeup, noted: by what is pending, if the request notes something, too, and
+--        changes nothing}
 -- Reads  everything but error, converged, finished. Writes deadline, since, own, token, task_id, noted; clears
 --        failures, error and rounds of an entity with nothing pending, and the message of one whose deadline comes
 --        earlier or goes far
@@ -123,7 +124,7 @@ local function enqueue_failed(entity, request, wanted)
   return enqueue_idle(entity, request, wanted)
 end
 
-local function enqueue(entity, request)
+local function enqueue_by_status(entity, request)
   local status = entity.status
   local wanted = math.max(now, request.at or now + (request.delay or 0))
   restore(entity)
@@ -135,6 +136,15 @@ local function enqueue(entity, request)
     return enqueue_failed(entity, request, wanted)
   end
   return enqueue_idle(entity, request, wanted) -- or not known at all
+end
+
+local function enqueue(entity, request)
+  local reply = enqueue_by_status(entity, request)
+  if request.note and not reply.changed and reply.deadline then
+    local noted = note_of(entity) or ''
+    reply.noted = noted ~= request.note and noted or nil
+  end
+  return reply
 end
 
 return each(enqueue)
