@@ -523,7 +523,7 @@ def test_from_inside_a_successful_evaluation_it_counts(
     ],
     ids=["retry", "failure"],
 )
-def test_celerys_handlers_of_a_failure_speak_for_it(
+def test_celerys_handlers_of_a_failure_still_call_for_it(
     world: World, truth: Truth, signal: Any, error: Exception, status: str
 ) -> None:
     """They run when the index has the outcome, and bring nothing forward; whoever comes later does."""
@@ -544,7 +544,7 @@ def test_celerys_handlers_of_a_failure_speak_for_it(
 
 
 @pytest.mark.parametrize("end", [Requeue(3600), PermanentError("no")], ids=["requeued", "quarantined"])
-def test_what_an_action_leaves_behind_speaks_from_outside(world: World, truth: Truth, end: Any) -> None:
+def test_what_an_action_leaves_behind_calls_from_outside(world: World, truth: Truth, end: Any) -> None:
     """In a copy of its context, as `asyncio.to_thread` and `sync_to_async` make one, that outlives it."""
     left: list[contextvars.Context] = []
     copy = _named("copy", lambda ctx, entity: left.append(contextvars.copy_context()))
