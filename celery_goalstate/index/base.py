@@ -122,7 +122,7 @@ class Scheduled(NamedTuple):
     changed: bool  #: did it change the schedule?
     deadline: int | None  #: the one in force; None: nothing is pending (resync of a quarantined entity)
     wakeup: Wakeup | None  #: to be published by the caller
-    #: To a request with a note, if it changed nothing: what is pending has this other note, or ("") none.
+    #: To a request with a note: what was pending before had this other note, or ("") none.
     noted: str | None = None
 
 

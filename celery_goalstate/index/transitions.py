@@ -277,10 +277,9 @@ class Enqueuing(Transition):
         return self.enqueue_idle(entity, request, wanted)  # or not known at all
 
     def enqueue(self, entity: Entity, request: Request) -> Scheduled:
-        scheduled = self.enqueue_by_status(entity, request)
-        if request.note and not scheduled.changed and scheduled.deadline is not None:
-            return scheduled._replace(noted=None if entity.note == request.note else entity.note)
-        return scheduled
+        pending = earliest(entity.deadline, entity.own) is not None
+        noted = entity.note if pending and request.note not in {"", entity.note} else None
+        return self.enqueue_by_status(entity, request)._replace(noted=noted)
 
 
 class PuttingBack(Transition):

@@ -80,15 +80,15 @@ def read_note(text: str) -> Note:
 
 
 def warn_of_other_headers(kind: Kind, id: str, noted: str, pending: str) -> None:
-    """Warn, once for a kind, of an enqueue whose evaluation gets the headers of an earlier one's."""
+    """Warn, once for a kind, of two enqueues with different headers that lead to one evaluation."""
     headers, others = read_note(noted).headers, read_note(pending).headers
     different = sorted(name for name in headers if headers[name] != others.get(name))
     if different:
         _warn_once(
             f"other headers of {kind.name}",
             "%s/%s is scheduled already, with another %s than this enqueue has: both lead to one evaluation,"
-            " with the first one's. An entity is known by its kind and id alone: make what differs (a tenant,"
-            " say) a part of the id",
+            " with the headers of the one whose deadline is in force. An entity is known by its kind and id"
+            " alone: make what differs (a tenant, say) a part of the id",
             kind.name, printable(id), ", ".join(different),
         )  # fmt: skip
 

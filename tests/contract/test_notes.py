@@ -221,12 +221,18 @@ def test_each_entity_of_a_batch_has_its_own(bench: Bench) -> None:
 
 
 class TestAnotherNote:
-    def test_what_is_pending_is_told_to_who_changes_nothing(self, bench: Bench) -> None:
-        first = bench.enqueue(delay=FAR, note="a")
-        assert first.noted is None
+    """Of two enqueues that note different things one is left out: whoever enqueues gets to know."""
+
+    def test_of_what_is_pending(self, bench: Bench) -> None:
+        assert bench.enqueue(delay=FAR, note="a").noted is None
         assert bench.enqueue(delay=FAR + 1, note="b").noted == "a"
-        assert bench.enqueue(delay=FAR + 1).noted is None, "who notes nothing is not told"
-        assert bench.enqueue(delay=FAR - 1, note="b").noted is None, "it changed the deadline"
+        assert bench.enqueue(delay=FAR + 1).noted is None, "it notes nothing"
+        assert bench.enqueue(delay=FAR - 1, note="a").noted is None, "it notes the same"
+
+    def test_also_if_the_deadline_changes(self, bench: Bench) -> None:
+        bench.enqueue(delay=FAR, note="a")
+        assert bench.enqueue(delay=FAR - 1, note="b").noted == "a"
+        assert bench.enqueue(delay=FAR - 2, note="b").noted is None
 
     def test_also_of_what_noted_nothing(self, bench: Bench) -> None:
         bench.enqueue(delay=FAR)
@@ -234,5 +240,5 @@ class TestAnotherNote:
 
     def test_also_while_it_is_evaluated(self, bench: Bench) -> None:
         bench.run()
-        bench.enqueue(delay=FAR, note="a")
+        assert bench.enqueue(delay=FAR, note="a").noted is None, "nothing was pending"
         assert bench.enqueue(delay=FAR + 1, note="b").noted == "a"

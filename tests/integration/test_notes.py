@@ -426,7 +426,7 @@ def test_two_tenants_entity_of_one_id_is_one_entity_and_that_is_told(
         world.engine.enqueue(world.entity("7"), 60)
         world.engine.enqueue(world.entity("7"), 60)
     assert "scheduled already" not in caplog.text
-    for id in ("7", "8", "7"):
+    for id, deadline in (("8", 60), ("7", 30), ("7", 90)):
         with tenant_is("zenith"):
-            world.engine.enqueue(world.entity(id), 60)
+            world.engine.enqueue(world.entity(id), deadline)
     assert caplog.text.count("order/7 is scheduled already, with another x_tenant than this enqueue has") == 1

@@ -3,8 +3,7 @@
 -- KEYS   see common.lua
 -- Header policy · max_wait · inside: {id, lease} of the evaluation that enqueues
 -- Row    id · at, or else delay (milliseconds from now) · task_id · note
--- Reply  {changed, deadline in force, wakeup, noted: by what is pending, if the request notes something, too, and
---        changes nothing}
+-- Reply  {changed, deadline in force, wakeup, noted: the note of what was pending, if the request has another}
 -- Reads  everything but error, converged, finished. Writes deadline, since, own, token, task_id, noted; clears
 --        failures, error and rounds of an entity with nothing pending, and the message of one whose deadline comes
 --        earlier or goes far
@@ -139,11 +138,10 @@ local function enqueue_by_status(entity, request)
 end
 
 local function enqueue(entity, request)
+  local pending = entity.fields.deadline or entity.fields.own
+  local noted = pending and request.note and (note_of(entity) or '')
   local reply = enqueue_by_status(entity, request)
-  if request.note and not reply.changed and reply.deadline then
-    local noted = note_of(entity) or ''
-    reply.noted = noted ~= request.note and noted or nil
-  end
+  reply.noted = noted and noted ~= request.note and noted or nil
   return reply
 end
 
