@@ -176,7 +176,8 @@ def _check_function(name: str, function: Callable[..., Any], args: tuple[str, ..
     """Raise `TypeError` for a function that cannot be called with so many arguments, or not as an action."""
     if not _takes(function, len(args)):
         raise TypeError(
-            f"action {name} executes {function!r}, which cannot be called with ({', '.join(args)})"
+            f"action {name} executes {getattr(function, '__qualname__', function)!r}, which cannot be called"
+            f" with ({', '.join(args)}); define it so"
         )
     while isinstance(function, functools.partial):
         function = function.func

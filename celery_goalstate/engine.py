@@ -155,7 +155,8 @@ class Engine:
     def declare(self, kind: str, **routing: Unpack[RoutingKeywords]) -> None:
         """Say that another code base evaluates this kind, and where its messages go: `queue`, `priority`, ...
 
-        So a process without the class can enqueue, describe and delete entities of the kind.
+        So a process without the class can enqueue, describe and delete entities of the kind. Without a queue,
+        messages go to the app's default one, where a worker that lacks the class drops them.
         Raises `ImproperlyConfigured` for options that say no routing, or that differ from an earlier call's.
         """
         self._kinds.declare(kind, routing)

@@ -1,4 +1,4 @@
-"""What an app adds around enqueues, evaluations and actions; `Engine` has a method to add to each.
+"""What an app adds around enqueues, evaluations and actions: `Engine` has a method for each of these.
 
 A hook around an evaluation or an action returns a context manager (`@contextlib.contextmanager` makes one):
 a span, a tenant's database schema, a transaction. It is entered per entity, in a batch too, and per action.
@@ -23,7 +23,7 @@ BeforeEnqueue: TypeAlias = Callable[[str, Sequence[str]], object]
 AroundEvaluation: TypeAlias = "Callable[[Evaluation], AbstractContextManager[object]]"
 AroundAction: TypeAlias = "Callable[[Context, Action], AbstractContextManager[object]]"
 
-#: Gets the evaluation, the state and the goal state whenever they were read.
+#: Gets the evaluation, the state and the goal state whenever they were read: a seam for tests.
 StatesRead: TypeAlias = "Callable[[Evaluation, Any, Any], object]"
 
 

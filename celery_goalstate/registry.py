@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, TypeVar, Unpack, overload
 
@@ -114,8 +114,9 @@ class Kinds:
         _refuse_public_task(NAME("kind", name), "declare()")
         if others := sorted(routing.keys() - ROUTING_OPTIONS):
             raise ImproperlyConfigured(
-                f"declare({name!r}) takes where messages go, not {', '.join(others)}: that is for the code"
-                f" base that evaluates the kind. Accepted: {', '.join(sorted(ROUTING_OPTIONS))}"
+                f"declare({name!r}) takes where messages go, not {', '.join(others)}."
+                f"{did_you_mean(others[0], ROUTING_OPTIONS)} Accepted: {', '.join(sorted(ROUTING_OPTIONS))};"
+                " other options are for the code base that evaluates the kind"
             )
         if self._declared.setdefault(name, routing) != routing:
             raise ImproperlyConfigured(
@@ -163,7 +164,8 @@ class Kinds:
         if kind is None or kind.entity_class is None or not isinstance(entity, kind.entity_class):
             raise UnknownKind(
                 f"{path_of(type(entity))} is not registered with this engine;"
-                f" decorate it with @engine.register, or enqueue engine.ref({entity.kind!r}, ...)"
+                " decorate it with @engine.register. If another code base evaluates the kind, declare it, and"
+                f" enqueue engine.ref({entity.kind!r}, ...)"
             )
         return kind, checked_id(entity.get_id())  # an override may return anything
 
@@ -203,10 +205,13 @@ class Kinds:
             self._imported = True
 
     def _unknown(self, name: str) -> str:
-        if _under_django(self._app()):
+        if _under_django(self._app()) and "celery_goalstate.contrib.django" not in _installed_apps():
             hint = "Add 'celery_goalstate.contrib.django' to INSTALLED_APPS: it imports each app's entities"
         else:
-            hint = "Register its class, or say that another code base evaluates it: engine.declare(kind)"
+            hint = (
+                "Register its class, or say that another code base evaluates it:"
+                f" engine.declare({name!r}, queue=...)"
+            )
         return (
             f"no entity class of kind {name!r} is registered in this process, nor is the kind declared."
             f"{did_you_mean(name, self)} Known: {', '.join(self.names()) or 'none'}. {hint}"
@@ -215,6 +220,13 @@ class Kinds:
 
 def _is_resync(cls: type[Entity] | None) -> TypeGuard[type[Resync]]:
     return cls is not None and issubclass(cls, Resync)
+
+
+def _installed_apps() -> Sequence[str]:
+    from django.conf import settings
+
+    installed: Sequence[str] = settings.INSTALLED_APPS
+    return installed
 
 
 def _under_django(app: Celery) -> bool:

@@ -94,8 +94,12 @@ class Rules:
 
 
 def check_entity_class(cls: type[Entity]) -> None:
-    """Raise `ImproperlyConfigured` for a class of which no entity could ever be evaluated."""
+    """Raise `ImproperlyConfigured` for a class that has no actions to choose from, or none that could run."""
     path = f"{cls.__module__}.{cls.__qualname__}"
+    if cls.rules is not None and not callable(getattr(cls.rules, "actions", None)):
+        raise ImproperlyConfigured(
+            f"`rules` of {path} is {cls.rules!r:.100}; give Rules({{goal state: {{state: [actions]}}}})"
+        )
     if cls.rules is None and cls.get_action_list is Entity.get_action_list:
         raise ImproperlyConfigured(
             f"{path} defines neither `rules` nor get_action_list(): its entities could never be evaluated"

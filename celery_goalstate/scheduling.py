@@ -12,9 +12,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
-from typing import TypeVar
-
-from celery import Celery
+from typing import TYPE_CHECKING, TypeVar
 
 from celery_goalstate.backoff import delay_seconds
 from celery_goalstate.deadlines import milliseconds, spread_by
@@ -24,6 +22,9 @@ from celery_goalstate.messages.notes import note_of, warn_of_other_headers
 from celery_goalstate.registry import Kind
 from celery_goalstate.worker.caller import calling_run
 from celery_goalstate.worker.parts import Parts
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 K = TypeVar("K", bound=Hashable)
 
@@ -42,7 +43,7 @@ class Scheduling:
     def enqueue(
         self, kind: Kind, requests: Sequence[Request], policy: Policy, max_wait: int | None = None
     ) -> tuple[Sequence[Scheduled], bool]:
-        """What the index replies, and whether there were messages to send, and all of them were sent.
+        """What the index replies, and whether there were messages and none of them failed.
 
         `max_wait` is in milliseconds. Raises `IndexUnavailable`, and whatever a hook raises.
         """
@@ -57,7 +58,8 @@ class Scheduling:
             if reply.noted is not None:
                 warn_of_other_headers(kind, request.id, request.note, reply.noted)
         wakeups = [each.wakeup for each in scheduled if each.wakeup is not None]
-        return scheduled, self.parts.publisher.dispatch(kind, wakeups, enqueued=True) and bool(wakeups)
+        published = self.parts.publisher.dispatch(kind, wakeups, enqueued=True)
+        return scheduled, published and bool(wakeups)
 
     def enqueue_all(
         self,

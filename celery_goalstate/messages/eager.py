@@ -6,11 +6,9 @@ import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Sequence
-from typing import Any
 
 from celery import Celery
 from celery.exceptions import Retry
-from celery.result import EagerResult
 
 from celery_goalstate.display import printable
 from celery_goalstate.index.base import Index, Wakeup
@@ -81,12 +79,9 @@ class EagerPublisher:
             self._index.put_back(kind.name, [wakeup])
             return
         try:
-            result: EagerResult[Any] = task.apply(
-                args=([[wakeup.id, wakeup.token]],), task_id=wakeup.task_id, retries=wakeup.retries
-            )
+            task.apply(args=([[wakeup.id, wakeup.token]],), task_id=wakeup.task_id, retries=wakeup.retries)
         except Retry as retry:  # task_eager_propagates: show what went wrong, not how it goes on
             raise (retry.exc if isinstance(retry.exc, Exception) else retry) from None
-        logger.debug("%s/%s: %s", kind.name, printable(wakeup.id), result.result)
 
 
 class _Queue(threading.local):

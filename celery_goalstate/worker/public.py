@@ -27,6 +27,7 @@ def create_public_task(app: Celery, name: str, engine: Engine) -> None:
             "sent": done.sent,
         }
 
+    enqueue.__qualname__ = name
     enqueue.__doc__ = "Enqueue an entity: kind, id, and when to evaluate it (seconds from now, or ISO 8601)."
     create: Any = app.task  # its stubs know no options by name
     create(enqueue, name=name, shared=False)

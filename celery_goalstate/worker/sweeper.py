@@ -92,7 +92,8 @@ class Sweeper:
         if not kinds:
             logger.warning(
                 "this worker knows no kind, so it evaluates nothing and sweeps nothing: let it import the"
-                " modules that register entity classes, as those of tasks (Celery(include=[...]), say)"
+                " modules that register entity classes, as those of tasks: Celery(include=[...]), say, or,"
+                " with Django, 'celery_goalstate.contrib.django' in INSTALLED_APPS"
             )
         self._index.note(kinds)
 

@@ -104,7 +104,7 @@ class Evaluator:
             pairs, resent_at = read_message(args, kwargs)
         except ValueError as error:
             logger.error("%s", rejection(task.name, self._kind.name, error))  # noqa: TRY400 - no traceback
-            raise Reject(str(error), requeue=False) from error
+            raise Reject(str(error), requeue=False) from None
         request = task.request  # searches a stack
         ended = self.run(
             pairs, resent_at, task_id=str(request.id), retries=request.retries or 0, request=request

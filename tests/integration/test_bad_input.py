@@ -267,6 +267,7 @@ def takes_too_little(ctx: Any) -> None: ...
     ("cls", "text"),
     [
         (Base, "defines neither `rules` nor get_action_list(): its entities could never be evaluated"),
+        (type("Dict", (Base,), {"rules": {"new": {}}}), "Dict is {'new': {}}; give Rules({goal state:"),
         (
             type("Typo", (Base,), {"rules": Rules({ANY: {ANY: ["pakc"]}})}),
             "name 'pakc': Typo has no method 'pakc'",

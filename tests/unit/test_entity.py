@@ -366,7 +366,7 @@ def test_what_can_be_called_with_a_context_and_an_entity(function: Any) -> None:
 )
 def test_what_cannot_is_refused_when_the_action_is_built(function: Any) -> None:
     with pytest.raises(
-        TypeError, match=r"action pack executes .*, which cannot be called with \(ctx, entity\)"
+        TypeError, match=r"action pack executes .*, which cannot be called with \(ctx, entity\); define it so"
     ):
         Action("pack", function)
 
