@@ -337,6 +337,9 @@ class Claiming(Leasing):
         sent = min(int(token) // 1000, self.now)
         self.shard.newest_arrival = max(self.shard.newest_arrival, sent, sent_again)
 
+    def is_early(self, entity: Entity) -> bool:
+        return _known(entity.deadline) > self.now
+
     def claim(self, entity: Entity, token: str) -> Claim | Refusal:
         if self.is_missing(entity):
             return Refusal(entity.id, Refused.MISSING)
@@ -344,16 +347,15 @@ class Claiming(Leasing):
             return self.claimed(entity)
         if not self.is_expected(entity, token):
             return Refusal(entity.id, Refused.STALE)
-        deadline = _known(entity.deadline)
         self.note_arrival(entity, token)
         if self.shard.paused:
             self.park(entity)
             return Refusal(entity.id, Refused.PAUSED)
-        if not self.is_near(deadline):
+        if not self.is_near(_known(entity.deadline)):
             # Sent by who had a longer horizon, or before the clock was set back: no worker waits so long.
             self.park(entity)
             return Refusal(entity.id, Refused.EARLY)
-        if deadline > self.now:
+        if self.is_early(entity):
             again = self.wakeup(entity, self.limits.shortest_delay)
             return Refusal(entity.id, Refused.EARLY, self.with_note(entity, again))
         return self.lease(entity, self.batch)
@@ -378,8 +380,11 @@ class Taking(Leasing):
 class Renewing(Transition):
     """As `renew.lua`."""
 
+    def holds_lease(self, entity: Entity, run: Run) -> bool:
+        return entity.status is Status.RUNNING and entity.lease == run.lease
+
     def renew(self, entity: Entity, run: Run) -> bool:
-        if entity.status is not Status.RUNNING or entity.lease != run.lease:
+        if not self.holds_lease(entity, run):
             return False
         self.save(entity, Status.RUNNING, self.now + self.limits.lease)
         return True
@@ -614,12 +619,13 @@ class Promoting(Transition):
         """The same request again, since the reply to the first was lost."""
         return entity.status is Status.SENT and entity.task_id == task_id
 
+    def is_waiting(self, entity: Entity) -> bool:
+        return entity.status is Status.PARKED and not self.shard.paused
+
     def promote(self, entity: Entity, task_id: str) -> Wakeup | None:
         if self.is_repeated(entity, task_id):
             return self.with_note(entity, self.wakeup(entity))
-        if entity.status is not Status.PARKED or self.shard.paused:
-            return None
-        if not self.is_near(_known(entity.deadline)):
+        if not self.is_waiting(entity) or not self.is_near(_known(entity.deadline)):
             return None
         if self.under_way() >= self.limits.window:
             return None
@@ -679,8 +685,11 @@ class Forgetting(Transition):
 class Adopting(Transition):
     """As `adopt.lua`."""
 
+    def is_known(self, entity: Entity) -> bool:
+        return entity.status is not None
+
     def adopt(self, entity: Entity, record: Record) -> None:
-        if entity.status is not None:
+        if self.is_known(entity):
             return
         entity.failures, entity.rounds, entity.error = record.failures, record.rounds, record.error
         entity.converged, entity.finished, entity.alone = record.converged, record.finished, record.alone

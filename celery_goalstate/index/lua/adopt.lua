@@ -8,8 +8,12 @@
 
 local STATUSES = { parked = PARKED, idle = IDLE, failed = FAILED }
 
+local function is_known(entity)
+  return entity.status ~= nil
+end
+
 local function adopt(entity, record)
-  if entity.status then
+  if is_known(entity) then
     return false
   end
   for name, value in pairs(record.fields) do

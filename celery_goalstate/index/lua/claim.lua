@@ -33,8 +33,11 @@ local function note_arrival(entity, token)
   reached = math.max(reached, math.min(math.floor(tonumber(token) / 1000), now), sent_again)
 end
 
+local function is_early(entity)
+  return entity.fields.deadline > now
+end
+
 local function claim(entity, message)
-  local fields = entity.fields
   if is_missing(entity) then
     return refused('missing')
   elseif is_repeated(entity) then
@@ -46,10 +49,10 @@ local function claim(entity, message)
   if paused() then
     park(entity)
     return refused('paused')
-  elseif not is_near(fields.deadline) then
+  elseif not is_near(entity.fields.deadline) then
     park(entity) -- sent by who had a longer horizon, or before the clock was set back: no worker waits so long
     return refused('early')
-  elseif fields.deadline > now then
+  elseif is_early(entity) then
     return refused('early', with_note(entity, wakeup(entity, limits.shortest_delay)))
   end
   return lease(entity, header.batch)

@@ -10,11 +10,15 @@ local function is_repeated(entity, request)
   return entity.status == SENT and entity.fields.task_id == request.task_id
 end
 
+local function is_waiting(entity)
+  return entity.status == PARKED and not paused()
+end
+
 local function promote(entity, request)
   strike_out(entity, PARKED)
   if is_repeated(entity, request) then
     return with_note(entity, wakeup(entity))
-  elseif entity.status ~= PARKED or paused() then
+  elseif not is_waiting(entity) then
     return false
   elseif not is_near(entity.fields.deadline) then
     save(entity, PARKED, entity.fields.deadline) -- found by a score that is not its deadline

@@ -5,8 +5,12 @@
 -- Reply  whether the lease is still held
 -- Reads  lease. Writes no field, only the expiry in `running`
 
+local function holds_lease(entity, run)
+  return entity.status == RUNNING and entity.fields.lease == run.lease
+end
+
 local function renew(entity, run)
-  if entity.status ~= RUNNING or entity.fields.lease ~= run.lease then
+  if not holds_lease(entity, run) then
     return false
   end
   save(entity, RUNNING, now + limits.lease)
