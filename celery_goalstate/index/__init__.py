@@ -30,7 +30,7 @@ CONNECT_TIMEOUT = 2.0
 REDIS_PY = 8
 
 #: A thread or greenlet that talks to the index has a connection meanwhile. redis-py's own bound (100) would
-#: tell the next one that the index is away. `?max_connections=` in the URL sets another.
+#: fail the next one, as if the index were away. `?max_connections=` in the URL sets another.
 MAX_CONNECTIONS = 10_000
 
 
@@ -131,7 +131,7 @@ def _usable(client: Redis) -> Redis:
     """The client, if this redis-py knows the options of its URL. Raises `ValueError`."""
     pool = client.connection_pool
     try:
-        pool.connection_class(**pool.connection_kwargs)  # which connects nobody
+        pool.connection_class(**pool.connection_kwargs)  # which does not connect
     except (TypeError, errors.RedisError) as error:
         raise ValueError(f"redis-py {redis_py} says: {error}") from error
     return client
@@ -164,7 +164,7 @@ def _sentinel_master(url: str, options: dict[str, Any]) -> Redis:
     """`sentinel://[user:password@]host:port[/db][;sentinel://...]?master_name=...`, as kombu has it.
 
     The credentials are those of the Redis server; those of the sentinels go by `sentinel_password`.
-    `rediss+sentinel://` speaks TLS with both, by the same `ssl_...` options.
+    `rediss+sentinel://` uses TLS with both, by the same `ssl_...` options.
     """
     parts = [urlsplit(part) for part in url.split(";")]
     query = dict(parse_qsl("&".join(part.query for part in parts)))

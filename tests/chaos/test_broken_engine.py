@@ -140,7 +140,8 @@ BREAKAGES = [
         Text(
             "index/redis.py",
             "            raise_first(replies)\n        return [\n            Scheduled(",
-            '            replies = [{"changed": False}] * len(requests)\n        return [\n            Scheduled(',
+            '            replies = [{"changed": False}] * len(requests)\n'
+            "        return [\n            Scheduled(",
         ),
         {"untold"},
         faults="the index cannot be reached",

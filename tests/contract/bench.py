@@ -28,7 +28,7 @@ KIND = "order"
 
 
 class Bench:
-    """An index, its clock, and short ways to say what happens to the entity `a` of the kind `order`."""
+    """An index, its clock, and short names for what happens to the entity `a` of the kind `order`."""
 
     def __init__(self, lane: Lane, limits: Limits) -> None:
         self.lane = lane
@@ -44,7 +44,7 @@ class Bench:
         return self.lane.clock.now
 
     def advance(self, ms: int) -> int:
-        """Let time pass, and look whether all is well."""
+        """Let time pass, and check whether all is well."""
         check(self.lane.stored())
         return self.lane.clock.advance(ms)
 
@@ -96,14 +96,14 @@ class Bench:
         assert isinstance(reply, Claim), reply
         return reply
 
-    def run(self, id: str = "a", *, task_id: str | None = None, delay: int = 0) -> Claim:
+    def run(self, id: str = "a", *, task_id: str | None = None, delay: int = 0, note: str = "") -> Claim:
         """Enqueue an entity, wait, and start its evaluation."""
-        scheduled = self.enqueue(id, delay, task_id=task_id)
+        scheduled = self.enqueue(id, delay, task_id=task_id, note=note)
         self.advance(delay)
         wakeup = scheduled.wakeup or self.promote(id)
         return self.start(wakeup)
 
-    def look(self, id: str = "a") -> Claim:
+    def evaluate(self, id: str = "a") -> Claim:
         """The evaluation that is pending starts, as soon as it is due."""
         record = self.record(id)
         assert record.deadline is not None
@@ -156,7 +156,7 @@ class Bench:
         return replies[0] if replies else None
 
     def resend(self, id: str = "a", *, task_id: str | None = None, probe: bool = True) -> Wakeup | None:
-        """The sweeper looks for a lost message; as a probe it is sent again in any case."""
+        """The sweeper searches a lost message; as a probe it is sent again in any case."""
         replies = self.index.resend(KIND, {id: task_id or self._name("task")}, probe=id if probe else None)
         return replies[0] if replies else None
 

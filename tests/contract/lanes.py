@@ -1,4 +1,4 @@
-"""The indexes under test: each with a clock that only the test moves, and a look at everything it stores.
+"""The indexes under test: each with a clock that only the test moves, and a view of everything it stores.
 
 The Redis index reads the time from a key next to its own, in place of the server's `TIME`; nothing else
 about it differs from production.
@@ -46,14 +46,14 @@ class Clock:
 
     def _set(self, now: int) -> int:
         self.now = now
-        for tell in self.watchers:
-            tell(now)
+        for watch in self.watchers:
+            watch(now)
         return now
 
 
 @dataclass
 class Row:
-    """What is stored of one entity: its statuses (one, if all is well) and the fields that say something."""
+    """What is stored of one entity: its statuses (one, if all is well), and fields but for their defaults."""
 
     places: list[tuple[Status, int | None]] = field(default_factory=list)
     fields: dict[str, str] = field(default_factory=dict)
@@ -116,7 +116,7 @@ class MemoryLane:
 
 
 def _text(name: str, value: Any) -> str:
-    """A field's value as the Redis index stores it; empty: it says nothing."""
+    """A field's value as the Redis index stores it; empty: it has its default."""
     if name == "converged":
         return "" if value is None else str(int(value))
     return str(int(value) if isinstance(value, bool) else value) if value else ""
@@ -146,7 +146,7 @@ class RedisLane:
         *,
         index_client: Any = None,
     ) -> None:
-        """`index_client` is what the index uses, if it is to be another than the one to look with."""
+        """`index_client` is what the index uses, if it is to be another than the one that reads."""
         self.name = name
         self.client = client
         self.clock = clock
@@ -154,10 +154,10 @@ class RedisLane:
         self.index = FakeTimeRedisIndex(
             index_client or client, limits, namespace=NAMESPACE, key_prefix=PREFIX, shards=shards
         )
-        self._tell(clock.now)
-        clock.watchers.append(self._tell)
+        self._set_clock(clock.now)
+        clock.watchers.append(self._set_clock)
 
-    def _tell(self, now: int) -> None:
+    def _set_clock(self, now: int) -> None:
         with self.client.pipeline(transaction=False) as pipeline:
             for kind in KINDS:
                 for shard in range(self.shards):

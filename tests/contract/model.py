@@ -71,21 +71,21 @@ class Entity:
         wanted: int,
         policy: Policy,
         max_wait: int | None,
-        speaker: str | None,
+        inside: str | None,
         note: str,
     ) -> tuple[bool, int | None]:
-        """Whether the schedule changes, and the deadline in force. `speaker`: its own evaluation's lease."""
+        """Whether the schedule changes, and the deadline in force. `inside`: the lease of its own run."""
         resync = policy in {Policy.RESYNC, Policy.REVIVE}
         wanted = max(wanted, now)
         evaluation, before = self.evaluation, self.pending
         if resync and self.visible and (evaluation or self.due is not None):
             return False, before
-        if speaker and not evaluation and (self.due is not None or self.quarantined):
+        if inside and not evaluation and (self.due is not None or self.quarantined):
             return False, before
         if self.quarantined and policy is Policy.RESYNC:
             return False, None
 
-        if evaluation and speaker == evaluation.lease and not evaluation.deleted:
+        if evaluation and inside == evaluation.lease and not evaluation.deleted:
             self.own = self._agreed(self.own, wanted, now, policy, max_wait)
         elif evaluation:
             self.noted = self._agreed(self.noted, wanted, now, policy, max_wait)

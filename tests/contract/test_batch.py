@@ -55,7 +55,7 @@ def unstarted(bench: Bench, run: Claim | Run, **report: Any) -> Finished:
 
 
 def lost(bench: Bench, run: Claim | Run, verdict: Verdict = Verdict.FAILED, **report: Any) -> Finished:
-    """What the sweeper says of an evaluation whose lease ran out."""
+    """What the sweeper reports of an evaluation whose lease ran out."""
     delay = 10_000 if verdict is Verdict.FAILED else None
     report = {"failures": 7, "error": "WorkerLost", "expired_only": True, "delay": delay, **report}
     return bench.finish(run, verdict, **report)
@@ -204,7 +204,7 @@ class TestUnstarted:
         a, _ = claim_all(bench, finished.wakeup, bench.enqueue("b").wakeup)
         assert isinstance(a, Claim)
         unstarted(bench, a)
-        assert bench.look("a").rounds == 5
+        assert bench.evaluate("a").rounds == 5
 
     def test_nobody_is_to_evaluate_it_alone(self, bench: Bench) -> None:
         a, _ = batch(bench)
@@ -277,7 +277,7 @@ class TestLost:
             assert bench.start(wakeup).failures == 0
 
     def test_no_quarantine(self, bench: Bench) -> None:
-        """Nobody can tell which entity it was that used up the last of its failures."""
+        """Any of them may be the one that used up the last of its failures."""
         a, b = batch(bench)
         wakeups = lose(bench, a, b, verdict=Verdict.QUARANTINED)
         assert all(wakeups)

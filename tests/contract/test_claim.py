@@ -32,7 +32,7 @@ class TestClaim:
 
     def test_tells_the_past(self, bench: Bench) -> None:
         bench.fail(bench.run(), failures=4)
-        claim = bench.look()
+        claim = bench.evaluate()
         assert (claim.failures, claim.rounds) == (4, 0)
         finished = bench.finish(claim, delay=0, rounds=3)
         claim = bench.start(finished.wakeup)
@@ -191,7 +191,7 @@ class TestRenew:
 
     @pytest.mark.parametrize("lease", ["", "0", "1"])
     def test_a_lease_that_was_never_given(self, bench: Bench, lease: str) -> None:
-        for happens in (lambda: None, bench.enqueue, bench.look):
+        for happens in (lambda: None, bench.enqueue, bench.evaluate):
             happens()
             assert not bench.renew(Run("a", lease))
 
@@ -219,7 +219,7 @@ class TestPutBack:
         wakeup = bench.promote()
         assert bench.start(wakeup)
 
-    def test_said_again_it_changes_nothing(self, bench: Bench) -> None:
+    def test_repeated_it_changes_nothing(self, bench: Bench) -> None:
         wakeup = bench.enqueue().wakeup
         bench.put_back(wakeup)
         before = bench.row()

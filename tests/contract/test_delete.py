@@ -108,7 +108,7 @@ class TestRunning:
         self, bench: Bench, verdict: Verdict, expired_only: bool
     ) -> None:
         bench.fail(bench.run(), failures=5, converged=False)
-        run = bench.look()
+        run = bench.evaluate()
         bench.delete()
         fresh = bench.enqueue(delay=40_000)
         bench.advance(bench.limits.lease)
@@ -186,7 +186,7 @@ class TestRunning:
         assert bench.fail(run, expired_only=True) == ACCEPTED
         assert bench.row() is None
 
-    def test_the_end_said_again(self, bench: Bench) -> None:
+    def test_the_end_repeated(self, bench: Bench) -> None:
         run = bench.run()
         bench.delete()
         fresh = bench.enqueue(delay=1_000)

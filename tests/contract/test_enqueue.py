@@ -132,7 +132,7 @@ AGAIN = [
     Again("first beyond max_wait", REPLACE, 9_000, 9_000, 4_000, changed=True, max_wait=4_000),
     Again("max_wait over", REPLACE, 9_000, 9_000, 7_000, changed=True, passed=7_000, max_wait=6_000),
     Again("max_wait over, overdue", REPLACE, 5_000, 9_000, 5_000, changed=False, passed=6_000, max_wait=1),
-    Again("no patience", REPLACE, 5_000, 9_000, 0, changed=True, max_wait=0),
+    Again("no wait at all", REPLACE, 5_000, 9_000, 0, changed=True, max_wait=0),
     Again("max_wait, earlier", REPLACE, 9_000, 1_000, 1_000, changed=True, max_wait=20_000),
     Again("resync", RESYNC, 5_000, 1_000, 5_000, changed=False),
     Again("resync of a far one", RESYNC, FAR, 1_000, FAR, changed=False),
@@ -355,7 +355,7 @@ class TestInside:
         run = bench.run()
         self.inside(bench, run, 0)
         bench.fail(run, 10_000)
-        assert bench.finish(bench.look()).deadline is None
+        assert bench.finish(bench.evaluate()).deadline is None
 
     def test_another_entity_is_enqueued_as_from_outside(self, bench: Bench) -> None:
         run, other = bench.run("a"), bench.run("b")
@@ -387,7 +387,7 @@ class TestInsideFenced:
 
     def test_is_noted_as_from_outside_when_another_runs(self, bench: Bench) -> None:
         run = self.fenced(bench, delay=0)
-        other = bench.look()
+        other = bench.evaluate()
         assert bench.enqueue(delay=2_000, inside=run) == Scheduled(True, bench.now + 2_000, None)
         assert bench.fail(other, 10_000).deadline == bench.now + 2_000
 
@@ -419,7 +419,7 @@ class TestAtRest:
         assert reply.wakeup
         bench.advance(1_000)
         assert bench.survey().expired == ()
-        assert bench.record().converged is True, "what the last look found is still known"
+        assert bench.record().converged is True, "what the last evaluation found is still known"
 
     @pytest.mark.parametrize(
         ("policy", "revived"),
@@ -471,7 +471,7 @@ class TestFloor:
 
     def test_it_ends_with_the_next_evaluation(self, bench: Bench) -> None:
         self.backing_off(bench)
-        run = bench.look()
+        run = bench.evaluate()
         assert bench.enqueue(delay=1_000).deadline == bench.now + 1_000
         assert bench.finish(run).deadline == bench.now + 1_000
         assert bench.enqueue(delay=0).deadline == bench.now

@@ -17,7 +17,7 @@ DONE, FAILED, QUARANTINED = Verdict.DONE, Verdict.FAILED, Verdict.QUARANTINED
 
 @dataclass(frozen=True)
 class End:
-    """An evaluation ends with a verdict and asks for another look, others have enqueued meanwhile."""
+    """An evaluation ends with a verdict and asks for another evaluation, others have enqueued meanwhile."""
 
     verdict: Verdict
     asked: int | None
@@ -108,7 +108,7 @@ class TestFinish:
         assert (bench.record().converged, bench.record().task_id) == (True, "t9")
         bench.finish(bench.run(), converged=False, delay=0, rounds=3)
         assert (bench.record().converged, bench.record().rounds) == (False, 3)
-        bench.quarantine(bench.look())
+        bench.quarantine(bench.evaluate())
         assert (bench.record().converged, bench.record().rounds) == (None, 0)
 
     def test_a_window_that_is_full_parks_the_next_look(self, open_bench: Any) -> None:
@@ -121,7 +121,7 @@ class TestFinish:
 
 
 class TestTaskIds:
-    """A retry is the same Celery task once more; any other look is a task of its own."""
+    """A retry is the same Celery task once more; any other evaluation is a task of its own."""
 
     def end(self, bench: Bench, delay: int, verdict: Verdict = FAILED, **report: Any) -> Finished:
         run = bench.run(task_id="t1")
@@ -187,7 +187,7 @@ class TestLease:
     @pytest.mark.parametrize("lease", ["0", "1", "x"])
     def test_a_lease_that_is_not_held_changes_nothing(self, bench: Bench, lease: str) -> None:
         assert bench.finish(Run("a", lease)) == FENCED
-        for happens in (bench.enqueue, bench.look, lambda: bench.quarantine(bench.run("b"))):
+        for happens in (bench.enqueue, bench.evaluate, lambda: bench.quarantine(bench.run("b"))):
             happens()
             before = bench.row()
             assert bench.finish(Run("a", lease), delay=0) == FENCED
@@ -196,7 +196,7 @@ class TestLease:
     def test_the_lease_of_a_former_run_changes_nothing(self, bench: Bench) -> None:
         first = bench.run()
         bench.fail(first)
-        second = bench.look()
+        second = bench.evaluate()
         before = bench.row()
         assert bench.finish(Run("a", second.lease[:-1])) == FENCED
         assert bench.row() == before

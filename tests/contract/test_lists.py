@@ -119,7 +119,7 @@ class TestBatches:
         assert index.promote(KIND, {id: f"again-{id}" for id in due}) == []
 
         bench.advance(bench.limits.resend_after)
-        # Messages that arrive in every shard, and were sent so much later, tell that the others are lost.
+        # Messages that arrive in every shard, and were sent so much later, show that the others are lost.
         self.start_others(bench)
         suspect = [id for s in index.survey([KIND], sweeper="s", hold=1_000, limit=1_000) for id in s.suspect]
         assert sorted(suspect) == sorted(ids)

@@ -1,7 +1,7 @@
 """A connection that breaks after Redis has done its work, before the reply arrives.
 
-The index says the same thing again by itself. Whatever it says twice must be as if it had been said once:
-the same reply, the same tokens, the same fields stored as in the reference, which heard it once.
+The index repeats the call by itself. What it repeats must be as if it had been called once: the same reply,
+the same tokens, the same fields stored as in the reference, which was called once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FAR = 10 * Limits().eta_horizon
 
 
 class LossyConnection(redis.Connection):
-    """Loses the next replies, after Redis has done what it was told."""
+    """Loses the next replies, after Redis has done its work."""
 
     to_lose = 0
     error: type[Exception] = redis.ConnectionError
@@ -96,12 +96,12 @@ SAME = object()
 
 
 @dataclass(frozen=True)
-class Said:
-    """Something said after some preparation, and the reply when the first one was lost."""
+class Call:
+    """A call after some preparation, and the reply when the first one was lost."""
 
     name: str
     prepare: Step
-    say: Step
+    call: Step
     reply: Any = SAME
 
     def __str__(self) -> str:
@@ -166,81 +166,88 @@ def take(bench: Bench) -> Any:
 
 UNCHANGED = object()  # as SAME, but for the one thing that a repeated enqueue without a message cannot know
 
-SAID = [
-    Said("enqueue", nothing, lambda b: b.enqueue(delay=5_000)),
-    Said("enqueue earlier", lambda b: b.enqueue(delay=9_000), lambda b: b.enqueue(delay=5_000)),
-    Said("enqueue later", lambda b: b.enqueue(delay=5_000), lambda b: b.enqueue(delay=9_000)),
-    Said("replace", lambda b: b.enqueue(delay=5_000), lambda b: b.replace(delay=9_000), UNCHANGED),
-    Said("revive", lambda b: b.quarantine(running(b)), lambda b: b.enqueue()),
-    Said("enqueue far", nothing, lambda b: b.enqueue(delay=FAR), UNCHANGED),
-    Said("enqueue while paused", Bench.pause, lambda b: b.enqueue(), UNCHANGED),
-    Said("enqueue while running", running, lambda b: b.enqueue(delay=5_000), UNCHANGED),
-    Said("enqueue inside", running, lambda b: b.enqueue(delay=9, inside=the_run(b)), UNCHANGED),
-    Said("put back", lambda b: b.enqueue(), lambda b: b.put_back(the_wakeup(b))),
-    Said("claim", lambda b: b.enqueue(), lambda b: b.claim(the_wakeup(b))),
-    Said("claim early", lambda b: b.enqueue(delay=5_000), lambda b: b.claim(the_wakeup(b))),
-    Said("claim stale", lambda b: b.enqueue(), lambda b: b.claim(Wakeup("a", "1", 0, "t1"))),
-    Said("claim missing", nothing, lambda b: b.claim(Wakeup("a", "1", 0, "t1"))),
-    Said(
+CALLS = [
+    Call("enqueue", nothing, lambda b: b.enqueue(delay=5_000)),
+    Call("enqueue earlier", lambda b: b.enqueue(delay=9_000), lambda b: b.enqueue(delay=5_000)),
+    Call("enqueue later", lambda b: b.enqueue(delay=5_000), lambda b: b.enqueue(delay=9_000)),
+    Call("replace", lambda b: b.enqueue(delay=5_000), lambda b: b.replace(delay=9_000), UNCHANGED),
+    Call("revive", lambda b: b.quarantine(running(b)), lambda b: b.enqueue()),
+    Call("enqueue far", nothing, lambda b: b.enqueue(delay=FAR), UNCHANGED),
+    Call("enqueue while paused", Bench.pause, lambda b: b.enqueue(), UNCHANGED),
+    Call("enqueue while running", running, lambda b: b.enqueue(delay=5_000), UNCHANGED),
+    Call("enqueue inside", running, lambda b: b.enqueue(delay=9, inside=the_run(b)), UNCHANGED),
+    Call("put back", lambda b: b.enqueue(), lambda b: b.put_back(the_wakeup(b))),
+    Call("claim", lambda b: b.enqueue(), lambda b: b.claim(the_wakeup(b))),
+    Call("claim early", lambda b: b.enqueue(delay=5_000), lambda b: b.claim(the_wakeup(b))),
+    Call("claim stale", lambda b: b.enqueue(), lambda b: b.claim(Wakeup("a", "1", 0, "t1"))),
+    Call("claim missing", nothing, lambda b: b.claim(Wakeup("a", "1", 0, "t1"))),
+    Call(
         "claim paused",
         several(Bench.enqueue, Bench.pause),
         lambda b: b.claim(the_wakeup(b)),
         Refusal("a", Refused.STALE),
     ),
-    Said("claim a batch", several(enqueue_two), claim_two),
-    Said("take", several(lambda b: b.enqueue(delay=FAR), later(FAR)), take),
-    Said("take nothing", nothing, take),
-    Said("give back", running_two, lambda b: b.finish(the_run(b), Verdict.UNSTARTED, fresh_task_id="t9")),
-    Said(
+    Call("claim a batch", several(enqueue_two), claim_two),
+    Call("take", several(lambda b: b.enqueue(delay=FAR), later(FAR)), take),
+    Call("take nothing", nothing, take),
+    Call("give back", running_two, lambda b: b.finish(the_run(b), Verdict.UNSTARTED, fresh_task_id="t9")),
+    Call(
         "lose a batch", several(running_two, later(30_000)), lambda b: b.fail(the_run(b), expired_only=True)
     ),
-    Said("renew", running, lambda b: b.renew(the_run(b))),
-    Said("finish", running, lambda b: b.finish(the_run(b))),
-    Said("finish and look again", running, lambda b: b.finish(the_run(b), delay=5_000)),
-    Said("finish and look again far", running, lambda b: b.finish(the_run(b), delay=FAR)),
-    Said("finish and look at once", several(running, Bench.enqueue), lambda b: b.finish(the_run(b))),
-    Said("fail", running, lambda b: b.fail(the_run(b), 5_000, task_id="t1", retries=3)),
-    Said("quarantine", running, lambda b: b.quarantine(the_run(b))),
-    Said("give up", several(running, later(30_000)), lambda b: b.fail(the_run(b), expired_only=True)),
-    Said("give up too early", running, lambda b: b.fail(the_run(b), expired_only=True)),
-    Said("finish a new life", several(running, Bench.delete, Bench.enqueue), lambda b: b.fail(the_run(b))),
-    Said("finish a deleted one", several(running, Bench.delete), lambda b: b.finish(the_run(b)), FENCED),
-    Said("pause", nothing, lambda b: b.pause()),
-    Said("resume", Bench.pause, lambda b: b.resume()),
-    Said("describe", lambda b: b.enqueue(), lambda b: b.describe()),
-    Said("list", lambda b: b.enqueue(), lambda b: b.index.records(KIND, Status.SENT, 10)),
-    Said("count", lambda b: b.enqueue(), lambda b: b.index.counts(KIND)),
-    Said("survey", several(lambda b: b.enqueue(), later(10**6)), lambda b: b.survey()),
-    Said("promote", several(lambda b: b.enqueue(delay=FAR), later(FAR)), lambda b: b.promote()),
-    Said("resend", several(lambda b: b.enqueue(), later(60_000)), lambda b: b.resend()),
-    Said("look later", several(lambda b: b.enqueue(), later(60_000)), lambda b: b.resend(probe=False)),
-    Said("adopt", nothing, lambda b: b.index.adopt(KIND, [Record("a", Status.PARKED, deadline=b.now)])),
-    Said(
+    Call("renew", running, lambda b: b.renew(the_run(b))),
+    Call("finish", running, lambda b: b.finish(the_run(b))),
+    Call("finish and evaluate again", running, lambda b: b.finish(the_run(b), delay=5_000)),
+    Call("finish and evaluate again far", running, lambda b: b.finish(the_run(b), delay=FAR)),
+    Call(
+        "finish and evaluate again at once", several(running, Bench.enqueue), lambda b: b.finish(the_run(b))
+    ),
+    Call("fail", running, lambda b: b.fail(the_run(b), 5_000, task_id="t1", retries=3)),
+    Call("quarantine", running, lambda b: b.quarantine(the_run(b))),
+    Call("give up", several(running, later(30_000)), lambda b: b.fail(the_run(b), expired_only=True)),
+    Call("give up too early", running, lambda b: b.fail(the_run(b), expired_only=True)),
+    Call("finish a new life", several(running, Bench.delete, Bench.enqueue), lambda b: b.fail(the_run(b))),
+    Call("finish a deleted one", several(running, Bench.delete), lambda b: b.finish(the_run(b)), FENCED),
+    Call("enqueue with a note", nothing, lambda b: b.enqueue(delay=FAR, note="n"), UNCHANGED),
+    Call(
+        "fail with a note", lambda b: running(b, note="n"), lambda b: b.fail(the_run(b), 5_000, task_id="t1")
+    ),
+    Call("finish with a note", lambda b: running(b, note="n"), lambda b: b.finish(the_run(b))),
+    Call("pause", nothing, lambda b: b.pause()),
+    Call("resume", Bench.pause, lambda b: b.resume()),
+    Call("describe", lambda b: b.enqueue(), lambda b: b.describe()),
+    Call("list", lambda b: b.enqueue(), lambda b: b.index.records(KIND, Status.SENT, 10)),
+    Call("count", lambda b: b.enqueue(), lambda b: b.index.counts(KIND)),
+    Call("survey", several(lambda b: b.enqueue(), later(10**6)), lambda b: b.survey()),
+    Call("promote", several(lambda b: b.enqueue(delay=FAR), later(FAR)), lambda b: b.promote()),
+    Call("resend", several(lambda b: b.enqueue(), later(60_000)), lambda b: b.resend()),
+    Call("resend later", several(lambda b: b.enqueue(), later(60_000)), lambda b: b.resend(probe=False)),
+    Call("adopt", nothing, lambda b: b.index.adopt(KIND, [Record("a", Status.PARKED, deadline=b.now)])),
+    Call(
         "retire",
         lambda b: b.enqueue(),
         lambda b: b.index.retire(KIND, [Record("a", Status.SENT, deadline=b.now)]),
     ),
-    Said("forget", lambda b: b.finish(running(b), idle_ttl=0), lambda b: b.index.forget(KIND, ["a"]), 0),
+    Call("forget", lambda b: b.finish(running(b), idle_ttl=0), lambda b: b.index.forget(KIND, ["a"]), 0),
 ]
 
 
-@pytest.mark.parametrize("said", SAID, ids=str)
-def test_said_twice_is_said_once(bench: Bench, reference: Bench, said: Said) -> None:
-    said.prepare(bench)
-    said.prepare(reference)
-    expected = said.say(reference)
-    if said.reply is UNCHANGED:
+@pytest.mark.parametrize("call", CALLS, ids=str)
+def test_a_call_that_is_repeated_counts_once(bench: Bench, reference: Bench, call: Call) -> None:
+    call.prepare(bench)
+    call.prepare(reference)
+    expected = call.call(reference)
+    if call.reply is UNCHANGED:
         expected = Scheduled(False, expected.deadline, None)
-    elif said.reply is not SAME:
-        expected = said.reply
+    elif call.reply is not SAME:
+        expected = call.reply
     lose()
-    assert said.say(bench) == expected
+    assert call.call(bench) == expected
     assert LossyConnection.to_lose == 0
     assert bench.lane.stored() == reference.lane.stored()
 
 
-def test_a_deleted_entity_is_gone_though_nobody_heard_of_it(bench: Bench) -> None:
-    """A repeat would deny what was done; so the caller is told that it may have been done."""
+def test_a_deleted_entity_is_gone_though_the_caller_cannot_know(bench: Bench) -> None:
+    """A repeat would deny what was done; so the error says that it may have been done."""
     bench.enqueue()
     lose()
     with pytest.raises(IndexUnavailable):
@@ -267,8 +274,8 @@ def test_a_take_whose_claims_are_lost(bench: Bench, reference: Bench) -> None:
     assert bench.lane.stored() == reference.lane.stored()
 
 
-def test_a_take_said_again_gets_nothing_that_was_deleted_meanwhile(bench: Bench) -> None:
-    """After a delete no evaluation starts: as with a claim that is said again."""
+def test_a_take_that_is_repeated_gets_nothing_that_was_deleted_meanwhile(bench: Bench) -> None:
+    """After a delete no evaluation starts: as with a claim that is repeated."""
     bench.enqueue(delay=FAR)
     bench.advance(FAR)
     rows, header = [{"id": "a"}], {"nonce": "n", "task_id": "t"}
@@ -279,7 +286,7 @@ def test_a_take_said_again_gets_nothing_that_was_deleted_meanwhile(bench: Bench)
 
 
 @pytest.mark.parametrize(
-    ("prepare", "say"),
+    ("prepare", "call"),
     [
         (nothing, lambda b: b.enqueue()),
         (lambda b: b.enqueue(), lambda b: b.claim(the_wakeup(b))),
@@ -287,14 +294,14 @@ def test_a_take_said_again_gets_nothing_that_was_deleted_meanwhile(bench: Bench)
     ],
     ids=["enqueue", "claim", "finish"],
 )
-def test_a_second_loss_is_told(bench: Bench, reference: Bench, prepare: Step, say: Step) -> None:
-    """It may or may not have been noted. Here it was, and the caller may say it again."""
+def test_a_second_loss_is_an_error(bench: Bench, reference: Bench, prepare: Step, call: Step) -> None:
+    """It may or may not have been noted. Here it was, and the caller may repeat it."""
     prepare(bench)
     prepare(reference)
-    say(reference)
+    call(reference)
     lose(2)
     with pytest.raises(IndexUnavailable):
-        say(bench)
+        call(bench)
     assert bench.lane.stored() == reference.lane.stored()
 
 

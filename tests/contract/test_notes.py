@@ -57,7 +57,7 @@ class TestComesBack:
         assert bench.resend(task_id="t") == wakeup, "also when the first reply was lost"
 
     def test_with_each_retry(self, bench: Bench) -> None:
-        run = bench.start(bench.enqueue(note="n").wakeup)
+        run = bench.run(note="n")
         for failures in (1, 2, 3):
             finished = bench.fail(run, failures=failures)
             assert finished.wakeup is not None
@@ -68,13 +68,13 @@ class TestComesBack:
 
     @pytest.mark.parametrize("verdict", [Verdict.DONE, Verdict.UNSTARTED])
     def test_with_whatever_follows_an_evaluation(self, bench: Bench, verdict: Verdict) -> None:
-        run = bench.start(bench.enqueue(note="n").wakeup)
+        run = bench.run(note="n")
         finished = bench.finish(run, verdict, delay=1_000 if verdict is Verdict.DONE else None)
         assert finished.wakeup is not None
         assert finished.wakeup.note == "n"
 
     def test_after_the_loss_of_a_worker(self, bench: Bench) -> None:
-        run = bench.start(bench.enqueue(note="n").wakeup)
+        run = bench.run(note="n")
         bench.advance(LEASE)
         finished = bench.fail(run, expired_only=True)
         assert finished.wakeup is not None
@@ -128,7 +128,7 @@ class TestWhileItRuns:
     @pytest.mark.parametrize("note", ["second", ""])
     @pytest.mark.parametrize("verdict", [Verdict.DONE, Verdict.FAILED, Verdict.QUARANTINED])
     def test_an_enqueue_from_outside_counts(self, bench: Bench, note: str, verdict: Verdict) -> None:
-        run = bench.start(bench.enqueue(note="first").wakeup)
+        run = bench.run(note="first")
         bench.enqueue(delay=1_000, note=note)
         delay = 10_000 if verdict is Verdict.FAILED else None
         finished = bench.finish(run, verdict, delay=delay)
@@ -136,26 +136,26 @@ class TestWhileItRuns:
         assert finished.wakeup.note == note
 
     def test_but_not_if_something_earlier_is_pending(self, bench: Bench) -> None:
-        run = bench.start(bench.enqueue(note="first").wakeup)
+        run = bench.run(note="first")
         bench.enqueue(delay=1_000, note="second")
         bench.enqueue(delay=2_000, note="third")
         bench.enqueue(delay=2_000, note="fourth", inside=Run(run.id, run.lease))
         assert kept(bench) == "second"
 
     def test_so_does_one_from_inside(self, bench: Bench) -> None:
-        run = bench.start(bench.enqueue(note="first").wakeup)
+        run = bench.run(note="first")
         bench.enqueue(delay=1_000, note="second", inside=Run(run.id, run.lease))
         finished = bench.finish(run)
         assert finished.wakeup is not None
         assert finished.wakeup.note == "second"
 
     def test_a_resync_changes_nothing(self, bench: Bench) -> None:
-        bench.start(bench.enqueue(note="first").wakeup)
+        bench.run(note="first")
         bench.enqueue(note="second", policy=Policy.RESYNC)
         assert kept(bench) == "first"
 
     def test_after_a_delete_the_old_note_is_gone(self, bench: Bench) -> None:
-        run = bench.start(bench.enqueue(note="first").wakeup)
+        run = bench.run(note="first")
         bench.delete()
         assert kept(bench) is None
         bench.enqueue(delay=1_000, note="second")
@@ -165,11 +165,11 @@ class TestWhileItRuns:
 
 
 def idle(bench: Bench) -> None:
-    bench.finish(bench.start(bench.enqueue(note="n").wakeup))
+    bench.finish(bench.run(note="n"))
 
 
 def quarantined(bench: Bench) -> None:
-    bench.quarantine(bench.start(bench.enqueue(note="n").wakeup))
+    bench.quarantine(bench.run(note="n"))
 
 
 def deleted(bench: Bench) -> None:
@@ -178,7 +178,7 @@ def deleted(bench: Bench) -> None:
 
 
 def deleted_while_it_ran(bench: Bench) -> None:
-    run = bench.start(bench.enqueue(note="n").wakeup)
+    run = bench.run(note="n")
     bench.delete()
     bench.finish(run)
 

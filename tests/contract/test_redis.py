@@ -126,7 +126,7 @@ def test_a_name_whose_record_was_evicted_is_in_no_sweep_s_way(index: RedisIndex,
 
 
 def test_nor_are_names_of_evaluations(valkey: Any) -> None:
-    """As many as a survey tells of would hide those that are there, and lost, for ever."""
+    """As many as a survey finds would hide those that are there, and lost, for ever."""
     index = RedisIndex(valkey, Limits(lease=1))
     (scheduled,) = index.enqueue(KIND, [Request("lost", 0)])
     index.claim(KIND, [("lost", scheduled.wakeup.token)], nonce="n", task_id="t")
@@ -172,8 +172,8 @@ def test_a_damaged_number_is_named_and_in_nobody_s_way(valkey: Any, status: str,
                 index.enqueue(KIND, [Request(held.id, 10**6)], inside=Run(held.id, held.lease))
             else:
                 again = 50 if verdict is Verdict.FAILED else None
-                told = {"failures": 1, "rounds": 1, "task_id": "t", "respect_backoff": True}
-                index.finish(KIND, [Report(held.id, held.lease, verdict, again, **told)])
+                report = {"failures": 1, "rounds": 1, "task_id": "t", "respect_backoff": True}
+                index.finish(KIND, [Report(held.id, held.lease, verdict, again, **report)])
 
     def wakeups() -> list[Wakeup]:
         promoted = index.promote(KIND, {damaged: uuid()})
@@ -195,8 +195,8 @@ def test_a_damaged_number_is_named_and_in_nobody_s_way(valkey: Any, status: str,
         ended = index.finish(KIND, [Report(run.id, run.lease, Verdict.DONE, None) for run in runs])
         assert {each.result for each in ended} <= {Finish.ACCEPTED}
         index.enqueue(KIND, [Request(id, 0) for id in ids], policy=Policy.REPLACE)
-        looked_at = poll(f"{field}: a look", lambda: claim(wakeups()))
-        index.finish(KIND, [Report(look.id, look.lease, Verdict.DONE, None) for look in looked_at])
+        evaluated = poll(f"{field}: an evaluation", lambda: claim(wakeups()))
+        index.finish(KIND, [Report(run.id, run.lease, Verdict.DONE, None) for run in evaluated])
         [record] = index.describe(KIND, [damaged])
         assert record
         assert (record.status, record.error) == (Status.IDLE, ""), "it is as new"
@@ -311,11 +311,11 @@ def test_a_record_that_is_no_hash_is_rebuilt_and_in_nobody_s_way(valkey: Any, st
         assert again
         pair = (again.id, again.token)
         poll(
-            "a look",
+            "an evaluation",
             lambda: isinstance(index.claim(KIND, [pair], nonce="again", task_id="t")[0], Claim),
         )
         if status == "running":
-            assert milliseconds(valkey) >= record.deadline >= began + 100, "after the lease that somebody had"
+            assert milliseconds(valkey) >= record.deadline >= began + 100, "after the lease that a worker had"
     assert sum(index.counts(KIND).values()) == 2
     valkey.flushall()
 
@@ -329,11 +329,11 @@ def test_an_entity_stays_in_its_shard_over_releases(valkey: Any) -> None:
     assert where == {"a": 3, "42": 0, "web-017": 1, "ünï": 2}
 
 
-def test_another_number_of_shards_is_refused_by_whatever_is_said(index: RedisIndex, valkey: Any) -> None:
+def test_another_number_of_shards_is_refused_by_every_call(index: RedisIndex, valkey: Any) -> None:
     """Its entities would not be found, and each could have a second record."""
     index.enqueue(KIND, [Request("a", 0)])
     other = RedisIndex(valkey, Limits(), shards=4)
-    for say in (
+    for call in (
         lambda: other.note([KIND]),
         lambda: other.enqueue(KIND, [Request("a", 0)]),
         lambda: other.claim(KIND, [("a", "1")], nonce="n", task_id="t"),
@@ -343,7 +343,7 @@ def test_another_number_of_shards_is_refused_by_whatever_is_said(index: RedisInd
         lambda: other.pause(KIND),
     ):
         with pytest.raises(ImproperlyConfigured, match="kind 'order' in 1 shards, and goalstate_shards is 4"):
-            say()
+            call()
     other.enqueue("host", [Request("a", 0)])
     with pytest.raises(ImproperlyConfigured, match="kind 'host' in 4 shards, and goalstate_shards is 1"):
         index.counts("host")
@@ -391,12 +391,12 @@ def test_fields_of_a_later_release_are_kept(index: RedisIndex, valkey: Any) -> N
     assert not valkey.exists(record)
 
 
-def test_its_absence_is_told() -> None:
+def test_its_absence_is_an_error() -> None:
     with redis.Redis(
         host=HOST, port=free_port(), retry=Retry(NoBackoff(), 0), decode_responses=True
     ) as client:
         index = RedisIndex(client, Limits())
-        for say in (
+        for call in (
             lambda: index.enqueue(KIND, [Request("a", 0)]),
             lambda: index.delete(KIND, ["a"]),
             lambda: index.describe(KIND, ["a"]),
@@ -405,12 +405,12 @@ def test_its_absence_is_told() -> None:
             lambda: index.survey([KIND], sweeper="s", hold=1, limit=1),
         ):
             with pytest.raises(IndexUnavailable):
-                say()
+                call()
 
 
 def test_a_mistake_is_no_absence(index: RedisIndex, valkey: Any) -> None:
     """A key of ours that holds something else: waiting does not help."""
-    valkey.set("gs:{default:order:0}:parked", "somebody else's")
+    valkey.set("gs:{default:order:0}:parked", "another's")
     with pytest.raises(redis.ResponseError):
         index.enqueue(KIND, [Request("a", 10**9)])
 
@@ -419,7 +419,7 @@ def test_an_enqueue_that_fails_in_one_shard_leaves_no_wake_up_to_nobody(valkey: 
     """They would be missed only after `resend_after`, and the same enqueue again would not send them."""
     index = RedisIndex(valkey, Limits(), shards=2)
     index.note([KIND])
-    valkey.set(f"gs:{{default:{KIND}:1}}:sent", "somebody else's")
+    valkey.set(f"gs:{{default:{KIND}:1}}:sent", "another's")
     with pytest.raises(redis.ResponseError):
         index.enqueue(KIND, [Request(f"{n}", 0) for n in range(10)])
     valkey.delete(f"gs:{{default:{KIND}:1}}:sent")
@@ -431,7 +431,7 @@ def test_an_enqueue_that_fails_in_one_shard_leaves_no_wake_up_to_nobody(valkey: 
 
 def test_a_mistake_in_one_kind_is_in_no_other_kind_s_way(index: RedisIndex, valkey: Any) -> None:
     index.note([KIND, "cart"])
-    valkey.set("gs:{default:order:0}:sent", "somebody else's")
+    valkey.set("gs:{default:order:0}:sent", "another's")
     first, second = index.survey([KIND, "cart"], sweeper="s", hold=1_000, limit=9)
     assert isinstance(first.error, redis.ResponseError)
     assert (second.kind, second.error) == ("cart", None)
@@ -457,7 +457,7 @@ def test_enqueue_finds_an_entity_again_whose_sorted_set_was_evicted(
 
 @pytest.fixture
 def full(valkey: Any) -> Iterator[Callable[[], None]]:
-    """Fills the server, so to speak."""
+    """Fills the server, in effect."""
     yield lambda: valkey.config_set("maxmemory", 1)
     valkey.config_set("maxmemory", 0)
 

@@ -2,7 +2,7 @@
 
 Producers enqueue, workers claim, renew and finish or stall beyond their lease, operators delete and pause,
 the sweeper sweeps, messages are lost, duplicated and reordered, commands are repeated, time passes. The
-model (`model.Entity`) says what may be expected; after every step everything that is stored is looked at,
+model (`model.Entity`) says what may be expected; after every step everything that is stored is checked,
 and at the end all that is owed must have been evaluated.
 
 On Redis the reference runs beside it with the same clock: both must give the same replies, tokens included,
@@ -60,7 +60,7 @@ rarely = st.sampled_from([False, False, False, True])
 
 
 class Twins:
-    """The index under test and the reference, told the same: any difference fails."""
+    """The index under test and the reference, given the same: any difference fails."""
 
     def __init__(self, lane: Lane, twin: Lane) -> None:
         self._lane = lane
@@ -158,31 +158,31 @@ class Machine(RuleBasedStateMachine):
         max_wait: int | None,
         note: str,
     ) -> None:
-        speaker = self._evaluation(number, stalled)
-        request = Request(other or speaker.id, delay, None, self._name(), note)
-        self._enqueue(request, policy, max_wait, speaker)
+        caller = self._evaluation(number, stalled)
+        request = Request(other or caller.id, delay, None, self._name(), note)
+        self._enqueue(request, policy, max_wait, caller)
 
     def _enqueue(
         self,
         request: Request,
         policy: Policy,
         max_wait: int | None,
-        speaker: Evaluation | None,
+        caller: Evaluation | None,
         *,
         again: bool = False,
     ) -> None:
-        inside = Run(speaker.id, speaker.lease) if speaker else None
+        inside = Run(caller.id, caller.lease) if caller else None
         (reply,) = self.index.enqueue(KIND, [request], policy=policy, max_wait=max_wait, inside=inside)
         entity, now = self.entities[request.id], self.clock.now
         wanted = now + request.delay if request.delay is not None else request.at or 0
-        itself = speaker.lease if speaker and speaker.id == request.id else None
+        itself = caller.lease if caller and caller.id == request.id else None
         changed, deadline = entity.enqueue(now, wanted, policy, max_wait, itself, request.note)
         assert reply.deadline == deadline
         assert reply.changed == changed or again
         assert changed or reply.wakeup is None or again, "a message for a schedule that did not change"
         self._publish(reply.wakeup, again=again, enqueued=True)
         if deadline is not None and (changed or policy in {Policy.EARLIEST, Policy.REPLACE}):
-            entity.owed.append(Ask(self._next(), own=self._holds(speaker) and itself is not None))
+            entity.owed.append(Ask(self._next(), own=self._holds(caller) and itself is not None))
 
     def _holds(self, evaluation: Evaluation | None) -> bool:
         return (
@@ -267,7 +267,7 @@ class Machine(RuleBasedStateMachine):
         assert entity.evaluation is None, "two evaluations at a time"
         live = [e for e in self.evaluations if e.id == claim.id and not e.over and e.expires > now]
         assert not live, "two live leases"
-        assert entity.due is not None, "an evaluation that nobody asked for"
+        assert entity.due is not None, "an evaluation that was not asked for"
         assert entity.due <= now, "an early evaluation"
         assert int(claim.lease) > entity.fence, "a fencing token that does not rise"
         assert claim == Claim(
@@ -278,7 +278,7 @@ class Machine(RuleBasedStateMachine):
         entity.start(evaluation)
 
     def _claim_again(self) -> None:
-        """The reply to a claim was lost: said again, it gets its leases again, renewed."""
+        """The reply to a claim was lost: repeated, it gets its leases again, renewed."""
         if self.last_claim is None:
             return
         pairs, nonce, replies = self.last_claim
@@ -393,7 +393,7 @@ class Machine(RuleBasedStateMachine):
         self._publish(reply.wakeup, again=not held)
 
     def _finish_again(self, evaluation: Evaluation) -> None:
-        """The reply to a report was lost: said again, it changes nothing."""
+        """The reply to a report was lost: repeated, it changes nothing."""
         report = self.reported.get(evaluation.lease)
         if report:
             (reply,) = self.index.finish(KIND, [report])
@@ -422,7 +422,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(id=ids, old_news=rarely)
     def move_away_and_back(self, id: str, old_news: bool) -> None:
-        """To another index, so to speak. With old news, nothing that came since is overlooked."""
+        """To another index, in effect. With old news, nothing that came since is overlooked."""
         [now] = self.index.describe(KIND, [id])
         then = self.seen.get(id) if old_news else now
         self.seen[id] = now
@@ -504,11 +504,11 @@ class Machine(RuleBasedStateMachine):
         self._promote(IDS, repeat=True)
         self._resend(IDS, None, repeat=True)
 
-    # -- whoever did not hear the reply, or stalled
+    # -- whoever got no reply, or stalled
 
     @precondition(lambda self: self.evaluations)
     @rule(number=numbers, who=st.sampled_from(["claimant", "worker", "sweeper"]))
-    def say_again(self, number: int, who: str) -> None:
+    def repeat(self, number: int, who: str) -> None:
         evaluation = self._evaluation(number, stalled=True)
         if who == "claimant":
             self._claim_again()
@@ -529,7 +529,7 @@ class Machine(RuleBasedStateMachine):
     def all_is_well(self) -> None:
         Machine.steps += 1
         self.what_is_stored_is_sound()
-        self.what_is_said_is_what_may_be_expected()
+        self.what_is_described_may_be_expected()
 
     def what_is_stored_is_sound(self) -> None:
         stored = self.lane.stored()
@@ -538,7 +538,7 @@ class Machine(RuleBasedStateMachine):
             assert stored == self.twin.stored()
         assert sum(row.status is Status.SENT for row in stored.values()) <= LIMITS.window
 
-    def what_is_said_is_what_may_be_expected(self) -> None:
+    def what_is_described_may_be_expected(self) -> None:
         for id, record in zip(IDS, self.index.describe(KIND, IDS), strict=True):
             entity = self.entities[id]
             if not entity.visible:
@@ -550,8 +550,8 @@ class Machine(RuleBasedStateMachine):
             assert record.status in self._statuses(entity)
             if record.status is Status.RUNNING:
                 assert entity.evaluation
-                said = (record.lease, record.lease_expires)
-                assert said == (entity.evaluation.lease, entity.evaluation.expires)
+                described = (record.lease, record.lease_expires)
+                assert described == (entity.evaluation.lease, entity.evaluation.expires)
 
     @staticmethod
     def _failures(entity: Entity) -> int:
@@ -592,7 +592,7 @@ class Machine(RuleBasedStateMachine):
                     self._finish(evaluation, Report(evaluation.id, evaluation.lease, Verdict.DONE, None))
             self.sweep("s1", 10, True)
             self.what_is_stored_is_sound()
-            self.what_is_said_is_what_may_be_expected()
+            self.what_is_described_may_be_expected()
             pending = [entity.due for entity in self.entities.values() if entity.due is not None]
             if not pending:
                 break
@@ -609,7 +609,7 @@ class Machine(RuleBasedStateMachine):
 
 @dataclass(frozen=True)
 class Profile:
-    """How thoroughly to look: examples in memory and on Redis, and how many steps each has at most."""
+    """How thorough it is: examples in memory and on Redis, and how many steps each has at most."""
 
     memory: int
     redis: int

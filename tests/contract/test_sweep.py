@@ -39,7 +39,9 @@ class TestSurvey:
         bench.advance(1)
         assert bench.survey().suspect == ("b",)
         bench.advance(1_000)
-        assert bench.survey().suspect == ("b",), "nothing tells of the other, and one is enough to find out"
+        assert bench.survey().suspect == ("b",), (
+            "nothing shows whether the other is lost, and one is enough to find out"
+        )
 
     def test_suspect_are_those_that_were_overtaken(self, bench: Bench) -> None:
         for id in "ab":
@@ -145,7 +147,7 @@ class TestPromote:
         if status != "unknown":
             bench.enqueue()
         if status in {"running", "idle", "failed"}:
-            run = bench.look()
+            run = bench.evaluate()
             if status == "idle":
                 bench.finish(run)
             elif status == "failed":
@@ -212,7 +214,7 @@ class TestResend:
         assert bench.resend("a", probe=False)
 
     def test_not_because_a_message_says_that_it_was_queued_later(self, bench: Bench) -> None:
-        """Anybody who can write to the queue could say so: the index counts what it sent itself."""
+        """Whoever can write to the queue could claim so: the index counts what it sent itself."""
         genuine = bench.enqueue("b").wakeup
         self.overdue(bench, "a")
         for wakeup in (Wakeup("a", "1", 0, ""), Wakeup("x", "1", 0, ""), genuine):
@@ -393,7 +395,7 @@ class TestPause:
         assert bench.renew(run)
         assert bench.finish(run, delay=5_000).deadline == bench.now + 5_000
         bench.resume()
-        assert bench.look()
+        assert bench.evaluate()
 
     def test_what_has_ended_is_still_found(self, bench: Bench) -> None:
         bench.finish(bench.run("idle"), idle_ttl=1)

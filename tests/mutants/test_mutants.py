@@ -1,4 +1,4 @@
-"""Single rules, broken: each must turn the suite red, or the suite does not say what the rule says.
+"""Single rules, broken: each must turn the suite red, or the suite does not test the rule.
 
 A mutant puts another function in the place of a named one (`seams`). With nothing broken the suite must pass,
 or a red one would mean nothing.
