@@ -194,7 +194,7 @@ AROUND_THE_INDEX = [
     ),
     Mutant(
         "a process believes in its lease for ever",
-        Python("LeaseKeeper.held", always(True), "worker.lease"),
+        Python("_Renewer.held", always(True), "worker.lease"),
         within("integration/test_lease"),
     ),
     Mutant(
