@@ -46,8 +46,12 @@ class Server:
         """The server's reply to each command. Errors are among the replies."""
         replies: list[Any] = []
         try:
-            connection = self._take()
+            connection = self._take_idle() or self._pool.get_connection(*_FOR_COMMAND)
             try:
+                # Sentinels may have found another master, or the other side may have hung up.
+                if not self._pool.owns_connection(connection) or _is_closed(connection):
+                    connection.disconnect()
+                    connection.connect()
                 connection.send_packed_command(connection.pack_commands(commands))
                 while len(replies) < len(commands):
                     replies.append(_reply_of(connection))
@@ -58,15 +62,6 @@ class Server:
         except errors.RedisError as error:
             replies += [error] * (len(commands) - len(replies))
         return replies
-
-    def _take(self) -> Any:
-        """A connection for the caller alone, which is connected."""
-        if connection := self._take_idle():
-            # Sentinels may have found another master.
-            if self._pool.owns_connection(connection) and not _is_closed(connection):
-                return connection
-            self._give_up(connection)
-        return self._pool.get_connection(*_FOR_COMMAND)
 
     def _take_idle(self) -> Any:
         while self._idle:

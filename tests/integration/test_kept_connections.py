@@ -136,7 +136,7 @@ def test_all_connections_go_on_with_the_successor_of_a_master(
         open_sentinel: Any = Sentinel  # untyped in redis-py
         client = open_sentinel([(HOST, 1)]).master_for("m", decode_responses=True)
         server = server_of(client)
-        server._idle += [server._take(), server._take(), server._take()]
+        server._idle += [client.connection_pool.get_connection() for _ in range(3)]
         lost = own_id(server)
         master[0] = (HOST, successor.port)
         with valkey.client() as other:
