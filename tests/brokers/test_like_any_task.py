@@ -44,7 +44,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-class Base(Task[Any, Any]):
+class Base(Task):
     def shadow_name(self, args: Any, kwargs: Any, options: Any) -> str:
         return f"shadow of {self.name}"
 
