@@ -186,7 +186,7 @@ class _AppRecorder(Celery):
         return self.AsyncResult(options.get("task_id") or random_id())
 
 
-class _TaskRecorder(Task[Any, Any]):
+class _TaskRecorder(Task):  # type: ignore[type-arg]  # Celery before 5.7 takes no types here
     """Where a task's class calls `super().apply_async`, it goes on to the recorder of its app."""
 
     #: Celery sets these on the class of each task.

@@ -16,7 +16,7 @@ from kombu import Queue
 from kombu.transport.native_delayed_delivery import declare_native_delayed_delivery_exchanges_and_queues
 from kombu.utils.uuid import uuid
 
-from celery_goalstate import Engine, Entity
+from celery_goalstate import Engine, Entity, Rules
 from celery_goalstate.index.base import Wakeup
 from celery_goalstate.messages.wakeup import contents_of
 from tests.acceptance.conftest import QUORUM
@@ -44,7 +44,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-class Base(Task[Any, Any]):
+class Base(Task):
     def shadow_name(self, args: Any, kwargs: Any, options: Any) -> str:
         return f"shadow of {self.name}"
 
@@ -155,7 +155,7 @@ def test_it_is_what_celery_makes_of_the_same_call(
 
     @engine.register(base=base)
     class Order(Entity):
-        pass
+        rules = Rules({})
 
     wakeup = Wakeup("1", "17", int(1000 * delay), uuid(), retries)
     args, kwargs, argsrepr, kwargsrepr = contents_of("order", [wakeup])
@@ -192,7 +192,7 @@ def test_delays_of_less_than_a_second_are_kept(broker: Any, delay: float) -> Non
 
     @engine.register
     class Order(Entity):
-        pass
+        rules = Rules({})
 
     sent: list[tuple[float, bool]] = []
 

@@ -133,7 +133,7 @@ def test_options_of_the_kind_come_before_those_of_its_base_class(make_app: MakeA
 
 
 def test_a_base_class_cannot_let_wake_ups_expire(make_app: MakeApp, truth: Truth) -> None:
-    class Short(Task[Any, Any]):
+    class Short(Task):
         expires = 30
 
     engine = Engine(make_app())
@@ -193,7 +193,7 @@ class TenantApp(Celery):
         return super().send_task(name, *args, **options)
 
 
-class TenantTask(Task[Any, Any]):
+class TenantTask(Task):
     """As others do it."""
 
     def apply_async(self, *args: Any, headers: Any = None, **options: Any) -> Any:
@@ -255,7 +255,7 @@ def test_what_flower_shows_is_the_same_however_it_is_sent(world: World) -> None:
 
 
 def test_a_base_class_that_gives_tasks_other_names_to_show(make_app: MakeApp, truth: Truth) -> None:
-    class Shown(Task[Any, Any]):
+    class Shown(Task):
         def shadow_name(self, args: Any, kwargs: Any, options: Any) -> str:
             return f"{self.name} of {args[0][0][0]}"
 

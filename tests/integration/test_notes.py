@@ -44,12 +44,12 @@ class TenantApp(Celery):
         return result
 
 
-class TenantTask(Task[Any, Any]):
+class TenantTask(Task):
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         return super().apply_async(args, kwargs, **with_tenant(options))
 
 
-class RequestTask(Task[Any, Any]):
+class RequestTask(Task):
     """Beside an app of tenants."""
 
     def apply_async(self, *args: Any, headers: Any = None, **options: Any) -> Any:
@@ -279,12 +279,12 @@ class Outside(TenantApp):
         return Celery.send_task(self, *args, **with_tenant(options))
 
 
-class TaskRaises(Task[Any, Any]):
+class TaskRaises(Task):
     def apply_async(self, *args: Any, **options: Any) -> Any:
         raise LookupError("no tenant here")
 
 
-class TaskOutside(Task[Any, Any]):
+class TaskOutside(Task):
     def apply_async(self, *args: Any, **options: Any) -> Any:
         return Task.apply_async(self, *args, **with_tenant(options))
 
