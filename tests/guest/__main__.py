@@ -41,7 +41,7 @@ AS_HERE = ("celery", "kombu", "redis", "amqp", "billiard", "vine", "pytest", "py
 NEEDED = ("cryptography", "django", "psutil", "pydantic", "pymemcache", "sqlalchemy", "tblib")
 
 T = "t/integration/test_"
-SHORT = "not retry and not revoke and not expired and not timeout and not eta"
+SHORT = "not retry and not revoke and not expired and not eta"
 CELERY = ("t/integration",), (f"{T}tasks.py", f"{T}group_chains.py", "-k", SHORT)
 REDIS = (f"{T}redis.py", f"{T}redis_brpop_qos.py"), (f"{T}redis_brpop_qos.py",)
 AMQP = (f"{T}py_amqp.py",), (f"{T}py_amqp.py",)
@@ -105,7 +105,7 @@ def compare(suite: Suite, runs: Runs, options: argparse.Namespace) -> int:
     remarks = [
         ", ".join(f"{name} {version(name)}" for name in AS_HERE[:3]),
         f"settings of the engine: {options.settings or 'the defaults'}",
-        f"runs of a test: {options.rounds} without an engine and as many with one, but 1 if it takes {SLOW} s",
+        f"runs of a test: {options.rounds} without an engine, as many with one; but 1 if it takes {SLOW} s",
         f"more runs of a part, where one of its tests was not alike in all of them: {options.repeat}",
     ]
     OUTPUT.mkdir(exist_ok=True)

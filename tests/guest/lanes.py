@@ -133,7 +133,7 @@ class Runs:
         """The ids of the tests in these files."""
         arguments = [*files, "--collect-only", *(f"--ignore={path}" for path in left_out)]
         for note in self._run(arguments, None):
-            if "collected" in note:
+            if note.get("collected"):
                 return list(note["collected"])
         raise SystemExit(f"{self._suite}: pytest finds no tests in {' '.join(files)} of {self._sources}")
 
