@@ -6,8 +6,9 @@
     make guest ARGS="--set keep_client=False"   with any setting of the engine
 
 The tests come from the sdists of what is installed here, into .venv-guest. What does not end alike in every
-run is repeated, and Fisher's exact test judges the difference. The pages are tests/output/guest-*.md. Exits
-with 1 if an engine makes a difference.
+run is repeated, and Fisher's exact test judges the difference. With 40 repetitions it tells a test that fails
+in 40 % of its runs from one that fails in 10 % in 85 of 100 cases, with 20 in 49: on a busy machine, where tests
+fail by themselves, repeat more. The pages are tests/output/guest-*.md. Exits with 1 if an engine changes a test.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ NEEDED = ("cryptography", "django", "psutil", "pydantic", "pymemcache", "sqlalch
 
 T = "t/integration/test_"
 SHORT = "not retry and not revoke and not expired and not eta"
-CELERY = ("t/integration",), (f"{T}tasks.py", f"{T}group_chains.py", "-k", SHORT)
+CELERY = ("t/integration",), (f"{T}tasks.py", "-k", SHORT)
 REDIS = (f"{T}redis.py", f"{T}redis_brpop_qos.py"), (f"{T}redis_brpop_qos.py",)
 AMQP = (f"{T}py_amqp.py",), (f"{T}py_amqp.py",)
 SUITES = {
@@ -58,7 +59,7 @@ SUITES = {
 SLOW = 5  #: seconds; a test that takes longer is run once, and again only if it differs
 
 #: What cannot run here, and why.
-LEFT_OUT = {f"{T}backend.py": "needs a client of Azure's, and an account"}
+LEFT_OUT = {"celery": {f"{T}backend.py": "needs a client of Azure's, and an account"}, "kombu": {}}
 
 
 def main() -> int:
@@ -86,8 +87,9 @@ def main() -> int:
 def compare(suite: Suite, runs: Runs, options: argparse.Namespace) -> int:
     """Writes the suite's page; how many of its tests an engine makes a difference to."""
     selected = options.files or (suite.quick if options.quick else suite.files)
-    parts, first, again = list(divided(runs.collect(selected, LEFT_OUT))), {}, {}
-    runs.count(first, parts, 1, lanes=options.lanes)
+    left_out, first, again = LEFT_OUT[suite.package], {}, {}
+    parts = list(divided(runs.collect(selected, left_out)))
+    runs.count(first, parts, 1)
     if runs.given[False] or not runs.given[True]:
         raise SystemExit(
             f"{suite}: the hook gave {runs.given[True]} engines to one side, {runs.given[False]} to the other"
@@ -96,11 +98,11 @@ def compare(suite: Suite, runs: Runs, options: argparse.Namespace) -> int:
     def part_of(part: list[str], *, and_also: Container[str] = ()) -> list[str]:
         return [test for test in part if first[test].seconds < SLOW or test in and_also]
 
-    runs.count(first, map(part_of, parts), options.rounds - 1, lanes=options.lanes)
+    runs.count(first, map(part_of, parts), options.rounds - 1)
     suspects = {test for test, tally in first.items() if not tally.steady}
-    # With the tests around them, as before; but fewer at once, so that none fails for want of a processor.
+    # With the tests around them, as before: some end otherwise when they are alone.
     doubtful = [part_of(part, and_also=suspects) for part in parts if suspects.intersection(part)]
-    runs.count(again, doubtful, options.repeat, lanes=max(1, options.lanes // 2))
+    runs.count(again, doubtful, options.repeat)
     verdicts = judge(first, again)
     remarks = [
         ", ".join(f"{name} {version(name)}" for name in AS_HERE[:3]),
@@ -110,7 +112,7 @@ def compare(suite: Suite, runs: Runs, options: argparse.Namespace) -> int:
     ]
     OUTPUT.mkdir(exist_ok=True)
     written = OUTPUT / f"guest-{suite}.md"
-    written.write_text(page(f"An engine beside the tests of {suite}", remarks, verdicts, LEFT_OUT))
+    written.write_text(page(f"An engine beside the tests of {suite}", remarks, verdicts, left_out))
     print(f"{suite}: {summary(verdicts)}; see {written.relative_to(ROOT)}", flush=True)
     for verdict in verdicts:
         if verdict.real:
@@ -131,7 +133,7 @@ def parsed() -> argparse.Namespace:
         "--rounds", type=int, default=4, help="runs of every test that is not slow (%(default)s)"
     )
     parser.add_argument(
-        "--repeat", type=int, default=20, help="more of the parts where something was not alike (%(default)s)"
+        "--repeat", type=int, default=40, help="more of the parts where something was not alike (%(default)s)"
     )
     parser.add_argument("--lanes", type=int, default=8, help="runs at once, which mostly sleep (%(default)s)")
     parser.add_argument(

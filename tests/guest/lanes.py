@@ -80,6 +80,7 @@ class Lane:
             cwd=sources,
             env={
                 **self._addresses(),
+                "WORKER_LOGLEVEL": "INFO",  # some tests look for what a worker logs
                 "PATH": f"{self._python.parent}{os.pathsep}{os.environ['PATH']}",
                 **environment(
                     None if settings is None else {"goalstate_index_url": self._redis.url, **settings},
@@ -104,7 +105,7 @@ class Lane:
 
     def _addresses(self) -> dict[str, str]:
         broker, port = self._rabbitmq or self._redis, str(self._redis.port)
-        addresses = {"TEST_BROKER": broker.url, "TEST_BACKEND": self._redis.url, "WORKER_LOGLEVEL": "INFO"}
+        addresses = {"TEST_BROKER": broker.url, "TEST_BACKEND": self._redis.url}
         addresses |= {"REDIS_HOST": HOST, "REDIS_PORT": port, "REDIS_6379_TCP": port}
         return addresses | {"RABBITMQ_HOST": HOST, "RABBITMQ_5672_TCP": str(broker.port)}
 
@@ -137,9 +138,9 @@ class Runs:
                 return list(note["collected"])
         raise SystemExit(f"{self._suite}: pytest finds no tests in {' '.join(files)} of {self._sources}")
 
-    def count(self, tallies: dict[str, Tally], parts: Iterable[list[str]], times: int, *, lanes: int) -> None:
+    def count(self, tallies: dict[str, Tally], parts: Iterable[list[str]], times: int) -> None:
         """Run each part so many times without an engine and with one, and count how its tests end."""
-        pool, jobs = ThreadPoolExecutor(lanes), {}
+        pool, jobs = ThreadPoolExecutor(self._free.qsize()), {}
         for turn, (n, part) in itertools.product(range(times), enumerate(filter(None, parts))):
             for engine in (False, True) if (turn + n) % 2 else (True, False):
                 jobs[pool.submit(self._run, part, self._settings if engine else None)] = part, engine
