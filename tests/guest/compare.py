@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import comb
+from typing import Any
 
 #: A difference is real if chance alone makes one as large, or larger, no more often than this.
 LEVEL = 0.05
@@ -18,10 +19,12 @@ class Tally:
     without: Counter[str] = field(default_factory=Counter)
     engine: Counter[str] = field(default_factory=Counter)
     why: str = ""  #: what a run said that did not pass
+    seconds: float = 0.0  #: that it took at most
 
-    def add(self, outcome: str, why: str, *, engine: bool) -> None:
-        (self.engine if engine else self.without)[outcome] += 1
-        self.why = self.why or why
+    def add(self, end: Mapping[str, Any], *, engine: bool) -> None:
+        (self.engine if engine else self.without)[end["outcome"]] += 1
+        self.why = self.why or end["why"]
+        self.seconds = max(self.seconds, end["seconds"])
 
     @property
     def steady(self) -> bool:
@@ -31,9 +34,10 @@ class Tally:
     @property
     def p(self) -> float:
         """How likely chance alone makes a difference as large as this, of the outcome that differs most."""
+        of_without, of_engine = self.without.total(), self.engine.total()
+        ends = self.without | self.engine
         return min(
-            fisher(self.without[each], self.without.total(), self.engine[each], self.engine.total())
-            for each in self.without | self.engine
+            (fisher(self.without[e], of_without, self.engine[e], of_engine) for e in ends), default=1.0
         )
 
 
@@ -43,16 +47,22 @@ class Verdict:
 
     test: str
     first: Tally  #: in the runs of everything
-    repeated: Tally | None  #: in the runs of the tests that were not steady
+    repeated: Tally  #: in the runs of the parts in which some test was not steady
 
     def __str__(self) -> str:
-        without, engine = outcomes(self.repeated or self.first)
+        without, engine = outcomes(self.repeated)
         return f"{self.test}: {without} without, {engine} with an engine"
 
     @property
     def real(self) -> bool:
         """Whether an engine makes a difference. The first runs are no evidence: they made it a suspect."""
-        return self.repeated is not None and self.repeated.p <= LEVEL
+        return self.repeated.p <= LEVEL
+
+    @property
+    def alike(self) -> bool:
+        """Whether every run ended alike, the first ones and those that were repeated."""
+        every = self.first.without | self.first.engine | self.repeated.without | self.repeated.engine
+        return len(every) == 1
 
 
 def fisher(a: int, of_a: int, b: int, of_b: int) -> float:
@@ -63,22 +73,22 @@ def fisher(a: int, of_a: int, b: int, of_b: int) -> float:
 
 
 def judge(first: Mapping[str, Tally], repeated: Mapping[str, Tally]) -> list[Verdict]:
-    return [Verdict(test, tally, repeated.get(test)) for test, tally in first.items()]
+    return [Verdict(test, tally, repeated.get(test, Tally())) for test, tally in first.items()]
 
 
 def page(title: str, remarks: Iterable[str], verdicts: list[Verdict], left_out: Mapping[str, str]) -> str:
     """As Markdown: what was repeated, then every test."""
-    suspects = [(verdict.repeated.p, verdict, verdict.repeated) for verdict in verdicts if verdict.repeated]
+    suspects = [verdict for verdict in verdicts if not verdict.alike]
     lines = [f"# {title}", "", *(f"* {remark}" for remark in [*remarks, summary(verdicts)]), ""]
     if suspects:
         lines += [
-            "## Repeated",
+            "## Not alike in every run",
             "",
             *table("test", "without", "with", "repeated: without", "with", "p", "difference"),
         ]
-    for p, verdict, repeated in sorted(suspects, key=lambda each: each[0]):
-        shown = [f"{p:.3f}", "**real**" if verdict.real else "chance"]
-        lines.append(row(verdict.test, *outcomes(verdict.first), *outcomes(repeated), *shown))
+    for verdict in sorted(suspects, key=lambda verdict: verdict.repeated.p):
+        judged = [f"{verdict.repeated.p:.3f}", "**real**" if verdict.real else "chance"]
+        lines.append(row(verdict.test, *outcomes(verdict.first), *outcomes(verdict.repeated), *judged))
     lines += ["", "## Every test", "", *table("test", "without", "with", "what it said")]
     lines += [row(verdict.test, *outcomes(verdict.first), verdict.first.why) for verdict in verdicts]
     if left_out:
@@ -87,16 +97,11 @@ def page(title: str, remarks: Iterable[str], verdicts: list[Verdict], left_out: 
     return "\n".join(lines) + "\n"
 
 
-def summary(verdicts: Iterable[Verdict]) -> str:
+def summary(verdicts: list[Verdict]) -> str:
     """In a line: how many tests ended how in every run, and what became of the others."""
-    steady, suspects = Counter[str](), []
-    for verdict in verdicts:
-        if verdict.repeated:
-            suspects.append(verdict)
-        else:
-            steady.update(set(verdict.first.without))
-    real = sum(verdict.real for verdict in suspects)
-    return f"alike in every run: {counted(steady)}; repeated: {len(suspects)}; an engine changes: {real}"
+    alike = Counter(end for verdict in verdicts if verdict.alike for end in verdict.first.without)
+    others, real = len(verdicts) - alike.total(), sum(verdict.real for verdict in verdicts)
+    return f"alike in every run: {counted(alike)}; not alike: {others}; an engine changes: {real}"
 
 
 def outcomes(tally: Tally) -> tuple[str, str]:

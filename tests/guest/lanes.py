@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import queue
@@ -11,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +23,7 @@ from tests.servers import HOST, Process, RabbitMQ, RedisServer
 ROOT = Path(__file__).parents[2]
 
 TIMEOUT = 300  #: seconds for one test; the longest takes 150 when nothing is wrong
-CHUNK = 12  #: tests for one process
+PART = 12  #: tests for one process
 
 #: A line of what `tests.guest.plugin` writes.
 Note = dict[str, Any]
@@ -37,8 +37,8 @@ class Suite:
 
     package: str
     broker: str
-    files: tuple[str, ...]  #: or directories
-    quick: tuple[str, ...]  #: a part that says much in little time
+    files: tuple[str, ...]  #: what pytest is told to run
+    quick: tuple[str, ...]  #: the same for a part that says much in little time
 
     def __str__(self) -> str:
         return f"{self.package}-{self.broker}"
@@ -80,6 +80,7 @@ class Lane:
             cwd=sources,
             env={
                 **self._addresses(),
+                "WORKER_LOGLEVEL": "INFO",  # some tests look for what a worker logs
                 "PATH": f"{self._python.parent}{os.pathsep}{os.environ['PATH']}",
                 **environment(
                     None if settings is None else {"goalstate_index_url": self._redis.url, **settings},
@@ -122,55 +123,41 @@ class Runs:
     ) -> None:
         self._suite = suite
         self._sources = sources
-        self._lanes = lanes
         self._settings = settings
         self._say = say
         self._free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
         for lane in lanes:
             self._free.put(lane)
+        self.given = Counter[bool]()  # what the hook gave to runs without an engine and to those with one
 
     def collect(self, files: Iterable[str], left_out: Iterable[str]) -> list[str]:
         """The ids of the tests in these files."""
         arguments = [*files, "--collect-only", *(f"--ignore={path}" for path in left_out)]
-        for note in self._lanes[0].run(self._suite, self._sources, arguments, None):
-            if "collected" in note:
+        for note in self._run(arguments, None):
+            if note.get("collected"):
                 return list(note["collected"])
         raise SystemExit(f"{self._suite}: pytest finds no tests in {' '.join(files)} of {self._sources}")
 
-    def compare(self, tests: Iterable[str], times: int, *, lanes: int) -> dict[str, Tally]:
-        """How they end, each run so many times without an engine and as many times with one."""
-        chunks = list(chunked(tests))
-        tallies = {test: Tally() for chunk in chunks for test in chunk}
-        given = Counter[bool]()
-        pool = ThreadPoolExecutor(lanes)
-        jobs = {
-            pool.submit(self._in_turns, chunk, engine_first=bool((n + time) % 2)): chunk
-            for time in range(times)
-            for n, chunk in enumerate(chunks)
-        }
+    def count(self, tallies: dict[str, Tally], parts: Iterable[list[str]], times: int) -> None:
+        """Run each part so many times without an engine and with one, and count how its tests end."""
+        pool, jobs = ThreadPoolExecutor(self._free.qsize()), {}
+        for turn, (n, part) in itertools.product(range(times), enumerate(filter(None, parts))):
+            for engine in (False, True) if (turn + n) % 2 else (True, False):
+                jobs[pool.submit(self._run, part, self._settings if engine else None)] = part, engine
         try:
             for done, job in enumerate(as_completed(jobs), start=1):
-                for engine, notes in job.result().items():
-                    given[engine] += sum(note.get("given", 0) for note in notes)
-                    for test, end in ended(jobs[job], notes).items():
-                        tallies[test].add(*end, engine=engine)
-                self._say(f"{self._suite}: {done} of {len(jobs)} parts")
+                (part, engine), notes = jobs[job], job.result()
+                self.given[engine] += sum(note.get("given", 0) for note in notes)
+                for test, end in ended(part, notes).items():
+                    tallies.setdefault(test, Tally()).add(end, engine=engine)
+                self._say(f"{self._suite}: {done} of {len(jobs)} runs")
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-        if jobs and (given[False] or not given[True]):
-            raise SystemExit(
-                f"{self._suite}: nothing was compared: {given[True]} engines were given to the runs with one,"
-                f" and {given[False]} to those without"
-            )
-        return tallies
 
-    def _in_turns(self, tests: list[str], *, engine_first: bool) -> dict[bool, list[Note]]:
+    def _run(self, arguments: list[str], settings: Settings) -> list[Note]:
         lane = self._free.get()
         try:
-            return {
-                engine: lane.run(self._suite, self._sources, tests, self._settings if engine else None)
-                for engine in (engine_first, not engine_first)
-            }
+            return lane.run(self._suite, self._sources, arguments, settings)
         finally:
             self._free.put(lane)
 
@@ -184,25 +171,24 @@ def environment(settings: Settings, *, consumers: bool) -> dict[str, str]:
     }
 
 
-def chunked(tests: Iterable[str]) -> Iterator[list[str]]:
-    """A few tests of one file at a time."""
-    for _, group in groupby(tests, key=lambda test: test.partition("::")[0]):
+def divided(tests: Iterable[str]) -> Iterator[list[str]]:
+    """Parts for a process each: a few tests of one file."""
+    for _, group in itertools.groupby(tests, key=lambda test: test.partition("::")[0]):
         of_file = list(group)
-        yield from (of_file[start : start + CHUNK] for start in range(0, len(of_file), CHUNK))
+        yield from (of_file[start : start + PART] for start in range(0, len(of_file), PART))
 
 
 #: How a test can end, the worst last: it reports several times, and may pass, but fail when torn down.
 ENDS = ("not run", "passed", "skipped", "xfailed", "xpassed", "failed", "error", "timeout")
 
 
-def ended(tests: Iterable[str], notes: Iterable[Note]) -> dict[str, tuple[str, str]]:
-    """How each of these tests ended, and what it said."""
-    ends = dict.fromkeys(tests, (ENDS[0], ""))
+def ended(tests: Iterable[str], notes: Iterable[Note]) -> dict[str, Note]:
+    """How each of these tests ended: the worst that was noted of it."""
+    ends = {test: [{"outcome": ENDS[0], "why": "", "seconds": 0.0}] for test in tests}
     for note in notes:
-        if test := note.get("test"):
-            ends[test] = max(
-                ends.get(test, (ENDS[0], "")),
-                (note["outcome"], note["why"]),
-                key=lambda end: ENDS.index(end[0]),
-            )
-    return ends
+        if "test" in note:
+            ends[note["test"]].append(note)
+    return {
+        test: max(noted, key=lambda note: (ENDS.index(note["outcome"]), note["seconds"]))
+        for test, noted in ends.items()
+    }

@@ -29,7 +29,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" or not report.passed:
-        note(test=report.nodeid, outcome=outcome(report), why=why(report))
+        note(test=report.nodeid, outcome=outcome(report), why=why(report), seconds=report.duration)
 
 
 def pytest_sessionfinish() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.guest.compare import Tally, Verdict, fisher, judge, page, summary
-from tests.guest.lanes import CHUNK, chunked, ended
+from tests.guest.lanes import PART, divided, ended
 
 TEST = "t/integration/test_tasks.py::test_tasks::test_basic"
 
@@ -83,6 +83,7 @@ def test_the_page_says_what_differs_before_it_lists_every_test() -> None:
         "a.py::real": tally({"passed": 1}, {"failed": 1}),
     }
     repeated = {
+        "a.py::alike": tally({"passed": 20}, {"passed": 20}),
         "a.py::chance": tally({"passed": 20}, {"passed": 19, "failed": 1}),
         "a.py::real": tally({"passed": 20}, {"failed": 20}),
     }
@@ -91,7 +92,7 @@ def test_the_page_says_what_differs_before_it_lists_every_test() -> None:
     lines = page("A title", ["a remark"], verdicts, {"b.py": "needs a cloud"}).splitlines()
 
     assert [verdict.test for verdict in verdicts if verdict.real] == ["a.py::real"]
-    assert summary(verdicts) == "alike in every run: 1 passed, 1 failed; repeated: 2; an engine changes: 1"
+    assert summary(verdicts) == "alike in every run: 1 passed, 1 failed; not alike: 2; an engine changes: 1"
     rows = [line for line in lines if line.startswith("| ") and ".py" in line]
     assert rows == [
         "| a.py::real | 1 passed | 1 failed | 20 passed | 20 failed | 0.000 | **real** |",
@@ -104,8 +105,14 @@ def test_the_page_says_what_differs_before_it_lists_every_test() -> None:
     ]
 
 
-def note(test: str, outcome: str, why: str = "") -> dict[str, Any]:
-    return {"test": test, "outcome": outcome, "why": why}
+def test_one_that_ends_otherwise_when_it_is_repeated_is_not_alike() -> None:
+    steady = tally({"passed": 4}, {"passed": 4}), tally({"failed": 20}, {"failed": 20})
+
+    assert not Verdict(TEST, *steady).alike
+
+
+def note(test: str, outcome: str, why: str = "", seconds: float = 1.0) -> dict[str, Any]:
+    return {"test": test, "outcome": outcome, "why": why, "seconds": seconds}
 
 
 def test_a_test_ends_as_the_worst_that_it_reports() -> None:
@@ -114,18 +121,20 @@ def test_a_test_ends_as_the_worst_that_it_reports() -> None:
         note("a", "passed"),
         note("a", "error", "when torn down"),
         note("b", "failed", "a part of it"),
-        note("b", "passed"),
+        note("b", "passed", seconds=2.0),
         {"given": 2},
     ]
 
-    assert ended(["a", "b", "c"], notes) == {
-        "a": ("error", "when torn down"),
-        "b": ("failed", "a part of it"),
-        "c": ("not run", ""),
-    }
+    ends = ended(["a", "b", "c"], notes)
+
+    assert [(end["outcome"], end["why"]) for end in ends.values()] == [
+        ("error", "when torn down"),
+        ("failed", "a part of it"),
+        ("not run", ""),
+    ]
 
 
 def test_a_process_gets_a_few_tests_of_one_file() -> None:
-    tests = [f"a.py::{n}" for n in range(CHUNK + 1)] + ["b.py::0", "b.py::1"]
+    tests = [f"a.py::{n}" for n in range(PART + 1)] + ["b.py::0", "b.py::1"]
 
-    assert list(chunked(tests)) == [tests[:CHUNK], tests[CHUNK : CHUNK + 1], tests[CHUNK + 1 :]]
+    assert list(divided(tests)) == [tests[:PART], tests[PART : PART + 1], tests[PART + 1 :]]

@@ -72,10 +72,13 @@ def test_outcomes_are_noted_as_they_come(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-p", "tests.guest.plugin", "-p", "no:cacheprovider"]
     subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, check=False)
 
-    assert ended([], [json.loads(line) for line in notes.read_text().splitlines()]) == {
-        "test_some.py::test_passes": ("passed", ""),
-        "test_some.py::test_fails": ("failed", "assert 1 == 2"),
-        "test_some.py::test_skips": ("skipped", "no cloud"),
-        "test_some.py::test_hangs": ("timeout", "Failed: Timeout (>0.5s) from pytest-timeout."),
-        "test_some.py::test_breaks": ("error", "OSError: when torn down"),
-    }
+    noted = [json.loads(line) for line in notes.read_text().splitlines()]
+    tests = [f"test_some.py::test_{name}" for name in ("passes", "fails", "skips", "hangs", "breaks")]
+    assert noted[0] == {"collected": tests}
+    assert [(end["outcome"], end["why"]) for end in ended(tests, noted).values()] == [
+        ("passed", ""),
+        ("failed", "assert 1 == 2"),
+        ("skipped", "no cloud"),
+        ("timeout", "Failed: Timeout (>0.5s) from pytest-timeout."),
+        ("error", "OSError: when torn down"),
+    ]
