@@ -253,10 +253,9 @@ class Side:
 
     def settle(self) -> None:
         """Wait until everything has run that will."""
-        quiet = _stays(QUIET, lambda: (self.notes.runs(), self._messages()))
-        self._wait_until(
-            "the broker has no message, and nothing runs", lambda: quiet() and not any(self._messages())
-        )
+        # As long as there are messages, it is always something else.
+        quiet = _stays(QUIET, lambda: time.monotonic() if any(self._messages()) else self.notes.runs())
+        self._wait_until("the broker has no message, and nothing runs", quiet)
 
     def _send(self, tasks: int) -> None:
         """Straight to the broker, which is there, and has room."""
