@@ -3,7 +3,7 @@ SHELL := /bin/bash
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: help demo check test test-long older newest chaos guest lint format bench docs clean
+.PHONY: help demo check test test-long older newest chaos paired guest lint format bench docs clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
@@ -23,6 +23,9 @@ test-long: .venv/test.stamp ## the long state machines, kills and mutants too; a
 
 chaos: .venv/test.stamp ## pull every plug, and prove that nothing is lost (ARGS="--minutes 30 --seed 7 --broker rabbitmq")
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+paired: .venv/test.stamp ## plain tasks under the same kills, cuts and full Redis, with an engine and without (ARGS="--lane full --seeds 5")
+	$(BIN)/python -m tests.chaos.paired $(ARGS)
 
 guest: .venv/test.stamp ## Celery's and kombu's own tests, with an engine on their apps and without (ARGS=--quick: a part)
 	$(BIN)/python -m tests.guest $(ARGS)

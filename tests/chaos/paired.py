@@ -58,16 +58,16 @@ def outcome(sent: Iterable[int], runs: Iterable[int], *, ends: int = 0, stuck: i
     numbers, often = frozenset(sent), Counter(runs)
     assert numbers >= often.keys(), f"never sent: {sorted(often.keys() - numbers)}"
     doubled = frozenset(number for number, times in often.items() if times > 1)
-    return Outcome(len(numbers), numbers - often.keys(), doubled, ends, stuck)
+    return Outcome(len(numbers), numbers - frozenset(often), doubled, ends, stuck)
 
 
 def more(pairs: list[Pair]) -> int:
     """How many more tasks were lost or doubled with the engine than without it."""
-    with_it, without = (
-        sum(len(side.lost) + len(side.doubled) for side in sides)
-        for sides in ([pair.engine for pair in pairs], [pair.without for pair in pairs])
-    )
-    return with_it - without
+    return sum(_harm(pair.engine) - _harm(pair.without) for pair in pairs)
+
+
+def _harm(side: Outcome) -> int:
+    return len(side.lost) + len(side.doubled)
 
 
 def table(pairs: list[Pair]) -> str:
@@ -81,7 +81,8 @@ def table(pairs: list[Pair]) -> str:
     rows += [[pair.seed, pair.pool, *row] for pair, row in zip(pairs, counts, strict=True)]
     rows.append(["sum", "", *map(sum, zip(*counts, strict=True))])
     lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
-    lines += ["", *(text for pair in pairs for text in _differences(pair))]
+    if differences := [text for pair in pairs for text in _differences(pair)]:
+        lines += ["", *differences]
     verdict = "as is allowed" if more(pairs) <= ALLOWED else f"but at most {ALLOWED} is allowed"
     return "\n".join([*lines, "", f"With the engine {more(pairs):+} lost or doubled, {verdict}."])
 

@@ -72,7 +72,7 @@ class Notes:
 
 
 class Quiet(Entity):
-    """Of a kind that nobody enqueues."""
+    """Of a kind of which nothing is ever enqueued."""
 
     kind = "quiet"
 
@@ -104,5 +104,5 @@ def make_app(settings: dict[str, Any], notes: Notes, *, engine: bool) -> Celery:
 
 
 if DIRECTORY in os.environ:
-    told = json.loads((Path(os.environ[DIRECTORY]) / "settings.json").read_text())
-    app = make_app(told["celery"], Notes(told["notes"]), engine=told["engine"])
+    shared = json.loads((Path(os.environ[DIRECTORY]) / "settings.json").read_text())
+    app = make_app(shared["celery"], Notes(shared["notes"]), engine=shared["engine"])

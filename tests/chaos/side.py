@@ -37,16 +37,18 @@ SETTINGS: dict[str, Any] = {
     "broker_connection_max_retries": None,
     "broker_transport_options": {
         "visibility_timeout": VISIBILITY,
-        "unacked_restore_interval": 0.5,
+        "unacked_restore_interval": 2.0,
         "unacked_restore_throttle": 1,
+        "unacked_mutex_expire": 2,  # the lock of who takes messages back; with a lost reply it stays
     },
     "task_acks_late": True,
     "task_reject_on_worker_lost": True,
     "task_ignore_result": True,
 }
 
+REST = 0.2  # seconds in which no message is taken or acknowledged: the worker waits for the task that is hit
 QUIET = 1.0  # seconds without a run, with nothing on the broker: nor has the worker anything in its memory
-STUCK = VISIBILITY + 4.0  # seconds without a run: a worker takes less to start, a message less to come again
+STUCK = VISIBILITY + 6.0  # seconds without a run: a worker takes less to start, a message less to come again
 GIVEN_UP = 90.0  # seconds
 
 
@@ -190,12 +192,12 @@ class Side:
         self._notes_server = Valkey(directory / "notes")
         self.notes = Notes(self._notes_server.url)
         self.proxy = Proxy(self.broker.port)
-        told = {
+        shared = {
             "celery": {**SETTINGS, **settings, "broker_url": self.proxy.url},
             "notes": self._notes_server.url,
             "engine": engine,
         }
-        (directory / "settings.json").write_text(json.dumps(told))
+        (directory / "settings.json").write_text(json.dumps(shared))
         self.worker = Supervised(
             "worker",
             [
@@ -237,6 +239,7 @@ class Side:
             self.notes.arm(fault.point, first + fault.hit)
             self._send(fault.tasks)
             hit = self._wait_until("a task is where it is to be hit", self.notes.arrival)
+        self._wait_until("the worker is at rest", _stays(REST, self._messages))
         time.sleep(fault.pause)  # as drawn
         ends = len(self.worker.own_ends) + fault.ends
         with kind.begin(self, hit):
@@ -250,16 +253,9 @@ class Side:
 
     def settle(self) -> None:
         """Wait until everything has run that will."""
-        last = (0, time.monotonic())  # runs, and when there was one, or a message
-
-        def is_settled() -> bool:
-            nonlocal last
-            now, runs = time.monotonic(), len(self.notes.runs())
-            if runs != last[0] or self.redis.llen(QUEUE) or self.redis.hlen(UNACKED):
-                last = (runs, now)
-            return now - last[1] > QUIET
-
-        self._wait_until("the broker has no message, and nothing runs", is_settled)
+        # As long as there are messages, it is always something else.
+        quiet = _stays(QUIET, lambda: time.monotonic() if any(self._messages()) else self.notes.runs())
+        self._wait_until("the broker has no message, and nothing runs", quiet)
 
     def _send(self, tasks: int) -> None:
         """Straight to the broker, which is there, and has room."""
@@ -268,23 +264,36 @@ class Side:
                 self._sender.send_task(TASK, [len(self.sent)], connection=connection)
                 self.sent.append(len(self.sent))
 
+    def _messages(self) -> tuple[int, int]:
+        """How many wait, and how many the worker has taken."""
+        return self.redis.llen(QUEUE), self.redis.hlen(UNACKED)
+
     def _is_idle(self) -> bool:
-        left = self.redis.llen(QUEUE) + self.redis.hlen(UNACKED)
-        return not left and self.redis.info("clients")["blocked_clients"] > 0
+        return not any(self._messages()) and self.redis.info("clients")["blocked_clients"] > 0
 
     def _wait_until(self, description: str, condition: Callable[[], T | None]) -> T:
         """The first true result. A worker that gets stuck meanwhile is killed, as by a liveness probe."""
         given_up = time.monotonic() + GIVEN_UP
-        last = (-1, 0.0)  # runs, and when there was one
+        is_stuck = _stays(STUCK, self.notes.runs)
         while not (result := condition()):
-            now, runs = time.monotonic(), len(self.notes.runs())
-            if now > given_up:
+            if time.monotonic() > given_up:
                 pytest.fail(f"waited {GIVEN_UP:g} s in vain: {description}")
-            if runs != last[0]:
-                last = (runs, now)
-            elif now - last[1] > STUCK:
+            if is_stuck():
                 self.stuck += 1
                 self.worker.signal(signal.SIGKILL)
-                last = (runs, now)
+                is_stuck = _stays(STUCK, self.notes.runs)
             time.sleep(0.01)  # polls: the deadline is above
         return result
+
+
+def _stays(seconds: float, what: Callable[[], object]) -> Callable[[], bool]:
+    """Whether it was always the same in the last seconds, as often as this was asked."""
+    last, since = what(), time.monotonic()
+
+    def it_does() -> bool:
+        nonlocal last, since
+        if (now := what()) != last:
+            last, since = now, time.monotonic()
+        return time.monotonic() - since > seconds
+
+    return it_does
