@@ -187,15 +187,16 @@ def _check_function(name: str, function: Callable[..., Any], args: tuple[str, ..
         )
 
 
-#: Code, whether it is that of a bound method, and how many arguments it takes. Many an action is built anew
-#: for each evaluation, and reading a signature takes longer than all the rest of that.
-_known_to_take: set[tuple[object, bool, int]] = set()
+#: Code, how many defaults it has, whether it is that of a bound method, and how many arguments it takes. Many
+#: an action is built anew for each evaluation, and reading a signature takes longer than all the rest.
+_known_to_take: set[tuple[object, int, bool, int]] = set()
 
 
 def _takes(function: Callable[..., Any], count: int) -> bool:
     """Whether the function can be called with so many arguments, all by position."""
     code = getattr(function, "__code__", None)  # a bound method has that of its function
-    known = (code, isinstance(function, MethodType), count)
+    defaults = getattr(function, "__defaults__", None)
+    known = (code, len(defaults or ()), isinstance(function, MethodType), count)
     if known in _known_to_take:
         return True
     try:

@@ -46,7 +46,7 @@ from celery_goalstate.registry import (
 from celery_goalstate.scheduling import BATCH, Scheduling, batches, ids_by_kind
 from celery_goalstate.settings import NAME, KindKeywords, KindOptions, RoutingKeywords, Settings
 from celery_goalstate.worker import bootsteps
-from celery_goalstate.worker.lease import EagerKeeper, LeaseKeeper
+from celery_goalstate.worker.lease import KeeperAsConfigured
 from celery_goalstate.worker.parts import Parts
 from celery_goalstate.worker.public import create_public_task
 from celery_goalstate.worker.sweeper import Sweeper, end_lost
@@ -97,6 +97,7 @@ class Engine:
             )
         self._app = app
         engines[namespace] = self
+        check_task_name(self, PUBLIC_TASK, task_name(PUBLIC_TASK, namespace))
         create_public_task(app, task_name(PUBLIC_TASK, namespace), self)
         for cls, options in self._kinds.registered():
             self._create_task(cls, options)
@@ -242,7 +243,8 @@ class Engine:
         policy, bound = policy_of(replace=replace, max_wait=max_wait)
 
         def enqueue() -> Enqueued:
-            [scheduled], sent = self._scheduling.enqueue(kind, [request], policy, bound)
+            [scheduled], published = self._scheduling.enqueue(kind, [request], policy, bound)
+            sent = published and scheduled.wakeup is not None
             return Enqueued(scheduled.changed, datetime_of(scheduled.deadline), sent)
 
         return enqueue
@@ -459,11 +461,12 @@ class Engine:
 
     def _open(self) -> Parts:
         index = indexes.open_index(self.settings)
-        keeper = EagerKeeper if self.app.conf.task_always_eager else LeaseKeeper
         return Parts(
             index=index,
             publisher=open_publisher(self.app, index, timeout=self.settings.broker_timeout),
-            keeper=keeper(index, self.settings.lease),
+            keeper=KeeperAsConfigured(
+                index, self.settings.lease, eager=lambda: bool(self.app.conf.task_always_eager)
+            ),
         )
 
     @contextmanager

@@ -6,7 +6,7 @@ import re
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, TypeVar, Unpack, overload
 
 import celery.app.utils
@@ -33,6 +33,9 @@ DEFAULT_NAMESPACE = "default"
 #: An entity class, and the options that it is registered with.
 Registration: TypeAlias = "tuple[type[Entity], Mapping[str, Any]]"
 
+#: Seconds that a thread waits for another one that imports the app's modules.
+IMPORT_TIMEOUT = 10.0
+
 #: What the public task is called after the namespace; no kind can have this name.
 PUBLIC_TASK = "enqueue"
 
@@ -40,6 +43,14 @@ PUBLIC_TASK = "enqueue"
 def task_name(kind: str, namespace: str) -> str:
     """The Celery task that evaluates a kind. It never changes: old workers know only old names."""
     return f"goalstate.{kind}" if namespace == DEFAULT_NAMESPACE else f"goalstate.{namespace}.{kind}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Import:
+    """An import of the app's modules that is under way."""
+
+    thread: int
+    ended: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,8 +81,9 @@ class Kinds:
         self._declared: dict[str, Mapping[str, Any]] = {}
         self._resolved: dict[str, Kind] = {}
         self._resolved_with: KindOptions | None = None
-        self._importing = threading.Lock()
+        self._lock = threading.Lock()
         self._imported = False  # have the app's modules been, for a kind that was not known?
+        self._import: _Import | None = None  # under way
 
     # -- what the project's modules say
 
@@ -161,6 +173,9 @@ class Kinds:
         if not isinstance(entity, Entity):
             raise TypeError(f"{entity!r} is no entity; give an Entity or engine.ref(kind, id)")
         kind = self.find(entity.kind)
+        if kind is None:
+            self._import_modules()
+            kind = self.find(entity.kind)
         if kind is None or kind.entity_class is None or not isinstance(entity, kind.entity_class):
             raise UnknownKind(
                 f"{path_of(type(entity))} is not registered with this engine;"
@@ -199,10 +214,24 @@ class Kinds:
         Not under Celery's Django fixup, where that would run Django's set-up and all of its checks: there
         `celery_goalstate.contrib.django` has imported them already.
         """
-        with self._importing:
-            if not self._imported and not _under_django(self._app()):
+        with self._lock:
+            if self._imported:
+                return
+            mine = self._import is None
+            under_way = self._import = self._import or _Import(threading.get_ident())
+        if not mine:
+            # A module that is being imported may ask, itself or by a thread that waits for it: so none waits
+            # for the import for ever.
+            if under_way.thread != threading.get_ident() and under_way.ended.wait(IMPORT_TIMEOUT):
+                self._import_modules()  # if it failed, again
+            return
+        try:
+            if not _under_django(self._app()):
                 self._app().loader.import_default_modules()
             self._imported = True
+        finally:
+            self._import = None
+            under_way.ended.set()
 
     def _unknown(self, name: str) -> str:
         if _under_django(self._app()) and "celery_goalstate.contrib.django" not in _installed_apps():

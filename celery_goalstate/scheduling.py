@@ -41,15 +41,21 @@ class Scheduling:
     hooks: Hooks
 
     def enqueue(
-        self, kind: Kind, requests: Sequence[Request], policy: Policy, max_wait: int | None = None
+        self,
+        kind: Kind,
+        requests: Sequence[Request],
+        policy: Policy,
+        max_wait: int | None = None,
+        *,
+        publish: bool = True,
     ) -> tuple[Sequence[Scheduled], bool]:
-        """What the index replies, and whether there were messages and none of them failed.
+        """What the index replies, and whether no message failed (nor was left to the sweeper by `publish`).
 
         `max_wait` is in milliseconds. Raises `IndexUnavailable`, and whatever a hook raises.
         """
         for hook in self.hooks.before_enqueue:
             hook(kind.name, [request.id for request in requests])
-        if note := note_of(self.app, kind):
+        if note := note_of(self.app, kind, requests[0].id):
             requests = [request._replace(note=note) for request in requests]
         index = self.parts.index
         inside = calling_run(index, kind.name)
@@ -58,8 +64,10 @@ class Scheduling:
             if reply.noted is not None:
                 warn_of_other_headers(kind, request.id, request.note, reply.noted)
         wakeups = [each.wakeup for each in scheduled if each.wakeup is not None]
-        published = self.parts.publisher.dispatch(kind, wakeups, enqueued=True)
-        return scheduled, published and bool(wakeups)
+        if publish:
+            return scheduled, self.parts.publisher.dispatch(kind, wakeups, enqueued=True)
+        index.put_back(kind.name, wakeups)
+        return scheduled, not wakeups
 
     def enqueue_all(
         self,
@@ -74,14 +82,16 @@ class Scheduling:
 
         `spread` (seconds or a timedelta) adds to each deadline a random part of it.
         """
-        width, changed = 0.0 if spread is None else delay_seconds(spread, "spread"), 0
+        width = 0.0 if spread is None else delay_seconds(spread, "spread")
+        changed, published = 0, True
         for batch in batches(entities):
             for kind, ids in ids_by_kind(batch).items():
                 requests = [
                     spread_by(request, id, milliseconds(self.parts.random() * width) if width else 0)
                     for id in ids
                 ]
-                scheduled, _ = self.enqueue(kind, requests, policy, max_wait)
+                # Once the broker was waited for in vain, the sweeper publishes the rest.
+                scheduled, published = self.enqueue(kind, requests, policy, max_wait, publish=published)
                 changed += sum(each.changed for each in scheduled)
         return changed
 

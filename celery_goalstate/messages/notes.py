@@ -14,6 +14,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping
+from contextvars import Context, copy_context
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
@@ -22,6 +23,7 @@ from celery import Celery, Task
 from celery_goalstate.display import printable
 from celery_goalstate.index.base import LONGEST_NOTE, random_id
 from celery_goalstate.registry import Kind
+from celery_goalstate.settings import ROUTING_OPTIONS
 
 logger = logging.getLogger(__name__)
 
@@ -44,39 +46,51 @@ class Note(NamedTuple):
 
     headers: Mapping[str, Any]  #: the app's own
     link: Mapping[str, Any]  #: the headers that name its trace
+    options: Mapping[str, Any] = {}  #: where else the app sends such a message: queue, priority, ...
 
 
-def note_of(app: Celery, kind: Kind) -> str:
+def note_of(app: Celery, kind: Kind, id: str) -> str:
     """What a message that the caller published now would carry besides, as a text; empty: nothing.
 
     An app's class that overrides `send_task`, and a task's that overrides `apply_async`, are asked by calls
     that publish nothing. Whatever goes wrong with that is logged once, and nothing is noted.
     """
+    added = _Recorded({}, {})
+    trace: Mapping[str, Any] = {}
     try:
-        added, trace = _added_headers(app, kind), _trace()
+        added = _added(app, kind, id)
     except Exception as error:  # noqa: BLE001 - code of others
         _warn_once(
             kind.name,
             "what the app adds to messages of kind %s is not noted by enqueue, so it is missing from messages"
             " that are published later: %s: %s", kind.name, type(error).__name__, error,
         )  # fmt: skip
+    try:
+        trace = _trace()
+    except Exception as error:  # noqa: BLE001 - code of others
+        _warn_once(
+            "trace",
+            "the trace of an enqueue is not noted, so messages that are published later have no link to it:"
+            " %s: %s",
+            type(error).__name__, error,
+        )  # fmt: skip
+    if not added.headers and not trace:
         return ""
-    if not added and not trace:
-        return ""
-    of_trace = {name for name in added if name.lower() in OF_TRACES}
-    headers = _what_fits({name: value for name, value in added.items() if name not in of_trace})
-    link = {name: added[name] for name in of_trace} | trace
+    of_trace = {name for name in added.headers if name.lower() in OF_TRACES}
+    headers = _what_fits({name: value for name, value in added.headers.items() if name not in of_trace})
+    link = {name: added.headers[name] for name in of_trace} | {**trace}
     link.pop("baggage", None)  # much, and it tells nothing of which trace it is
     if kind.options.batch_size > 1:
         link = {}  # or only entities of one trace would share a message
-    text = _json(Note(headers, link))
-    return text if len(text) <= LONGEST_NOTE else _json(Note(headers, {}))
+    options = added.options if headers else {}
+    notes = (Note(headers, link, options), Note(headers, {}, options), Note(headers, {}))
+    return next(text for text in map(_json, notes) if len(text) <= LONGEST_NOTE)
 
 
 def read_note(text: str) -> Note:
     """A note as `note_of` has written it."""
     noted = json.loads(text) if text else {}
-    return Note(noted.get("headers", {}), noted.get("link", {}))
+    return Note(noted.get("headers", {}), noted.get("link", {}), noted.get("options", {}))
 
 
 def warn_of_other_headers(kind: Kind, id: str, noted: str, pending: str) -> None:
@@ -128,6 +142,24 @@ def _warn_once(subject: str, message: str, *values: object) -> None:
         logger.warning(message, *values)
 
 
+#: The context variables in which tracers keep the trace under way: OpenTelemetry, Sentry, Datadog, Elastic.
+OF_TRACERS = frozenset(
+    {
+        *("current_context", "current_scope", "isolation_scope", "datadog_contextvar"),
+        *("elasticapm_transaction_var", "elasticapm_spans_var"),
+    }
+)
+
+
+def outside_traces() -> Context:
+    """The caller's context, without the trace that it is in."""
+    context = Context()
+    for variable, value in copy_context().items():
+        if variable.name not in OF_TRACERS:
+            context.run(variable.set, value)
+    return context
+
+
 # The caller's trace -------------------------------------------------------------------------------
 
 
@@ -146,24 +178,37 @@ def _trace() -> dict[str, Any]:
 # The app's own headers ----------------------------------------------------------------------------
 
 
-def _added_headers(app: Celery, kind: Kind) -> Mapping[str, Any]:
-    """What the classes of the app and of the kind's task add, if they override how messages are sent."""
-    task = app.tasks.get(kind.task) if kind.entity_class is not None else None
-    by_app = app.__class__.send_task is not Celery.send_task
+def adds_headers(app: Celery, kind: Kind) -> bool:
+    """Whether the class of the app, or of the kind's task, overrides how messages are sent."""
+    task = _task(app, kind)
     by_task = task is not None and task.__class__.apply_async is not Task.apply_async
-    if not by_app and not by_task:
-        return {}
-    like_app = _recording(app, _AppRecorder)
-    args: tuple[list[Any]] = ([],)
-    if by_task:
+    return by_task or app.__class__.send_task is not Celery.send_task
+
+
+def _task(app: Celery, kind: Kind) -> Any:
+    return app.tasks.get(kind.task) if kind.entity_class is not None else None
+
+
+class _Recorded(NamedTuple):
+    headers: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+
+def _added(app: Celery, kind: Kind, id: str) -> _Recorded:
+    """What those classes add to a message of this entity."""
+    if not adds_headers(app, kind):
+        return _Recorded({}, {})
+    like_app, task = _recording(app, _AppRecorder), _task(app, kind)
+    args, task_id = ([[id, "0"]],), random_id()
+    if task is not None and task.__class__.apply_async is not Task.apply_async:
         like_task = _recording(task, _TaskRecorder)
         like_task.app = like_app
-        like_task.apply_async(args, {})
+        like_task.apply_async(args, {}, task_id=task_id)
     else:
-        like_app.send_task(kind.task, args, {})
+        like_app.send_task(kind.task, args, {}, task_id=task_id)
     if like_app.recorded is None:
         raise TypeError("it does not call super()")
-    recorded: Mapping[str, Any] = like_app.recorded
+    recorded: _Recorded = like_app.recorded
     return recorded
 
 
@@ -179,10 +224,12 @@ class _AppRecorder(Celery):
 
     OVERLAY: ClassVar[Mapping[str, Any]] = {}
     amqp: Any = _Nowhere()
-    recorded: Mapping[str, Any] | None = None
+    recorded: _Recorded | None = None
 
     def send_task(self, *_: Any, **options: Any) -> Any:
-        self.recorded = dict(options.get("headers") or {})
+        routing = {name: value for name, value in options.items() if name in ROUTING_OPTIONS}
+        plain = {name: value for name, value in routing.items() if isinstance(value, str | int)}
+        self.recorded = _Recorded(dict(options.get("headers") or {}), plain)
         return self.AsyncResult(options.get("task_id") or random_id())
 
 

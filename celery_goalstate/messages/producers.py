@@ -19,6 +19,8 @@ from typing import Any
 
 from celery import Celery
 from kombu import Producer
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +130,10 @@ def _bound(connection: Any, timeout: float) -> None:
     for name in SOCKET_TIMEOUTS.get(connection.transport.driver_type, ()):
         options[name] = min(options.get(name) or timeout, timeout)
     options.pop("retry_on_timeout", None)  # kombu itself tries again, for as long as there is time
+    if "master_name" in options:  # sentinels are asked first, over connections of their own
+        own = options.get("sentinel_kwargs") or {}
+        bounds = {name: options[name] for name in SOCKET_TIMEOUTS["redis"]}
+        options["sentinel_kwargs"] = {**own, **bounds, "retry": Retry(NoBackoff(), 0)}
     connection.connect_timeout = min(connection.connect_timeout or timeout, timeout)
 
 

@@ -5,7 +5,7 @@ A kind's message leaves by its task's `apply_async`, or, where the kind is only 
 
 Who publishes makes a difference. What a caller enqueues is published in the caller's context, as a task that
 it calls itself would be. All else (a retry, the next evaluation, what was parked, what is sent again) is
-published by a worker for somebody who is not there: it carries what the enqueue noted, and continues nothing
+published by a worker for somebody who is not there: it carries what the enqueue noted, and continues no trace
 of what that worker is busy with.
 """
 
@@ -25,7 +25,7 @@ from celery import Celery
 from celery.utils.quorum_queues import detect_quorum_queues
 
 from celery_goalstate.index.base import Index, Wakeup
-from celery_goalstate.messages.notes import LINK, read_note
+from celery_goalstate.messages.notes import LINK, adds_headers, outside_traces, read_note
 from celery_goalstate.messages.producers import Producers, flushed_together
 from celery_goalstate.messages.wakeup import contents_of, grouped
 from celery_goalstate.registry import Kind
@@ -95,7 +95,8 @@ class MessagePublisher:
                 if enqueued:
                     self._send(send, kind, wakeups, of_message)
                 else:
-                    Context().run(self._send_for_others, send, kind, wakeups, of_message)
+                    context = Context() if adds_headers(self._app, kind) else outside_traces()
+                    context.run(self._send_for_others, send, kind, wakeups, of_message)
 
     def _delay(self, wakeup: Wakeup, asked_at: float, producer: Any) -> Mapping[str, Any]:
         """Counted from `asked_at`: those at the end of many messages must not come later for that."""
@@ -112,6 +113,7 @@ class MessagePublisher:
         note, task_id = read_note(wakeups[0].note), wakeups[0].task_id
         if note.headers:
             send = self._sender_as_noted(kind)
+            options |= note.options
         if note.headers or note.link:
             carried = {**note.headers, LINK: note.link} if note.link else note.headers
             options["headers"] = {**options.get("headers", {}), **carried}

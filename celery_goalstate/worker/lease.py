@@ -52,6 +52,7 @@ class Lease:
     expires: float  #: counted from *before* the index was asked: never later than the index has it
     until: float  #: not renewed after that
     lost: bool = False
+    eager: bool = False  #: renewed when it is asked for, not by a thread
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,7 +142,9 @@ class EagerKeeper(_Renewer):
     @contextmanager
     def keep(self, kind: str, run: Run, *, claimed_at: float, max_run: float) -> Iterator[Lease]:
         """See `Keeper`."""
-        yield self._lease(kind, run, claimed_at, max_run)
+        lease = self._lease(kind, run, claimed_at, max_run)
+        lease.eager = True
+        yield lease
 
     def held(self, lease: Lease) -> bool:
         """See `Keeper`. An evaluation that stood still, in a debugger say, goes on if no other one began."""
@@ -153,6 +156,32 @@ class EagerKeeper(_Renewer):
     def alarm(self, at: float, call: Callable[[], None]) -> Iterator[None]:  # noqa: ARG002 - see below
         """Nothing: an `enqueue` that evaluates by itself evaluates no batch."""
         yield
+
+
+class KeeperAsConfigured:
+    """One of the two for each lease: tests switch `task_always_eager` on and off."""
+
+    def __init__(self, index: Index, lease: float, eager: Callable[[], bool]) -> None:
+        self._eager = eager
+        self._eagerly, self._by_thread = EagerKeeper(index, lease), LeaseKeeper(index, lease)
+        self.length, self.clock = lease, self._by_thread.clock
+
+    def _now(self) -> Keeper:
+        return self._eagerly if self._eager() else self._by_thread
+
+    def keep(
+        self, kind: str, run: Run, *, claimed_at: float, max_run: float
+    ) -> AbstractContextManager[Lease]:
+        """See `Keeper`."""
+        return self._now().keep(kind, run, claimed_at=claimed_at, max_run=max_run)
+
+    def held(self, lease: Lease) -> bool:
+        """See `Keeper`."""
+        return (self._eagerly if lease.eager else self._by_thread).held(lease)
+
+    def alarm(self, at: float, call: Callable[[], None]) -> AbstractContextManager[None]:
+        """See `Keeper`."""
+        return self._now().alarm(at, call)
 
 
 class LeaseKeeper(_Renewer):

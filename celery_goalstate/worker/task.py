@@ -45,6 +45,7 @@ from celery_goalstate.index.base import (
     random_id,
 )
 from celery_goalstate.messages.envelope import strategy
+from celery_goalstate.messages.notes import adds_headers
 from celery_goalstate.messages.wakeup import read_message, rejection
 from celery_goalstate.registry import Kind
 from celery_goalstate.worker.batch import NOTHING_TO_DO, SLICE, Batch, Tally, ending
@@ -134,7 +135,9 @@ class Evaluator:
             if refused := len(claims) - len(held):
                 tally[NOTHING_TO_DO] += refused
             ended = Ended(str(tally))
-        if self._kind.options.batch_size > 1 and ended.error is None:
+        # What is taken has no message of its own, whose headers would say for whom it is.
+        takes = self._kind.options.batch_size > 1 and not adds_headers(self._engine.app, self._kind)
+        if takes and ended.error is None:
             ended = Ended(self._take_more(request, task_id, ended.summary))
         return ended
 

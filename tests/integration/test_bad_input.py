@@ -274,7 +274,7 @@ def takes_too_little(ctx: Any) -> None: ...
         ),
         (type("More", (Base,), {"rules": Rules({ANY: {ANY: "send"}})}), "cannot be called with (ctx)"),
     ],
-    ids=["neither", "typo", "more"],
+    ids=["neither", "no rules", "typo", "more"],
 )
 def test_a_class_of_which_no_entity_could_be_evaluated(world: World, cls: type[Entity], text: str) -> None:
     for register in (world.engine.register, shared_entity):

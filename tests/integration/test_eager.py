@@ -14,7 +14,9 @@ from celery_goalstate import Engine, Requeue, Stop
 from celery_goalstate.exceptions import IndexUnavailable, PermanentError
 from celery_goalstate.index.memory import MemoryIndex
 from celery_goalstate.messages.eager import EAGER_EVALUATIONS
-from tests.integration.conftest import MakeApp, Truth, World
+from celery_goalstate.worker.lease import THREAD_NAME
+from tests.integration.conftest import MakeApp, Truth, World, worker_of
+from tests.servers import poll
 
 
 @pytest.fixture
@@ -276,3 +278,23 @@ def test_system_exit_is_not_swallowed(world: World, truth: Truth) -> None:
     truth.actions["2"] = ()
     world.engine.enqueue(world.entity("2"))
     assert truth.looks("2") == 1
+
+
+def test_a_lease_is_kept_as_the_app_is_configured_at_that_time(make_app: MakeApp, truth: Truth) -> None:
+    app = make_app(task_always_eager=True)
+    engine = Engine(app)
+    entity = engine.register(truth.entity())
+    renewers: list[int] = []
+
+    def count(ctx: Any, entity: Any) -> Stop:
+        renewers.append(sum(thread.name == THREAD_NAME for thread in threading.enumerate()) - before)
+        return Stop()
+
+    before = sum(thread.name == THREAD_NAME for thread in threading.enumerate())
+    truth.set("1", count)
+    engine.enqueue(entity("1"))
+    app.conf.task_always_eager = False
+    engine.enqueue(entity("1"))
+    with worker_of(app):
+        poll("a worker has evaluated it", lambda: len(renewers) == 2)
+    assert renewers == [0, 1]

@@ -127,6 +127,43 @@ def test_threads_that_come_first_wait_for_the_import(tmp_path: Path) -> None:
     assert printed == ["8"]
 
 
+def test_a_module_may_ask_while_it_is_imported(tmp_path: Path) -> None:
+    asking = SHOP["shop/entities.py"].replace('print("imported")', "print(engine.kinds)")
+    files = {**SHOP, "shop/entities.py": asking}
+    script = 'from shop.app import engine\nprint(engine.enqueue(engine.ref("order", 42)).changed)'
+    assert run(tmp_path, files, script) == ["()", "True"]
+
+
+def test_whoever_waits_for_an_import_that_waits_for_him_goes_on(tmp_path: Path) -> None:
+    waiting = SHOP["shop/entities.py"].replace(
+        'print("imported")', "from shop.helper import thread; thread.join()"
+    )
+    helper = """
+        import threading
+        from celery_goalstate import registry
+        from shop.app import engine
+        registry.IMPORT_TIMEOUT = 0.2
+        thread = threading.Thread(target=lambda: print(engine.kinds))
+        thread.start()
+    """
+    files = {**SHOP, "shop/entities.py": waiting, "shop/helper.py": helper}
+    script = 'from shop.app import engine\nprint(engine.enqueue(engine.ref("order", 42)).changed)'
+    assert run(tmp_path, files, script) == ["()", "True"]
+
+
+def test_an_entity_whose_class_is_registered_elsewhere_imports_the_modules_too(tmp_path: Path) -> None:
+    cls = SHOP["shop/entities.py"].replace('@engine.register(queue="parcels", resync_every=600)', "")
+    files = {
+        **SHOP,
+        "shop/models.py": cls,
+        "shop/entities.py": "from shop import app, models; app.engine.register(models.Order)",
+    }
+    script = (
+        "from shop.app import engine; from shop.models import Order\nprint(engine.enqueue(Order(7)).changed)"
+    )
+    assert run(tmp_path, files, script) == ["imported", "True"]
+
+
 def test_an_import_error_reaches_every_caller(tmp_path: Path) -> None:
     files = {**SHOP, "shop/entities.py": "import no_such_module"}
     printed = run(
@@ -315,6 +352,12 @@ def test_a_worker_runs_the_public_task(make_app: MakeApp, valkey: Valkey, truth:
         result = app.send_task("goalstate.enqueue", ("order", "42", 3600))
         assert result.get(timeout=20)["changed"]
     assert engine.is_scheduled(engine.ref("order", "42"))
+
+
+def test_a_kind_may_not_have_the_public_task_of_another_namespace(world: World, truth: Truth) -> None:
+    world.register("shop.enqueue")
+    with pytest.raises(ImproperlyConfigured, match=r"would both be the task goalstate\.shop\.enqueue"):
+        Engine(world.app, namespace="shop")
 
 
 @pytest.mark.parametrize("how", ["register", "declare", "shared"])

@@ -14,7 +14,7 @@ from celery.signals import before_task_publish
 from kombu.utils.uuid import uuid
 
 from celery_goalstate import Engine, Entity, Requeue
-from celery_goalstate.index.base import LONGEST_NOTE, Limits, Wakeup
+from celery_goalstate.index.base import LONGEST_NOTE, Limits, Request, Wakeup
 from celery_goalstate.index.memory import MemoryIndex
 from celery_goalstate.messages import notes, open_publisher
 from celery_goalstate.messages.notes import LINK, note_of, read_note
@@ -204,7 +204,7 @@ def test_a_batch_of_many_traces_has_no_link(make_app: MakeApp) -> None:
     app.added = {"traceparent": "00-1-2-01", "x_tenant": "acme"}
     engine = Engine(app)
     engine.register(batch_size=2)(Truth().entity())
-    assert read_note(note_of(app, engine.kind("order"))) == ({"x_tenant": "acme"}, {})
+    assert read_note(note_of(app, engine.kind("order"), "1"))[:2] == ({"x_tenant": "acme"}, {})
 
 
 def test_an_action_enqueues_for_the_tenant_that_it_works_for(world: World, truth: Truth) -> None:
@@ -234,22 +234,22 @@ def kind_of(app: Celery, base: Any = None) -> Any:
 
 def test_an_app_that_adds_nothing_notes_nothing(make_app: MakeApp) -> None:
     app = make_app()
-    assert note_of(app, kind_of(app)) == ""
-    assert read_note("") == ({}, {})
+    assert note_of(app, kind_of(app), "1") == ""
+    assert read_note("")[:2] == ({}, {})
 
 
 def test_app_and_base_class_may_both_add_to_it(make_app: MakeApp) -> None:
     app = make_app(cls=TenantApp)
     kind = kind_of(app, RequestTask)
     with tenant_is("acme"):
-        assert read_note(note_of(app, kind)).headers == {"x_tenant": "acme", "x_request": "r1"}
+        assert read_note(note_of(app, kind, "1")).headers == {"x_tenant": "acme", "x_request": "r1"}
 
 
 def test_a_kind_of_another_code_base(make_app: MakeApp) -> None:
     engine = Engine(make_app(cls=TenantApp))
     engine.declare("invoice")
     with tenant_is("acme"):
-        assert read_note(note_of(engine.app, engine.kind("invoice"))).headers == {"x_tenant": "acme"}
+        assert read_note(note_of(engine.app, engine.kind("invoice"), "1")).headers == {"x_tenant": "acme"}
 
 
 @contextmanager
@@ -307,7 +307,7 @@ def test_whoever_cannot_be_asked_is_named_once_and_nothing_is_noted_nor_publishe
     kind = kind_of(app, base)
     with nothing_published():
         for _ in range(3):
-            assert note_of(app, kind) == ""
+            assert note_of(app, kind, "1") == ""
     [record] = caplog.records
     assert record.getMessage() == (
         "what the app adds to messages of kind order is not noted by enqueue, so it is missing from messages"
@@ -329,7 +329,7 @@ def test_an_app_is_not_changed_by_being_asked(make_app: MakeApp) -> None:
     app = make_app(cls=Adds)
     app.added = {"x": 1}
     with nothing_published():
-        assert json.loads(note_of(app, kind_of(app))) == {"headers": {"x": 1}}
+        assert json.loads(note_of(app, kind_of(app), "1")) == {"headers": {"x": 1}}
     assert not hasattr(app, "counted")
 
 
@@ -337,7 +337,7 @@ def test_an_app_is_not_changed_by_being_asked(make_app: MakeApp) -> None:
 def test_an_app_that_adds_nothing_this_time(make_app: MakeApp, added: Any) -> None:
     app = make_app(cls=Adds)
     app.added = added
-    assert note_of(app, kind_of(app)) == ""
+    assert note_of(app, kind_of(app), "1") == ""
 
 
 def test_what_is_too_long_or_no_json_is_named_and_left_out(
@@ -347,7 +347,7 @@ def test_what_is_too_long_or_no_json_is_named_and_left_out(
     app.added = {"x_short": "é" * 10, "x_fits": "y" * 300, "x_long": "z" * 400, "x_object": object()}
     kind = kind_of(app)
     for _ in range(2):
-        noted = note_of(app, kind)
+        noted = note_of(app, kind, "1")
     assert read_note(noted).headers == {"x_short": "é" * 10, "x_fits": "y" * 300}
     assert len(noted.encode()) <= LONGEST_NOTE
     told = sorted(record.getMessage() for record in caplog.records)
@@ -360,9 +360,9 @@ def test_headers_of_a_trace_come_back_as_a_link(make_app: MakeApp) -> None:
     app = make_app(cls=Adds)
     app.added = {"traceparent": "00-1-2-01", "Sentry-Trace": "1-2-1", "baggage": "a=1", "x_tenant": "acme"}
     kind = kind_of(app)
-    note = note_of(app, kind)
+    note = note_of(app, kind, "1")
     link = {"traceparent": "00-1-2-01", "Sentry-Trace": "1-2-1"}
-    assert read_note(note) == ({"x_tenant": "acme"}, link)
+    assert read_note(note)[:2] == ({"x_tenant": "acme"}, link)
     published = headers_of(app, kind, note)
     assert (published["x_tenant"], published[LINK]) == ("acme", link)
     assert not {"traceparent", "Sentry-Trace", "baggage"} & published.keys()
@@ -388,7 +388,7 @@ def test_a_link_alone_leaves_the_app_to_add_its_own(make_app: MakeApp) -> None:
     app = make_app(cls=Adds)
     app.added = {"traceparent": "00-1-2-01"}
     kind = kind_of(app)
-    note = note_of(app, kind)
+    note = note_of(app, kind, "1")
     app.added = {"x_tenant": "of the worker"}
     assert headers_of(app, kind, note)["x_tenant"] == "of the worker"
 
@@ -396,7 +396,7 @@ def test_a_link_alone_leaves_the_app_to_add_its_own(make_app: MakeApp) -> None:
 def test_a_link_gives_way_to_headers(make_app: MakeApp) -> None:
     app = make_app(cls=Adds)
     app.added = {"traceparent": "00-1-2-01", "x_tenant": "t" * 470}
-    assert read_note(note_of(app, kind_of(app))) == ({"x_tenant": "t" * 470}, {})
+    assert read_note(note_of(app, kind_of(app), "1"))[:2] == ({"x_tenant": "t" * 470}, {})
 
 
 def test_publishing_for_others_is_in_nobodys_context(world: World) -> None:
@@ -430,3 +430,86 @@ def test_two_tenants_entity_of_one_id_is_one_entity_and_that_is_told(
         with tenant_is("zenith"):
             world.engine.enqueue(world.entity(id), deadline)
     assert caplog.text.count("order/7 is scheduled already, with another x_tenant than this enqueue has") == 1
+
+
+def test_one_without_a_tenant_is_not_evaluated_in_the_task_of_another(world: World, truth: Truth) -> None:
+    entity = world.engine.register(batch_size=10)(truth.entity("host"))
+    with tenant_is("acme"):
+        world.engine.enqueue(entity("1"))
+    world.index.enqueue("host", [Request("2", delay=60_000, task_id="t")])
+    world.clock.advance(60)
+    [message] = world.messages()
+    task = world.app.tasks[message.task]
+    task.push_request(id=message.id, retries=0, is_eager=False)
+    try:
+        world.evaluator("host").handle(task, message.args, message.kwargs)
+    finally:
+        task.pop_request()
+    assert (truth.looks("1", "host"), truth.looks("2", "host")) == (1, 0)
+
+
+correlation: ContextVar[str | None] = ContextVar("correlation", default=None)
+
+
+def test_what_handlers_of_signals_add_goes_along_with_a_retry(make_app: MakeApp, truth: Truth) -> None:
+    """As with Celery's own retries: they are published in the context of the task."""
+    world = World(make_app(goalstate_jitter=False), truth)
+
+    def fail(ctx: Any, entity: Entity) -> None:
+        raise ConnectionError
+
+    def add(sender: Any = None, headers: Any = None, **_: Any) -> None:
+        headers["x_correlation"] = correlation.get()
+
+    before_task_publish.connect(add)
+    try:
+        truth.set("1", fail)
+        world.engine.enqueue(world.entity("1"))
+        [message] = world.messages()
+        before = correlation.set("r1")
+        world.run(message)
+        correlation.reset(before)
+        [retry] = world.messages()
+        assert (retry.retries, retry.headers["x_correlation"]) == (1, "r1")
+    finally:
+        before_task_publish.disconnect(add)
+
+
+class PatientApp(TenantApp):
+    def send_task(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        return super().send_task(name, args, kwargs, **{**options, "priority": 7})
+
+
+def test_where_the_app_sends_a_message_goes_along(make_app: MakeApp, truth: Truth) -> None:
+    world = World(make_app(cls=PatientApp), truth)
+    with tenant_is("acme"):
+        world.engine.enqueue(world.entity("1"), 60)
+    world.clock.advance(60)
+    world.sweeper().sweep()
+    with world.app.connection_for_write() as connection, connection.SimpleQueue(world.app.main) as queue:
+        message = queue.get(timeout=5)
+        message.ack()
+    assert (message.headers["x_tenant"], message.properties["priority"]) == ("acme", 7)
+
+
+def test_a_tracer_that_fails_costs_the_link_and_not_the_tenant(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(
+        notes.sys.modules, "sentry_sdk", object()
+    )  # an old one, say, that lacks what is asked
+    kind = world.engine.kind("order")
+    with tenant_is("acme"):
+        assert read_note(note_of(world.app, kind, "1")).headers == {"x_tenant": "acme"}
+    assert "the trace of an enqueue is not noted" in caplog.text
+
+
+def test_an_override_is_asked_with_a_message_as_it_will_be(make_app: MakeApp, truth: Truth) -> None:
+    class ByEntity(Celery):
+        def send_task(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+            headers = {"x_first": args[0][0][0], "x_task": bool(options["task_id"])}
+            return super().send_task(name, args, kwargs, **{**options, "headers": headers})
+
+    world = World(make_app(cls=ByEntity), truth)
+    noted = note_of(world.app, world.engine.kind("order"), "42")
+    assert read_note(noted).headers == {"x_first": "42", "x_task": True}
