@@ -30,6 +30,7 @@ from celery_goalstate.registry import Kind
 from celery_goalstate.settings import KindOptions, Settings
 from tests.integration.conftest import MakeApp, worker_of
 from tests.servers import HOST, Valkey, in_a_fork, poll
+from tests.versions import needs_redis_py_8
 
 ORDERS = Kind("order", "goalstate.order", None, KindOptions())
 
@@ -126,6 +127,7 @@ def test_delete_is_said_to_a_server_that_is_there(valkey: Valkey) -> None:
     assert index.delete("order", ["1"]) == [True]
 
 
+@needs_redis_py_8
 def test_all_connections_go_on_with_the_successor_of_a_master(
     valkey: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
