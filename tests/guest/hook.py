@@ -52,7 +52,7 @@ def consume_as_in_a_worker(self: Consumer, no_ack: bool | None = None) -> None:
     global given
     app = app_of_consumers()
     for step in app.steps["consumer"]:
-        parent = SimpleNamespace(app=app, task_consumer=self)
+        parent = SimpleNamespace(app=app, task_consumer=self, controller=SimpleNamespace(steps=()))
         step(parent).start(parent)
         given += 1
     consume(self, no_ack)

@@ -46,7 +46,7 @@ def test_breaks(broken): pass
 
 @pytest.mark.parametrize(
     ("program", "engine", "without"),
-    [(APP, "['goalstate.enqueue', 'goalstate.guest'] 2", "[] 0"), (CONSUMER, "2", "0")],
+    [(APP, "['goalstate.enqueue', 'goalstate.guest'] 2", "[] 0"), (CONSUMER, "3", "0")],
     ids=["an app", "a consumer without a worker"],
 )
 def test_an_engine_is_given_where_the_environment_says_so(program: str, engine: str, without: str) -> None:
