@@ -94,14 +94,14 @@ def _worker_killed(side: Side, hit: Arrival) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _cut(side: Side, hit: Arrival) -> Iterator[None]:
-    side.proxy.cut()
+    side.cut()
     yield
 
 
 @contextlib.contextmanager
 def _closed(side: Side, hit: Arrival) -> Iterator[None]:
     side.proxy.is_open = False
-    side.proxy.cut()
+    side.cut()
     yield
     side.proxy.is_open = True
 
@@ -250,6 +250,16 @@ class Side:
             until = time.monotonic() + fault.seconds
             while time.monotonic() < until and (not fault.ends or len(self.worker.own_ends) < ends):
                 time.sleep(0.01)  # it lasts
+
+    def cut(self) -> None:
+        """Cut the worker's connections: when this returns, the broker gives no message to them any more."""
+        cut = self._connections()
+        self.proxy.cut()
+        poll("the broker has seen it", lambda: not cut & self._connections())
+
+    def _connections(self) -> set[int]:
+        """To the broker, but our own."""
+        return {int(each["id"]) for each in self.redis.client_list()} - {self.redis.client_id()}
 
     def settle(self) -> None:
         """Wait until everything has run that will."""
