@@ -73,7 +73,7 @@ class Fault:
 
     kind: str
     tasks: int  #: how many are sent with it
-    hit: int  #: which of these is hit, from 0 on
+    hit: int  #: which of these is hit, from 0 on; not for an idle worker
     point: str
     pause: float  #: seconds from when a task is at the point until it is hit
     seconds: float  #: until it is over
@@ -234,17 +234,19 @@ class Side:
         first = len(self.sent)
         if fault.point == IDLE:
             self._wait_until("the worker waits for messages", self._is_idle)
+            self._send(1)  # once it has run, kombu expects no other reply for a second
+            self._wait_until("it waits for the next one", self._is_idle)
             hit = Arrival(first, self.worker.pid)
         else:
             self.notes.arm(fault.point, first + fault.hit)
             self._send(fault.tasks)
             hit = self._wait_until("a task is where it is to be hit", self.notes.arrival)
-        self._wait_until("the worker is at rest", _stays(REST, self._messages))
-        time.sleep(fault.pause)  # as drawn
+            self._wait_until("the worker is at rest", _stays(REST, self._messages))
+            time.sleep(fault.pause)  # as drawn
         ends = len(self.worker.own_ends) + fault.ends
         with kind.begin(self, hit):
             if fault.point == IDLE:
-                self._send(fault.tasks)
+                self._send(fault.tasks - 1)
             elif not kind.kills:
                 self.notes.let_go(hit.number)
             until = time.monotonic() + fault.seconds
