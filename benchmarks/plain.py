@@ -25,11 +25,11 @@ def note_lateness(id: str) -> None:
     server.rpush(f"lateness:{sample}", time.time() - float(deadline))
 
 
-@app.task(name="plain")
+@app.task(name="plain", shared=False)
 def plain(id: str) -> None:
     """Do nothing."""
 
 
-@app.task(name="punctual")
+@app.task(name="punctual", shared=False)
 def punctual(id: str) -> None:
     note_lateness(id)

@@ -56,9 +56,10 @@ def note_of(app: Celery, kind: Kind, id: str) -> str:
     that publish nothing. Whatever goes wrong with that is logged once, and nothing is noted.
     """
     added = _Recorded({}, {})
+    overridden = adds_headers(app, kind)  # finalizes the app: an error of that is the caller's
     trace: Mapping[str, Any] = {}
     try:
-        added = _added(app, kind, id)
+        added = _added(app, kind, id) if overridden else added
     except Exception as error:  # noqa: BLE001 - code of others
         _warn_once(
             kind.name,
@@ -196,8 +197,6 @@ class _Recorded(NamedTuple):
 
 def _added(app: Celery, kind: Kind, id: str) -> _Recorded:
     """What those classes add to a message of this entity."""
-    if not adds_headers(app, kind):
-        return _Recorded({}, {})
     like_app, task = _recording(app, _AppRecorder), _task(app, kind)
     args, task_id = ([[id, "0"]],), random_id()
     if task is not None and task.__class__.apply_async is not Task.apply_async:
