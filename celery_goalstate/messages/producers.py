@@ -104,18 +104,18 @@ class BoundedProducer(Producer):
         _bound(connection, timeout)
         super().__init__(connection, auto_declare=False)
         self._timeout = timeout
+        self._gives_up_at = 0.0
         self._declared = connection.declared_entities
 
     def publish(self, body: Any, *args: Any, **options: Any) -> Any:
         """As kombu does, but what fails is not tried again when the time is over."""
-        gives_up_at = time.monotonic() + self._timeout
+        self._gives_up_at = time.monotonic() + self._timeout
+        options["retry_policy"] = {**(options.get("retry_policy") or {}), "errback": self._raise_if_late}
+        return super().publish(body, *args, **options)
 
-        def in_time(error: Exception, interval: float) -> None:
-            if time.monotonic() + interval >= gives_up_at:
-                raise error
-
-        policy = options.get("retry_policy") or {}
-        return super().publish(body, *args, **{**options, "retry_policy": {**policy, "errback": in_time}})
+    def _raise_if_late(self, error: Exception, interval: float) -> None:
+        if time.monotonic() + interval >= self._gives_up_at:
+            raise error
 
     def maybe_declare(self, entity: Any, retry: bool = False, **policy: Any) -> Any:
         """As kombu does, which finds out that there is nothing to do at the cost of copies of the queue."""
