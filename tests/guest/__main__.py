@@ -131,7 +131,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--files", nargs="+", metavar="TEST", help="only these files or tests of each suite")
     parser.add_argument("--quick", action="store_true", help="only a part of each suite")
     parser.add_argument(
-        "--rounds", type=int, default=4, help="runs of every test that is not slow (%(default)s)"
+        "--rounds", type=int, default=3, help="runs of every test that is not slow (%(default)s)"
     )
     parser.add_argument(
         "--repeat", type=int, default=40, help="more of the parts where something was not alike (%(default)s)"
