@@ -40,7 +40,7 @@ OUTPUT = ROOT / "tests" / "output"
 #: Installed there as they are here. Then what the tests need, but not pytest-rerunfailures: a test that
 #: passes only when it is tried again has failed.
 AS_HERE = ("celery", "kombu", "redis", "amqp", "billiard", "vine", "pytest", "pytest-timeout")
-NEEDED = ("cryptography", "django", "psutil", "pydantic", "pymemcache", "sqlalchemy", "tblib")
+NEEDED = ("cryptography", "django", "pydantic", "pymemcache", "sqlalchemy", "tblib")
 
 T = "t/integration/test_"
 SHORT = "not retry and not revoke and not expired and not eta"
@@ -88,7 +88,7 @@ def main() -> int:
 def compare(suite: Suite, runs: Runs, options: argparse.Namespace) -> int:
     """Writes the suite's page; how many of its tests an engine makes a difference to."""
     selected = options.files or (suite.quick if options.quick else suite.files)
-    left_out, first, again = LEFT_OUT[suite.package], {}, {}
+    left_out, first, among, alone = LEFT_OUT[suite.package], {}, {}, {}
     parts = list(divided(runs.collect(selected, left_out)))
     runs.count(first, parts, 1)
     if runs.given[False] or not runs.given[True]:
@@ -101,15 +101,16 @@ def compare(suite: Suite, runs: Runs, options: argparse.Namespace) -> int:
 
     runs.count(first, map(part_of, parts), options.rounds - 1)
     suspects = {test for test, tally in first.items() if not tally.steady}
-    # With the tests around them, as before: some end otherwise when they are alone.
+    # Some differ only among the tests around them, and some, as races do, mostly when they are alone.
     doubtful = [part_of(part, and_also=suspects) for part in parts if suspects.intersection(part)]
-    runs.count(again, doubtful, options.repeat)
-    verdicts = judge(first, again)
+    runs.count(among, doubtful, options.repeat)
+    runs.count(alone, [[test] for test in first if test in suspects], options.repeat)
+    verdicts = judge(first, among, alone)
     remarks = [
         ", ".join(f"{name} {version(name)}" for name in AS_HERE[:3]),
         f"settings of the engine: {options.settings or 'the defaults'}",
         f"runs of a test: {options.rounds} without an engine, as many with one; but 1 if it takes {SLOW} s",
-        f"more runs of a part, where one of its tests was not alike in all of them: {options.repeat}",
+        f"more runs of what was not alike in all of them, among its neighbours and alone: {options.repeat}",
     ]
     OUTPUT.mkdir(exist_ok=True)
     written = OUTPUT / f"guest-{suite}.md"

@@ -47,22 +47,31 @@ class Verdict:
 
     test: str
     first: Tally  #: in the runs of everything
-    repeated: Tally  #: in the runs of the parts in which some test was not steady
+    among: Tally  #: repeated in the runs of the parts in which some test was not steady
+    alone: Tally  #: repeated in runs of this test only, if it was not steady
 
     def __str__(self) -> str:
-        without, engine = outcomes(self.repeated)
-        return f"{self.test}: {without} without, {engine} with an engine"
+        (without, engine), (without_alone, engine_alone) = outcomes(self.among), outcomes(self.alone)
+        return (
+            f"{self.test}: {without} without, {engine} with an engine;"
+            f" alone {without_alone} without, {engine_alone} with one"
+        )
+
+    @property
+    def p(self) -> float:
+        """That of the two ways to repeat it which differ more; twice, since there are two."""
+        return min(1.0, 2 * min(self.among.p, self.alone.p))
 
     @property
     def real(self) -> bool:
         """Whether an engine makes a difference. The first runs are no evidence: they made it a suspect."""
-        return self.repeated.p <= LEVEL
+        return self.p <= LEVEL
 
     @property
     def alike(self) -> bool:
         """Whether every run ended alike, the first ones and those that were repeated."""
-        every = self.first.without | self.first.engine | self.repeated.without | self.repeated.engine
-        return len(every) == 1
+        tallies = (self.first, self.among, self.alone)
+        return len({end for tally in tallies for end in tally.without | tally.engine}) == 1
 
 
 def fisher(a: int, of_a: int, b: int, of_b: int) -> float:
@@ -72,8 +81,13 @@ def fisher(a: int, of_a: int, b: int, of_b: int) -> float:
     return sum(each for each in ways if each <= ways[a]) / comb(of_a + of_b, hits)
 
 
-def judge(first: Mapping[str, Tally], repeated: Mapping[str, Tally]) -> list[Verdict]:
-    return [Verdict(test, tally, repeated.get(test, Tally())) for test, tally in first.items()]
+def judge(
+    first: Mapping[str, Tally], among: Mapping[str, Tally], alone: Mapping[str, Tally]
+) -> list[Verdict]:
+    return [
+        Verdict(test, tally, among.get(test, Tally()), alone.get(test, Tally()))
+        for test, tally in first.items()
+    ]
 
 
 def page(title: str, remarks: Iterable[str], verdicts: list[Verdict], left_out: Mapping[str, str]) -> str:
@@ -84,11 +98,21 @@ def page(title: str, remarks: Iterable[str], verdicts: list[Verdict], left_out: 
         lines += [
             "## Not alike in every run",
             "",
-            *table("test", "without", "with", "repeated: without", "with", "p", "difference"),
+            *table(
+                "test",
+                "without",
+                "with",
+                "repeated: without",
+                "with",
+                "alone: without",
+                "with",
+                "p",
+                "difference",
+            ),
         ]
-    for verdict in sorted(suspects, key=lambda verdict: verdict.repeated.p):
-        judged = [f"{verdict.repeated.p:.3f}", "**real**" if verdict.real else "chance"]
-        lines.append(row(verdict.test, *outcomes(verdict.first), *outcomes(verdict.repeated), *judged))
+    for verdict in sorted(suspects, key=lambda verdict: verdict.p):
+        counts = [*outcomes(verdict.first), *outcomes(verdict.among), *outcomes(verdict.alone)]
+        lines.append(row(verdict.test, *counts, f"{verdict.p:.3f}", "**real**" if verdict.real else "chance"))
     lines += ["", "## Every test", "", *table("test", "without", "with", "what it said")]
     lines += [row(verdict.test, *outcomes(verdict.first), verdict.first.why) for verdict in verdicts]
     if left_out:

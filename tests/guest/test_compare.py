@@ -54,9 +54,9 @@ def test_what_ends_alike_in_every_run_is_steady(
 @pytest.mark.parametrize(
     ("without", "engine", "real"),
     [
-        ({"passed": 20}, {"passed": 15, "failed": 5}, True),
-        ({"passed": 15, "failed": 5}, {"passed": 20}, True),  # for the better is a difference, too
-        ({"passed": 20}, {"passed": 16, "failed": 4}, False),
+        ({"passed": 20}, {"passed": 14, "failed": 6}, True),
+        ({"passed": 14, "failed": 6}, {"passed": 20}, True),  # for the better is a difference, too
+        ({"passed": 20}, {"passed": 15, "failed": 5}, False),
         ({"passed": 12, "failed": 8}, {"passed": 11, "timeout": 9}, True),
         ({"failed": 20}, {"skipped": 20}, True),
         ({"passed": 20}, {"passed": 20}, False),
@@ -65,14 +65,14 @@ def test_what_ends_alike_in_every_run_is_steady(
 def test_a_difference_is_real_if_chance_does_not_explain_it(
     without: dict[str, int], engine: dict[str, int], real: bool
 ) -> None:
-    assert Verdict(TEST, tally({"passed": 1}, {"failed": 1}), tally(without, engine)).real is real
+    assert Verdict(TEST, tally({"passed": 1}, {"failed": 1}), tally(without, engine), Tally()).real is real
 
 
 def test_the_runs_that_made_it_a_suspect_do_not_judge_it() -> None:
     differed = tally({"passed": 9}, {"failed": 9})
 
     assert differed.p < 0.001
-    assert not Verdict(TEST, differed, tally({"passed": 20}, {"passed": 20})).real
+    assert not Verdict(TEST, differed, tally({"passed": 20}, {"passed": 20}), Tally()).real
 
 
 def test_the_page_says_what_differs_before_it_lists_every_test() -> None:
@@ -84,19 +84,19 @@ def test_the_page_says_what_differs_before_it_lists_every_test() -> None:
     }
     repeated = {
         "a.py::alike": tally({"passed": 20}, {"passed": 20}),
-        "a.py::chance": tally({"passed": 20}, {"passed": 19, "failed": 1}),
+        "a.py::chance": tally({"passed": 20}, {"passed": 19, "error": 1}),
         "a.py::real": tally({"passed": 20}, {"failed": 20}),
     }
 
-    verdicts = judge(first, repeated)
+    verdicts = judge(first, repeated, {})
     lines = page("A title", ["a remark"], verdicts, {"b.py": "needs a cloud"}).splitlines()
 
     assert [verdict.test for verdict in verdicts if verdict.real] == ["a.py::real"]
     assert summary(verdicts) == "alike in every run: 1 passed, 1 failed; not alike: 2; an engine changes: 1"
     rows = [line for line in lines if line.startswith("| ") and ".py" in line]
     assert rows == [
-        "| a.py::real | 1 passed | 1 failed | 20 passed | 20 failed | 0.000 | **real** |",
-        "| a.py::chance | 1 passed | 1 failed | 20 passed | 19 passed, 1 failed | 1.000 | chance |",
+        "| a.py::real | 1 passed | 1 failed | 20 passed | 20 failed | none | none | 0.000 | **real** |",
+        "| a.py::chance | 1 passed | 1 failed | 20 passed | 19 passed, 1 error | none | none | 1.000 | chance |",
         "| a.py::alike | 1 passed | 1 passed |  |",
         "| a.py::fails | 1 failed | 1 failed | x \\| y |",
         "| a.py::chance | 1 passed | 1 failed |  |",
@@ -108,7 +108,16 @@ def test_the_page_says_what_differs_before_it_lists_every_test() -> None:
 def test_one_that_ends_otherwise_when_it_is_repeated_is_not_alike() -> None:
     steady = tally({"passed": 4}, {"passed": 4}), tally({"failed": 20}, {"failed": 20})
 
-    assert not Verdict(TEST, *steady).alike
+    assert not Verdict(TEST, *steady, Tally()).alike
+
+
+def test_a_difference_among_its_neighbours_or_alone_is_enough() -> None:
+    first, same = tally({"passed": 1}, {"failed": 1}), tally({"passed": 40}, {"passed": 40})
+    differs = tally({"passed": 40}, {"passed": 20, "failed": 20})
+
+    assert Verdict(TEST, first, same, differs).real
+    assert Verdict(TEST, first, differs, same).real
+    assert not Verdict(TEST, first, same, same).real
 
 
 def note(test: str, outcome: str, why: str = "", seconds: float = 1.0) -> dict[str, Any]:
