@@ -6,10 +6,11 @@
     make guest ARGS="--set keep_client=False"   with any setting of the engine
 
 The tests come from the sdists of what is installed here, into .venv-guest. What does not end alike in every
-run is repeated, and Fisher's exact test judges the difference. With 40 repetitions it tells a test that fails
-in 40 % of its runs from one that fails in 10 % in 85 of 100 cases, with 20 in 49: on a busy machine, on which
-tests fail by themselves, repeat more. The pages are tests/output/guest-*.md. Exits with 1 if an engine
-changes a test.
+run is repeated, among its neighbours and alone, and Fisher's exact test judges the difference. With 40
+repetitions it tells a test that fails in 40 % of its runs from one that fails in 10 % in 76 of 100 cases,
+with 20 in 36, with 60 in 94. A test that differs seldom among its neighbours may be alike in the few first
+runs, and is then not repeated: name it with --files to run it alone. The pages are tests/output/guest-*.md.
+Exits with 1 if an engine changes a test.
 """
 
 from __future__ import annotations
