@@ -1,7 +1,7 @@
 """Is an engine a good guest? Celery's and kombu's own tests, without an engine on their apps and with one.
 
-    make guest                                  everything, on Redis and RabbitMQ; some 40 minutes
-    make guest ARGS=--quick                     a part that says much, in some 5 minutes
+    make guest                                  everything, on Redis and RabbitMQ; 40 minutes or more
+    make guest ARGS=--quick                     a part that says much, in less time
     make guest ARGS="--only celery-redis --files t/integration/test_tasks.py --rounds 3"
     make guest ARGS="--set keep_client=False"   with any setting of the engine
 
