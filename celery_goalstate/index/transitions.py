@@ -731,5 +731,5 @@ def earliest(*deadlines: int | None) -> int | None:
 
 def _known(value: T | None) -> T:
     """What is known in this status."""
-    assert value is not None  # noqa: S101
+    assert value is not None  # noqa: S101 - for mypy: the callers have asked
     return value

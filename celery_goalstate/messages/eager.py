@@ -36,8 +36,8 @@ class EagerPublisher:
         kind: Kind,
         wakeups: Sequence[Wakeup],
         *,
-        enqueued: bool = False,  # noqa: ARG002
-        wait: bool = True,  # noqa: ARG002
+        enqueued: bool = False,  # noqa: ARG002 - the signature of Publisher
+        wait: bool = True,  # noqa: ARG002 - the signature of Publisher
     ) -> bool:
         """Evaluate what is due. Raises what an evaluation does, if `task_eager_propagates`."""
         queue = self._queue

@@ -129,7 +129,7 @@ class MessagePublisher:
         task = self._task(kind)
         if task is None:
             return partial(self._app.send_task, kind.task, ignore_result=True)
-        return task.apply_async  # type: ignore[no-any-return]
+        return task.apply_async  # type: ignore[no-any-return]  # `task` is Any
 
     def _sender_as_noted(self, kind: Kind) -> Callable[..., Any]:
         """Below what the classes of app and task do: they would add what is this worker's."""

@@ -125,7 +125,7 @@ class Time(NamedTuple):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Time) and abs((self.at - other.at).total_seconds()) < 5
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # as a class without a hash has it
 
 
 def with_times(value: Any) -> Any:

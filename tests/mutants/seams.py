@@ -73,4 +73,4 @@ class Lua:
     def break_it(self) -> None:
         read = redis_index._lua
         texts = {self.script: self.broken(read(self.script))}
-        redis_index._lua = lambda name: texts.get(name) or read(name)  # type: ignore[assignment]
+        redis_index._lua = lambda name: texts.get(name) or read(name)  # type: ignore[assignment]  # a function is replaced

@@ -1,3 +1,3 @@
 """Imported as Python starts, in each process that has this directory in PYTHONPATH: pytest and workers."""
 
-import tests.guest.hook  # noqa: F401
+import tests.guest.hook  # noqa: F401 - importing it hooks it in
