@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import InitVar, dataclass, field
 from datetime import datetime, timedelta
 from types import FunctionType, MethodType
@@ -241,16 +242,23 @@ class _Known:
     budgets: InitVar[tuple[Budget, ...]]
     clock: InitVar[Callable[[], float]]  #: seconds; that of the budgets
     held: InitVar[Callable[[], bool]]  #: whether the lease is still held; answers at once
+    calling: InitVar[Callable[[], AbstractContextManager[None]]]  #: what is enqueued in it, the run enqueues
     _budgets: tuple[Budget, ...] = field(init=False, repr=False)
     _clock: Callable[[], float] = field(init=False, repr=False)
     _held: Callable[[], bool] = field(init=False, repr=False)
+    _calling: Callable[[], AbstractContextManager[None]] = field(init=False, repr=False)
 
     def __post_init__(
-        self, budgets: tuple[Budget, ...], clock: Callable[[], float], held: Callable[[], bool]
+        self,
+        budgets: tuple[Budget, ...],
+        clock: Callable[[], float],
+        held: Callable[[], bool],
+        calling: Callable[[], AbstractContextManager[None]],
     ) -> None:
         object.__setattr__(self, "_budgets", budgets)
         object.__setattr__(self, "_clock", clock)
         object.__setattr__(self, "_held", held)
+        object.__setattr__(self, "_calling", calling)
 
 
 @final
@@ -275,10 +283,15 @@ class Context(_Known):
         replace: bool = False,
         max_wait: float | timedelta | None = None,
     ) -> Enqueued:
-        """`Engine.enqueue`, for any entity; for the one under evaluation a later failure discards it."""
-        return self.engine.enqueue(
-            entity, deadline, eta=eta, countdown=countdown, replace=replace, max_wait=max_wait
-        )
+        """`Engine.enqueue`, for any entity; for the one under evaluation a later failure discards it.
+
+        In whatever thread, and also when the evaluation has ended, it is this evaluation that enqueues: so
+        that of its own entity never outlives a delete, nor ends a quarantine.
+        """
+        with self._calling():
+            return self.engine.enqueue(
+                entity, deadline, eta=eta, countdown=countdown, replace=replace, max_wait=max_wait
+            )
 
     def enqueue_many(
         self,
@@ -291,16 +304,17 @@ class Context(_Known):
         replace: bool = False,
         max_wait: float | timedelta | None = None,
     ) -> int:
-        """`Engine.enqueue_many`, for any entities."""
-        return self.engine.enqueue_many(
-            entities,
-            deadline,
-            eta=eta,
-            countdown=countdown,
-            spread=spread,
-            replace=replace,
-            max_wait=max_wait,
-        )
+        """`Engine.enqueue_many`, for any entities; see `enqueue`."""
+        with self._calling():
+            return self.engine.enqueue_many(
+                entities,
+                deadline,
+                eta=eta,
+                countdown=countdown,
+                spread=spread,
+                replace=replace,
+                max_wait=max_wait,
+            )
 
     def delete(self, entity: EntityLike) -> bool:
         """`Engine.delete`, for any entity."""

@@ -49,7 +49,7 @@ from celery_goalstate.worker import bootsteps
 from celery_goalstate.worker.lease import KeeperAsConfigured
 from celery_goalstate.worker.parts import Parts
 from celery_goalstate.worker.public import create_public_task
-from celery_goalstate.worker.sweeper import Sweeper, end_lost
+from celery_goalstate.worker.sweeper import Sweeper
 from celery_goalstate.worker.task import Evaluator, create_task
 
 logger = logging.getLogger(__name__)
@@ -378,7 +378,6 @@ class Engine:
             for status in IndexStatus:
                 while records := index.records(name, status, BATCH):
                     deleted += sum(index.delete(name, [record.id for record in records]))
-                    end_lost(index, name, records)
         return deleted
 
     def pause(self, kind: KindLike | None = None) -> None:

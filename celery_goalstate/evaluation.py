@@ -38,7 +38,7 @@ from celery_goalstate.actions import (
 from celery_goalstate.backoff import delay_seconds
 from celery_goalstate.display import printable
 from celery_goalstate.entity import Entity, EntityRef
-from celery_goalstate.exceptions import Interrupted, PermanentError, RetryAfter
+from celery_goalstate.exceptions import EntityGone, Interrupted, PermanentError, RetryAfter
 from celery_goalstate.hooks import Hooks
 from celery_goalstate.rules import NO_RULE
 from celery_goalstate.settings import KindOptions
@@ -72,6 +72,7 @@ class Evaluation(NamedTuple):
     lateness: float  #: seconds
     fencing_token: int
     held: Callable[[], bool]  #: whether the lease is still held; answers at once
+    calling: Callable[[], AbstractContextManager[None]]  #: what is enqueued in it, this evaluation enqueues
     engine: Engine
     task: Any  #: the request of the Celery task
 
@@ -92,6 +93,7 @@ class Outcome(NamedTuple):
     error: Exception | None = None  #: why it failed, with its traceback
     step: str = ""  #: where it failed: an action's name, `get_state`, ...
     quarantined: bool = False  #: it failed and is not to be tried again
+    gone: bool = False  #: the entity does not exist any more; no failure
     rounds: int = 0  #: as before the evaluation; the next one included
     converged: bool | None = None  #: whether the goal is reached; None: not known
     state: Any = None  #: as read first
@@ -124,6 +126,8 @@ def evaluate(
     except BaseException as raised:
         if _ends_more_than_this(raised):
             raise
+        if isinstance(raised, EntityGone):
+            return Outcome(delay=None, failures=0, step=progress.step, gone=True, **progress.seen())
         return failed(
             raised if isinstance(raised, Exception) else _interrupted(raised),
             evaluation.failures,
@@ -312,6 +316,7 @@ def _act(
             budgets=tuple(budgets(action)),
             clock=clock,
             held=evaluation.held,
+            calling=evaluation.calling,
         )
         ctx.check()
         started, raised = clock(), True
@@ -351,7 +356,7 @@ def _summary(outcome: Outcome) -> str:
     runs = outcome.actions
     if runs:
         parts.append(", ".join(f"{run.name} {_span(run.seconds)}" for run in runs))
-    elif outcome.error is None and not outcome.converged:
+    elif outcome.error is None and not outcome.converged and not outcome.gone:
         parts.append("no actions")
 
     if outcome.error is not None:
@@ -360,6 +365,8 @@ def _summary(outcome: Outcome) -> str:
             parts[-1] += f" {failure}"
         else:
             parts.append(f"{outcome.step} {failure}".lstrip())
+    if outcome.gone:
+        parts.append(f"gone, as {outcome.step} said: forgotten")
     if outcome.quarantined:
         parts.append("quarantined")
     if outcome.converged:

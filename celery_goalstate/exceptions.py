@@ -2,7 +2,7 @@
 
 * Fix the call: `ImproperlyConfigured`, `UnknownKind` (and `ValueError` / `TypeError` for a bad argument).
 * Try again: `IndexUnavailable`.
-* Raised *by an action*: `RetryAfter`, `PermanentError`.
+* Raised *by an action*: `RetryAfter`, `PermanentError`, `EntityGone`.
 * Raised or recorded by the engine: `ActionTimeout`, `Interrupted`, `LeaseLost`, `WorkerLost`.
 """
 
@@ -46,6 +46,13 @@ class RetryAfter(GoalStateError):
 
 class PermanentError(GoalStateError):
     """Raised by an action: trying again is useless; the entity is quarantined until it is enqueued."""
+
+
+class EntityGone(GoalStateError):
+    """Raised by an action, by `from_id` or a state: the entity does not exist any more, so it is forgotten.
+
+    As by `Engine.delete`: no failure, no retry. What others enqueue meanwhile gives it a fresh life.
+    """
 
 
 class ActionTimeout(GoalStateError):

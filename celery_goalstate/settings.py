@@ -101,6 +101,7 @@ def _or_none(check: _Check) -> _Check:
 
 # The index counts in milliseconds, so a shorter time would be none.
 _DURATION = _Check("seconds, 0.001 or more (a number or a timedelta)", _parse_seconds(0.001))
+_LEASE = _Check("seconds, 1 or more (a number or a timedelta)", _parse_seconds(1.0))
 _DURATION_OR_ZERO = _Check("seconds, 0 or more (a number or a timedelta)", _parse_seconds(0))
 _COUNT = _Check("an integer, 1 or more", _parse_positive_int)
 _COUNT_OR_ZERO = _Check("an integer, 0 or more", _parse_count)
@@ -274,8 +275,8 @@ class Settings:
     key_prefix: str = _option("gs", NAME)  #: of every key in the index
     shards: int = _option(1, _COUNT)  #: per kind
     eta_horizon: float = _option(30.0, _DURATION_OR_ZERO)  #: a message is published this long ahead
-    lease: float = _option(30.0, _DURATION)  #: after which a worker that fell silent is given up
-    sweep_interval: float = _option(1.0, _DURATION)
+    lease: float = _option(30.0, _LEASE)  #: after which a worker that fell silent is given up
+    sweep_interval: float = _option(1.0, _DURATION)  #: at most; see `sweep_every`
     resend_after: float = _option(60.0, _DURATION)  #: when an overdue message may be lost
     window: int = _option(10_000, _COUNT)  #: messages under way per shard
     index_timeout: float = _option(5.0, _DURATION)  #: the longest wait for a reply of the index
@@ -288,6 +289,11 @@ class Settings:
     enqueue_in_transaction: str = _option("warn", _IN_TRANSACTION)  #: what `contrib.django` does about it
     flower_url: str | None = _option(None, _or_none(_WEB_ADDRESS))  #: for links to Flower
     kind: KindOptions = dataclasses.field(default_factory=KindOptions)  #: the defaults of every kind
+
+    @property
+    def sweep_every(self) -> float:
+        """How often the sweeper sweeps: often enough to count a lease, whatever the interval."""
+        return min(self.sweep_interval, self.lease / 10)
 
     @classmethod
     def from_conf(cls, conf: Mapping[str, Any], *, namespace: str | None = None) -> Settings:

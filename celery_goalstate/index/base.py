@@ -4,7 +4,8 @@ What every index guarantees (numbers as in the docs):
 
 1. An entity has at most one pending evaluation, and at most one wake-up token that may claim it.
 2. Of all deadlines asked for, the earliest is in force (`Policy.REPLACE` sets exactly the given one).
-3. At most one live lease per entity; the lease's number rises with every evaluation (a fencing token).
+3. At most one live lease per entity, whatever the index's clock does; the lease's number rises with every
+   evaluation (a fencing token).
 4. A deadline noted while the entity is evaluated survives that evaluation, however it ends.
 6. After `delete`, nothing of the entity's old life can be claimed, and a running evaluation leaves no trace.
 
@@ -22,6 +23,13 @@ Invariants, which the tests check after every step:
 
 Times are integers: milliseconds of the index's own clock since the epoch. Durations are milliseconds too.
 Tokens and leases are strings of decimal digits that rise (compare them as integers).
+
+Leases are counted, not timed. That clock steps: NTP on its host, a fail-over to another machine. So each
+shard has a count, in milliseconds, to which its sweepers add what has passed on their own monotonic clocks,
+and a lease ends at a count. (Kubernetes' leader election trusts no clock but the observer's own, too; it
+watches each lease, this counts for all of them.) What is added is at most `Limits.margin` at once, and only
+if nobody else has added meanwhile; a lease lasts for the margin longer, since it may be renewed in the midst
+of that.
 """
 
 from __future__ import annotations
@@ -30,6 +38,7 @@ import enum
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 
@@ -81,6 +90,11 @@ class Limits:
     #: Of a wake-up that arrived early and is sent again: no storm while a clock is off.
     shortest_delay: int = 50
     resend_intervals: int = 8  #: a message is sent again at doubling intervals, up to so many `resend_after`
+
+    @property
+    def margin(self) -> int:
+        """The most that a sweeper adds to the count at once, and how much longer a lease is kept (ms)."""
+        return max(1, self.lease // 10)
 
 
 class Request(NamedTuple):
@@ -161,6 +175,7 @@ class Verdict(enum.StrEnum):
     FAILED = "failed"  #: a failure, to be evaluated again after `Report.delay`
     QUARANTINED = "quarantined"  #: a failure that is not to be tried again
     UNSTARTED = "unstarted"  #: claimed with a batch, then given back: as if it had not been claimed
+    GONE = "gone"  #: the entity does not exist any more: it is forgotten, as by `delete`
 
 
 class Report(NamedTuple):
@@ -179,14 +194,16 @@ class Report(NamedTuple):
     fresh_task_id: str = ""  #: for a next evaluation that is no retry
     respect_backoff: bool = False  #: an enqueue from outside cannot come before the back-off
     idle_ttl: int | None = None  #: how long an idle record is kept; None: until it is deleted
-    expired_only: bool = False  #: the sweeper's: only if the lease has run out
+    began: bool = False  #: it entered an action, whose late write may undo what another evaluation did
+    #: The sweeper's: only if the lease still ends at this count, which has passed (see `Survey.lost`).
+    expired: int | None = None
 
 
 class Finish(enum.StrEnum):
     """What became of a `Report`."""
 
     ACCEPTED = "accepted"
-    FENCED = "fenced"  #: the lease is not held (any more): nothing was changed
+    FENCED = "fenced"  #: the lease is not held (any more): the outcome is dropped
 
 
 class Finished(NamedTuple):
@@ -194,7 +211,7 @@ class Finished(NamedTuple):
 
     result: Finish
     deadline: int | None = None  #: the pending evaluation's, if there is one
-    wakeup: Wakeup | None = None  #: to be published by the caller
+    wakeup: Wakeup | None = None  #: to be published by the caller, also if the report was `FENCED`
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +224,7 @@ class Record:
     token: str = ""  #: expected wake-up
     task_id: str = ""  #: of the wake-up under way, of the run, or of the last run
     lease: str = ""  #: fencing token of the evaluation under way
-    lease_expires: int | None = None
+    lease_expires: int | None = None  #: when it may be lost, unless it is renewed: while sweepers count
     failures: int = 0
     rounds: int = 0
     error: str = ""
@@ -230,6 +247,15 @@ class Running(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Watch:
+    """What a sweeper knows of a shard that it has surveyed before."""
+
+    count: int  #: that survey's
+    passed: int  #: milliseconds by its own clock since it had the reply
+    cursor: str | None = None  #: where the search goes on; "": from the beginning; None: nothing is searched
+
+
+@dataclass(frozen=True, slots=True)
 class Survey:
     """What one shard of a kind has for its sweeper: ids only, each to be checked again by its transition."""
 
@@ -237,8 +263,11 @@ class Survey:
     shard: int
     due: tuple[str, ...] = ()  #: parked, and within horizon and window
     suspect: tuple[str, ...] = ()  #: sent, and probably lost; where no message tells, the longest overdue
-    lost: tuple[str, ...] = ()  #: running past their lease
+    lost: tuple[tuple[str, int], ...] = ()  #: running past their lease, and the count at which that ended
     expired: tuple[str, ...] = ()  #: idle past their time
+    count: int = 0  #: by which leases end
+    set_back: bool = False  #: the clock was, so delays of parked entities are put off: search them
+    cursor: str | None = None  #: where the search goes on; None: it has ended. Its finds are among the `due`
     error: Exception | None = None  #: why the shard did not answer
 
     def __bool__(self) -> bool:
@@ -273,8 +302,9 @@ class Index(Protocol):
         `max_wait` (ms) is how far a REPLACE may move a deadline, counted from the first pending enqueue.
 
         `inside` names the evaluation that makes this call. If it enqueues its own entity, that deadline is
-        kept apart: a failure of the evaluation drops it (the back-off comes first), and it never ends a
-        quarantine.
+        kept apart: a failure of the evaluation drops it (the back-off comes first), it never ends a
+        quarantine, and never outlives a delete. If the evaluation has lost its lease, it is a word as its
+        report would be (see `finish`).
 
         A request that changes the deadline also sets the entity's note, or removes it.
         Raises `ValueError` for a note that is longer than `LONGEST_NOTE`.
@@ -313,8 +343,10 @@ class Index(Protocol):
     def finish(self, kind: str, reports: Sequence[Report]) -> list[Finished]:
         """End evaluations, and reply with the wake-ups that the caller has to publish.
 
-        A report under a lease that is not held any more changes nothing and is `FENCED`. The same report
-        again, for its reply was lost, gets the same reply.
+        A report under a lease that is not held any more is `FENCED`: its outcome is dropped. If that
+        evaluation had begun an action, one more follows: its late write may have undone what another did. One
+        that is pending counts as that one, also after a back-off; an entity that is quarantined, deleted or
+        forgotten is not evaluated for it. The same report again, for its reply was lost, gets the same reply.
         """
 
     def delete(self, kind: str, ids: Sequence[str]) -> list[bool]:
@@ -338,11 +370,21 @@ class Index(Protocol):
     def counts(self, kind: str) -> Mapping[Status, int]:
         """How many entities are in each status."""
 
-    def survey(self, kinds: Iterable[str], *, sweeper: str, hold: int, limit: int) -> list[Survey]:
+    def survey(
+        self,
+        kinds: Iterable[str],
+        *,
+        sweeper: str,
+        hold: int,
+        limit: int,
+        watched: Mapping[tuple[str, int], Watch] = MappingProxyType({}),
+    ) -> list[Survey]:
         """Become or stay the sweeper of the kinds' shards for `hold` ms, and reply with what there is to do.
 
         Up to `limit` ids of each sort. A shard that another sweeper holds is left out. One that does not
         answer has an `error`, which is raised only if none answers. One round trip per node.
+
+        `watched`, by kind and shard, is what this sweeper's last surveys left: the time since is counted.
         """
 
     def promote(self, kind: str, requests: Mapping[str, str]) -> list[Wakeup]:

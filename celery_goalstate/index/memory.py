@@ -11,6 +11,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from celery_goalstate.index import transitions as do
 from celery_goalstate.index.base import (
@@ -28,6 +29,7 @@ from celery_goalstate.index.base import (
     Status,
     Survey,
     Wakeup,
+    Watch,
     check_notes,
 )
 
@@ -150,9 +152,21 @@ class MemoryIndex:
 
     # -- what the sweeper does
 
-    def survey(self, kinds: Iterable[str], *, sweeper: str, hold: int, limit: int) -> list[Survey]:
+    def survey(
+        self,
+        kinds: Iterable[str],
+        *,
+        sweeper: str,
+        hold: int,
+        limit: int,
+        watched: Mapping[tuple[str, int], Watch] = MappingProxyType({}),
+    ) -> list[Survey]:
         with self._lock:
-            found = [do.Surveying(*self._on(kind), sweeper, hold, limit).survey(kind) for kind in kinds]
+            calls = {
+                kind: do.Surveying(*self._on(kind), sweeper, hold, limit, watched.get((kind, 0)))
+                for kind in kinds
+            }
+            found = [call.survey(kind) for kind, call in calls.items()]
             return [survey for survey in found if survey is not None]
 
     def promote(self, kind: str, requests: Mapping[str, str]) -> list[Wakeup]:

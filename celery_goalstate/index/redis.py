@@ -22,6 +22,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from importlib import resources
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from redis import Redis, RedisCluster
@@ -46,13 +47,14 @@ from celery_goalstate.index.base import (
     Status,
     Survey,
     Wakeup,
+    Watch,
     check_notes,
 )
 from celery_goalstate.index.cluster import REDIS_ERRORS, Cluster
 from celery_goalstate.index.connection import Command, raise_first, server_of
 
 #: Which keys, fields and statuses there are. One more with every change that older processes cannot bear.
-LAYOUT = 1
+LAYOUT = 2
 
 ENTITIES_PER_CALL = 256  #: of a script: a few milliseconds of the server's time
 ATTEMPTS = 2  #: a connection that broke is replaced once; the transitions are safe to repeat
@@ -79,15 +81,15 @@ UNAVAILABLE_CODES = ("BUSY ", "MISCONF ", "NOREPLICAS ")
 FORBIDDEN = ("ACL failure in script", "The user executing the script can't")
 
 #: The keys of one shard, in the order in which the scripts know them; then come the records.
-SHARD_KEYS = ("parked", "sent", "running", "idle", "failed", "token", "paused", "claimed", "sweeper")
+SHARD_KEYS = (
+    *("parked", "sent", "running", "idle", "failed", "suspect"),
+    *("token", "paused", "claimed", "sweeper"),
+)
 
 #: Transitions that read, set or remove notes, whose keys come after those of the records.
 WITH_NOTES = frozenset(
     ("enqueue", "claim", "finish", "delete", "describe", "promote", "resend", "adopt", "retire")
 )
-
-#: What a survey finds.
-SORTS = ("due", "suspect", "lost", "expired")
 
 #: Whatever only goes on with, or ends, what the index knows already goes on when Redis has no memory left.
 EVEN_WHEN_FULL = frozenset(
@@ -289,7 +291,15 @@ class RedisIndex:
 
     # -- what the sweeper does
 
-    def survey(self, kinds: Iterable[str], *, sweeper: str, hold: int, limit: int) -> list[Survey]:
+    def survey(
+        self,
+        kinds: Iterable[str],
+        *,
+        sweeper: str,
+        hold: int,
+        limit: int,
+        watched: Mapping[tuple[str, int], Watch] = MappingProxyType({}),
+    ) -> list[Survey]:
         now = time.monotonic()
         self._at_rest = {node: rest for node, rest in self._at_rest.items() if rest[0] > now}
         for node in self._at_rest:
@@ -301,7 +311,10 @@ class RedisIndex:
         asked = [shard for shard in node_of if shard not in resting]
         answered = False
         header = {"sweeper": sweeper, "hold": hold, "limit": limit}
-        calls = [self._call("survey", *shard, (), header) for shard in asked]
+        calls = [
+            self._call("survey", *shard, (), {**header, **_given(watch=_watch(watched.get(shard)))})
+            for shard in asked
+        ]
         for shard, reply in zip(asked, self._run_each("survey", calls), strict=True):
             if isinstance(reply, Exception):
                 surveys.append(Survey(*shard, error=reply))
@@ -310,8 +323,7 @@ class RedisIndex:
             else:
                 answered = True
                 if reply:
-                    due, suspect, lost, expired = (tuple(reply[name]) for name in SORTS)
-                    surveys.append(Survey(*shard, due, suspect, lost, expired))
+                    surveys.append(_survey(*shard, reply))
         if not answered:
             raise_first(survey.error for survey in surveys)
         return surveys
@@ -535,7 +547,8 @@ def _lua(name: str) -> str:
 
 def _limits_lua(limits: Limits) -> str:
     """The limits as a Lua table: constants of a script, that no call has to pass."""
-    return f"local limits = {{ {', '.join(f'{name} = {n}' for name, n in asdict(limits).items())} }}"
+    constants = {**asdict(limits), "margin": limits.margin}
+    return f"local limits = {{ {', '.join(f'{name} = {n}' for name, n in constants.items())} }}"
 
 
 def _words(error: Exception) -> str:
@@ -552,6 +565,24 @@ def _why(error: Exception) -> str:
     if isinstance(error, errors.OutOfMemoryError):
         return f"the index is full, and takes nothing new until its Redis has memory again: {words}"
     return f"the index did not answer: {type(error).__name__}: {words}"
+
+
+def _watch(watch: Watch | None) -> Row | None:
+    return None if watch is None else _given(**asdict(watch))
+
+
+def _survey(kind: str, shard: int, reply: Mapping[str, Any]) -> Survey:
+    return Survey(
+        kind,
+        shard,
+        due=tuple(reply["due"]),
+        suspect=tuple(reply["suspect"]),
+        lost=tuple([(id, int(end)) for id, end in reply["lost"]]),
+        expired=tuple(reply["expired"]),
+        count=int(reply["count"]),
+        set_back=reply.get("set_back", False),
+        cursor=reply.get("cursor"),
+    )
 
 
 def _known_shards(kind: str, form: str) -> int:

@@ -7,6 +7,7 @@ have besides is what only Redis needs: keys, digits, and data that were damaged 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -29,11 +30,14 @@ from celery_goalstate.index.base import (
     Survey,
     Verdict,
     Wakeup,
+    Watch,
 )
 
 T = TypeVar("T")
 
 NEVER = math.inf
+#: The clock was set back if a survey was made later than so long from now (ms).
+SET_BACK = 1_000
 
 
 @dataclass(slots=True)
@@ -42,11 +46,14 @@ class Entity:
 
     id: str
     status: Status | None = None  # None: not known
-    score: float = 0  # parked: deadline; sent: when its message is missed; running: lease expiry;
+    score: float = 0  # parked and sent: deadline; running: the count at which its lease ends;
     #                   idle: expiry, or NEVER; failed: since when
+    suspect_at: int | None = None  # sent: when its message is missed
     deadline: int | None = None  # of the pending evaluation
+    asked: int | None = None  # when that was asked for, if as a delay
     since: int | None = None  # first enqueue from outside that is still pending
     own: int | None = None  # deadline asked for by the entity's own evaluation under way
+    own_asked: int | None = None  # when that was asked for
     floor: int | None = None  # no enqueue may come before this
     token: str = ""
     task_id: str = ""
@@ -78,6 +85,8 @@ class Shard:
     newest_arrival: int = 0  # when the newest message that has arrived at a worker was sent
     sweeper: str = ""
     swept_until: int = 0
+    count: int = 0  # by which leases end
+    newest_survey: int = 0  # the time of it, by the index's clock
 
     def with_status(self, status: Status) -> list[Entity]:
         """The entities in one status, lowest score first."""
@@ -98,16 +107,50 @@ class Transition:
         self.shard.last_token = max(self.shard.last_token + 1, self.now * 1000)
         return str(self.shard.last_token)
 
-    def open(self, id: str) -> Entity:
-        """What is known of an entity; a change counts once it is saved."""
-        known = self.shard.entities.get(id)
-        return copy.copy(known) if known else Entity(id)
+    def newest_arrival(self) -> int:
+        """Not known if it lies in the future: the clock was set back."""
+        return self.shard.newest_arrival if self.shard.newest_arrival <= self.now else 0
+
+    def lease_end(self) -> int:
+        """The count at which a lease ends that is given now."""
+        return self.shard.count + self.limits.lease + self.limits.margin
 
     def save(self, entity: Entity, status: Status, score: float | None = None) -> None:
         """Without a score the entity stays where it is in its status."""
+        if status is not Status.SENT:
+            entity.suspect_at = None
         entity.status = status
         entity.score = entity.score if score is None else score
         self.shard.entities[entity.id] = entity
+
+    def since_now(self, time: int | None, asked: int | None) -> tuple[int | None, int | None]:
+        if asked is None or asked <= self.now:
+            return time, asked
+        return None if time is None else self.now + max(0, time - asked), self.now
+
+    def set_afresh(self, entity: Entity) -> bool:
+        """A delay is a delay: if the clock was set back behind it, it begins anew. What was due is due.
+
+        Whether anything changed.
+        """
+        before = copy.copy(entity)
+        entity.deadline, entity.asked = self.since_now(entity.deadline, entity.asked)
+        entity.own, entity.own_asked = self.since_now(entity.own, entity.own_asked)
+        entity.floor, entity.finished = self.since_now(entity.floor, entity.finished)
+        entity.since = earliest(entity.since, self.now) if entity.since else None
+        entity.due = earliest(entity.due, self.now) if entity.due else None
+        return entity != before
+
+    def open(self, id: str) -> Entity:
+        """What is known of an entity; a change counts once it is saved."""
+        known = self.shard.entities.get(id)
+        entity = copy.copy(known) if known else Entity(id)
+        if entity.status and self.set_afresh(entity):
+            # At once: set afresh by whoever looks next, a retry would never come.
+            pending = entity.status in {Status.PARKED, Status.SENT}
+            self.save(entity, entity.status, entity.deadline if pending else None)
+            entity = copy.copy(entity)
+        return entity
 
     def keep_note(self, entity: Entity, note: str) -> None:
         """What the last enqueue that changed the deadline noted is kept while anything is pending or runs."""
@@ -134,7 +177,7 @@ class Transition:
     def forget_pending(self, entity: Entity) -> None:
         entity.retries = 0
         self.forget_message(entity)
-        entity.deadline = entity.since = entity.floor = None
+        entity.deadline = entity.asked = entity.since = entity.floor = None
 
     def wakeup(self, entity: Entity, shortest: int = 0) -> Wakeup:
         """Reply: the message to publish."""
@@ -152,7 +195,8 @@ class Transition:
         entity.token = self.next_token()
         if not entity.retries:
             entity.task_id = task_id
-        self.save(entity, Status.SENT, max(_known(entity.deadline), self.now) + self.limits.resend_after)
+        entity.suspect_at = max(_known(entity.deadline), self.now) + self.limits.resend_after
+        self.save(entity, Status.SENT, entity.deadline)
         return self.wakeup(entity)
 
     def park(self, entity: Entity) -> None:
@@ -175,6 +219,35 @@ class Transition:
         self.save(entity, Status.PARKED, deadline)
         return None
 
+    def note_own(self, entity: Entity, deadline: int, note: str) -> Scheduled:
+        """The entity's own evaluation is asked for by itself: only noted; `Finishing` acts on it."""
+        before = earliest(entity.deadline, entity.own)
+        if entity.own != deadline:
+            entity.own, entity.own_asked = deadline, self.now
+        after = earliest(entity.deadline, entity.own)
+        if after != before:
+            self.keep_note(entity, note)
+        self.save(entity, Status.RUNNING)
+        return Scheduled(after != before, after, None)
+
+    def again(self, entity: Entity, deadline: int, task_id: str, note: str = "") -> Scheduled:
+        """The word of an evaluation that is not the one in force (any more).
+
+        One more evaluation follows, unless one that starts after this word is pending already.
+        """
+        match entity.status:
+            case Status.RUNNING if not entity.deleted:
+                return self.note_own(entity, _known(earliest(entity.own, deadline)), note)
+            case Status.IDLE:
+                entity.rounds, entity.task_id, entity.asked = 0, "", self.now
+                self.keep_note(entity, note)
+                return Scheduled(True, deadline, self.place(entity, deadline, task_id))
+            case Status.SENT if entity.task_id == task_id:
+                return Scheduled(True, entity.deadline, self.wakeup(entity))  # the first reply was lost
+            case Status.PARKED | Status.SENT:
+                return Scheduled(False, entity.deadline, None)
+        return Scheduled(False, None, None)
+
 
 @dataclass(slots=True)
 class Enqueuing(Transition):
@@ -195,6 +268,14 @@ class Enqueuing(Transition):
         """Whether the evaluation that enqueues its own entity is the one in force."""
         return self.inside == Run(entity.id, entity.lease) and not entity.deleted
 
+    def is_resynced(self, entity: Entity) -> bool:
+        """A resync has nothing to add to an evaluation under way."""
+        return self.resync and entity.status is Status.RUNNING and not entity.deleted
+
+    def asked(self, request: Request) -> int | None:
+        """When a delay was asked for; None: it is a point in time."""
+        return self.now if request.at is None else None
+
     def is_repeated(self, entity: Entity, request: Request) -> bool:
         """The same request again, since the first reply was lost: its wake-up is still to be published."""
         return entity.token != "" and entity.task_id == request.task_id
@@ -213,13 +294,12 @@ class Enqueuing(Transition):
     def enqueue_running(self, entity: Entity, request: Request, wanted: int) -> Scheduled:
         """A deadline is only noted; `Finishing` acts on it."""
         before = earliest(entity.deadline, entity.own)
-        if self.resync and (before is not None or not entity.deleted):
+        if self.is_resynced(entity) or (self.resync and before is not None):
             return Scheduled(False, before, None)
-        if self.asked_by_its_run(entity):
-            entity.own = self.choose(entity.own, wanted, entity)
-        else:
-            entity.deadline = self.choose(entity.deadline, wanted, entity)
-            entity.since = entity.since or self.now
+        deadline = self.choose(entity.deadline, wanted, entity)
+        if deadline != entity.deadline:
+            entity.deadline, entity.asked = deadline, self.asked(request)
+        entity.since = entity.since or self.now
         after = earliest(entity.deadline, entity.own)
         if after != before:
             self.keep_note(entity, request.note)
@@ -232,8 +312,7 @@ class Enqueuing(Transition):
         return later and self.is_near(deadline) and not self.shard.paused
 
     def enqueue_pending(self, entity: Entity, request: Request, wanted: int) -> Scheduled:
-        if self.resync or self.asked_by_itself(entity):
-            # A fenced evaluation asks: the one that is pending starts after it.
+        if self.resync:
             return Scheduled(False, entity.deadline, None)
         deadline = self.choose(entity.deadline, wanted, entity)
         entity.since = entity.since or self.now
@@ -243,10 +322,12 @@ class Enqueuing(Transition):
                 return Scheduled(True, deadline, self.wakeup(entity))
             return Scheduled(False, deadline, None)
         self.keep_note(entity, request.note)
+        entity.asked = self.asked(request)
         if self.message_may_stay(entity, deadline):
             repeated = self.is_repeated(entity, request)
             entity.deadline, entity.resends, entity.resent = deadline, 0, None
-            self.save(entity, Status.SENT, deadline + self.limits.resend_after)
+            entity.suspect_at = deadline + self.limits.resend_after
+            self.save(entity, Status.SENT, deadline)
             return Scheduled(True, deadline, self.wakeup(entity) if repeated else None)
         entity.retries = 0
         self.forget_message(entity)
@@ -255,18 +336,25 @@ class Enqueuing(Transition):
     def enqueue_idle(self, entity: Entity, request: Request, wanted: int) -> Scheduled:
         entity.failures, entity.error, entity.rounds, entity.task_id = 0, "", 0, ""
         deadline = self.choose(None, wanted, entity)
-        entity.since = self.now
+        entity.since, entity.asked = self.now, self.asked(request)
         self.keep_note(entity, request.note)
         return Scheduled(True, deadline, self.place(entity, deadline, request.task_id))
 
     def enqueue_failed(self, entity: Entity, request: Request, wanted: int) -> Scheduled:
-        if self.policy is Policy.RESYNC or self.asked_by_itself(entity):
+        if self.policy is Policy.RESYNC:
             return Scheduled(False, None, None)
         return self.enqueue_idle(entity, request, wanted)
+
+    def enqueue_itself(self, entity: Entity, request: Request, wanted: int) -> Scheduled:
+        if self.asked_by_its_run(entity):
+            return self.note_own(entity, self.choose(entity.own, wanted, entity), request.note)
+        return self.again(entity, wanted, request.task_id, request.note)
 
     def enqueue_by_status(self, entity: Entity, request: Request) -> Scheduled:
         asked = self.now + (request.delay or 0) if request.at is None else request.at
         wanted = max(self.now, asked)
+        if self.asked_by_itself(entity) and not self.is_resynced(entity):
+            return self.enqueue_itself(entity, request, wanted)
         match entity.status:
             case Status.RUNNING:
                 return self.enqueue_running(entity, request, wanted)
@@ -303,7 +391,7 @@ class Leasing(Transition):
     def claimed(self, entity: Entity) -> Claim:
         """Reply: the lease that a claim holds. If the claim is repeated it lasts from then."""
         due = _known(entity.due)
-        self.save(entity, Status.RUNNING, self.now + self.limits.lease)
+        self.save(entity, Status.RUNNING, self.lease_end())
         lateness = max(0, self.now - due)
         return Claim(entity.id, entity.lease, entity.failures, entity.rounds, due, lateness)
 
@@ -334,13 +422,13 @@ class Claiming(Leasing):
         return entity.status is Status.SENT and entity.token == token
 
     def note_arrival(self, entity: Entity, token: str) -> None:
-        """A token is the time at which it was sent.
+        """A token is the time at which it was sent; one in the future tells nothing.
 
         That it was sent again counts if the index knows it, too, not by the message alone.
         """
-        sent_again = min(self.resent_at or 0, entity.resent or 0)
-        sent = min(int(token) // 1000, self.now)
-        self.shard.newest_arrival = max(self.shard.newest_arrival, sent, sent_again)
+        for sent in (int(token) // 1000, min(self.resent_at or 0, entity.resent or 0)):
+            if self.newest_arrival() < sent <= self.now:
+                self.shard.newest_arrival = sent
 
     def is_early(self, entity: Entity) -> bool:
         return _known(entity.deadline) > self.now
@@ -392,7 +480,7 @@ class Renewing(Transition):
     def renew(self, entity: Entity, run: Run) -> bool:
         if not self.holds_lease(entity, run):
             return False
-        self.save(entity, Status.RUNNING, self.now + self.limits.lease)
+        self.save(entity, Status.RUNNING, self.lease_end())
         return True
 
 
@@ -406,6 +494,7 @@ class Ended:
     due: int | None
     own: int | None
     outside: int | None
+    asked: int | None  # when the one from outside was asked for, if as a delay
 
 
 class Finishing(Transition):
@@ -414,12 +503,13 @@ class Finishing(Transition):
     def holds_lease(self, entity: Entity, report: Report) -> bool:
         return entity.status is Status.RUNNING and entity.lease == report.lease
 
-    def is_lost(self, entity: Entity) -> bool:
-        return entity.score <= self.now
+    def was_renewed(self, entity: Entity, report: Report) -> bool:
+        """Since the sweeper judged by its end; the count has passed that, and only rises."""
+        return report.expired is not None and entity.score != report.expired
 
     def name_of(self, report: Report) -> str:
         """How the last report that was accepted is remembered."""
-        return f"{report.lease} lost" if report.expired_only else report.lease
+        return report.lease if report.expired is None else f"{report.lease} lost"
 
     def is_repeated(self, entity: Entity, report: Report) -> bool:
         """The same report again, since the reply to the first was lost."""
@@ -427,7 +517,7 @@ class Finishing(Transition):
 
     def is_unstarted(self, entity: Entity, report: Report) -> bool:
         """Given back, or lost with a batch, for which any of it may be to blame."""
-        return report.verdict is Verdict.UNSTARTED or (report.expired_only and entity.batch)
+        return report.verdict is Verdict.UNSTARTED or (report.expired is not None and entity.batch)
 
     def end_run(self, entity: Entity, report: Report) -> Ended:
         """Take the run's fields away, and return those that decide what follows."""
@@ -438,16 +528,18 @@ class Finishing(Transition):
             entity.due,
             entity.own,
             entity.deadline,
+            entity.asked,
         )
         self.forget_pending(entity)
-        entity.lease, entity.nonce, entity.due, entity.own = "", "", None, None
+        entity.lease, entity.nonce = "", ""
+        entity.due = entity.own = entity.own_asked = None
         entity.deleted = entity.batch = False
         entity.task_id = report.task_id or entity.task_id
         entity.last = self.name_of(report)
         return run
 
     def keep_outcome(self, entity: Entity, report: Report) -> None:
-        entity.alone = report.expired_only and entity.alone
+        entity.alone = report.expired is not None and entity.alone
         entity.failures, entity.rounds, entity.error = report.failures, report.rounds, report.error
         entity.converged = report.converged
         entity.finished = self.now
@@ -459,14 +551,23 @@ class Finishing(Transition):
 
     def schedule(self, entity: Entity, report: Report, run: Ended, deadline: int) -> Finished:
         entity.since = run.since
+        entity.asked = run.asked if deadline == run.outside else self.now
         if not entity.retries:
             entity.task_id = ""
         wakeup = self.with_note(entity, self.place(entity, deadline, report.fresh_task_id))
         return Finished(Finish.ACCEPTED, deadline, wakeup)
 
+    def asks_again(self, report: Report) -> bool:
+        """Its late write may have undone what another evaluation did. The sweeper writes nothing."""
+        given = report.lease.isdecimal() and int(report.lease) <= self.shard.last_token
+        return report.began and report.expired is None and given
+
     def finish_fenced(self, entity: Entity, report: Report) -> Finished:
         if not self.is_repeated(entity, report):
-            return Finished(Finish.FENCED)
+            if not self.asks_again(report):
+                return Finished(Finish.FENCED)
+            reply = self.again(entity, self.now, report.fresh_task_id)
+            return Finished(Finish.FENCED, reply.deadline, self.with_note(entity, reply.wakeup))
         wakeup = self.with_note(entity, self.wakeup(entity)) if entity.status is Status.SENT else None
         return Finished(Finish.ACCEPTED, entity.deadline, wakeup)
 
@@ -481,7 +582,7 @@ class Finishing(Transition):
         return self.schedule(entity, report, run, run.outside)
 
     def finish_unstarted(self, entity: Entity, report: Report, run: Ended) -> Finished:
-        entity.alone = entity.alone or report.expired_only
+        entity.alone = entity.alone or report.expired is not None
         return self.schedule(entity, report, run, _known(earliest(run.due, run.outside)))
 
     def finish_done(self, entity: Entity, report: Report, run: Ended) -> Finished:
@@ -514,10 +615,10 @@ class Finishing(Transition):
     def finish(self, entity: Entity, report: Report) -> Finished:
         if not self.holds_lease(entity, report):
             return self.finish_fenced(entity, report)
-        if report.expired_only and not self.is_lost(entity):
+        if self.was_renewed(entity, report):
             return Finished(Finish.FENCED)
         run = self.end_run(entity, report)
-        if run.deleted:
+        if run.deleted or report.verdict is Verdict.GONE:
             return self.finish_deleted(entity, report, run)
         if run.unstarted:
             return self.finish_unstarted(entity, report, run)
@@ -535,7 +636,8 @@ class Deleting(Transition):
 
     def delete_running(self, entity: Entity) -> bool:
         known = not entity.deleted or entity.deadline is not None
-        entity.deleted, entity.deadline, entity.since, entity.own = True, None, None, None
+        entity.deleted = True
+        entity.deadline = entity.asked = entity.since = entity.own = entity.own_asked = None
         self.keep_note(entity, "")
         self.save(entity, Status.RUNNING)
         return known
@@ -560,6 +662,7 @@ class Describing(Transition):
             return Record(entity.id, Status.PARKED, deadline=entity.deadline) if again else None
         running = entity.status is Status.RUNNING
         score = int(entity.score) if entity.score != NEVER else None
+        left = max(0, entity.score - self.shard.count)
         return Record(
             entity.id,
             entity.status,
@@ -567,7 +670,7 @@ class Describing(Transition):
             token=entity.token,
             task_id=entity.task_id,
             lease=entity.lease,
-            lease_expires=score if running else None,
+            lease_expires=self.now + int(left) if running else None,
             failures=entity.failures,
             rounds=entity.rounds,
             error=entity.error,
@@ -589,9 +692,21 @@ class Surveying(Transition):
     sweeper: str
     hold: int
     limit: int
+    watch: Watch | None
 
     def held_by_another(self) -> bool:
-        return self.shard.swept_until > self.now and self.shard.sweeper != self.sweeper
+        """What lasts for longer than a hold can was written before the clock was set back."""
+        lasts = self.shard.swept_until - self.now
+        return 0 < lasts <= 2 * self.hold and self.shard.sweeper != self.sweeper
+
+    def counted(self) -> int:
+        """The count, with the time that has passed since this sweeper's last survey.
+
+        If another sweeper has counted since, that time may be in it already.
+        """
+        if self.watch is None or self.watch.count != self.shard.count:
+            return self.shard.count
+        return self.shard.count + min(self.watch.passed, self.limits.margin)
 
     def up_to(self, time: int, status: Status, most: int) -> tuple[str, ...]:
         return tuple([entity.id for entity in self.shard.with_status(status) if entity.score <= time][:most])
@@ -600,12 +715,41 @@ class Surveying(Transition):
         room = max(0, min(self.limit, self.limits.window - self.under_way()))
         return self.up_to(self.now + self.limits.eta_horizon, Status.PARKED, room)
 
-    def suspect(self) -> tuple[str, ...]:
-        found = self.up_to(min(self.shard.newest_arrival, self.now), Status.SENT, self.limit)
-        return found or self.up_to(self.now, Status.SENT, 1)  # for a probe
+    def is_set_back(self) -> bool:
+        return self.shard.newest_survey > self.now + SET_BACK
 
-    def lost(self) -> tuple[str, ...]:
-        return self.up_to(self.now, Status.RUNNING, self.limit)
+    def put_off(self) -> tuple[tuple[str, ...], str | None]:
+        """Parked entities beyond the horizon, which may wait for a delay, and where to go on."""
+        if self.watch is None or self.watch.cursor is None or not self.is_set_back():
+            return (), None
+        horizon = self.now + self.limits.eta_horizon
+        beyond = sorted(
+            entity.id for entity in self.shard.with_status(Status.PARKED) if entity.score > horizon
+        )
+        left = [id for id in beyond if id > self.watch.cursor]
+        found = tuple(left[: self.limit])
+        return found, found[-1] if len(left) > self.limit else None
+
+    def by_suspicion(self) -> list[Entity]:
+        sent = self.shard.with_status(Status.SENT)
+        return sorted(sent, key=lambda entity: (_known(entity.suspect_at), entity.id))
+
+    def missed(self, time: int, most: int) -> list[str]:
+        return [entity.id for entity in self.by_suspicion() if _known(entity.suspect_at) <= time][:most]
+
+    def too_far(self) -> list[str]:
+        """Those that would be missed later than any can be: the clock was set back."""
+        latest = latest_suspicion(self.now, self.limits)
+        return [entity.id for entity in self.by_suspicion() if _known(entity.suspect_at) > latest]
+
+    def suspect(self) -> tuple[str, ...]:
+        found = self.missed(self.newest_arrival(), self.limit)
+        found = found or self.missed(self.now, 1)  # for a probe
+        return tuple([*found, *self.too_far()][: self.limit])
+
+    def lost(self) -> tuple[tuple[str, int], ...]:
+        running = [(entity.id, int(entity.score)) for entity in self.shard.with_status(Status.RUNNING)]
+        return tuple([(id, end) for id, end in running if end <= self.shard.count][: self.limit])
 
     def expired(self) -> tuple[str, ...]:
         return self.up_to(self.now, Status.IDLE, self.limit)
@@ -614,8 +758,19 @@ class Surveying(Transition):
         if self.held_by_another():
             return None
         self.shard.sweeper, self.shard.swept_until = self.sweeper, self.now + self.hold
-        due, suspect = ((), ()) if self.shard.paused else (self.due(), self.suspect())
-        return Survey(kind, 0, due, suspect, self.lost(), self.expired())
+        self.shard.count = self.counted()
+        self.shard.newest_survey = max(self.shard.newest_survey, self.now)
+        found = Survey(kind, 0, lost=self.lost(), expired=self.expired(), count=self.shard.count)
+        if self.shard.paused:
+            return found
+        put_off, cursor = self.put_off()
+        return dataclasses.replace(
+            found,
+            due=self.due() + put_off,
+            suspect=self.suspect(),
+            set_back=self.is_set_back(),
+            cursor=cursor,
+        )
 
 
 class Promoting(Transition):
@@ -649,20 +804,28 @@ class Resending(Transition):
         return entity.task_id == task_id
 
     def is_lost(self, entity: Entity) -> bool:
-        reached = min(self.now, self.shard.newest_arrival)
-        return entity.score <= (self.now if entity.id == self.probe else reached)
+        return _known(entity.suspect_at) <= (self.now if entity.id == self.probe else self.newest_arrival())
+
+    def is_too_far(self, entity: Entity) -> bool:
+        """It would be missed later than any can be: the clock was set back."""
+        return _known(entity.suspect_at) > latest_suspicion(self.now, self.limits)
 
     def resend(self, entity: Entity, task_id: str) -> Wakeup | None:
         if entity.status is not Status.SENT or self.shard.paused:
             return None
         if self.is_repeated(entity, task_id):
             return self.with_note(entity, self.wakeup(entity))
+        if self.is_too_far(entity):
+            # Not sent again at once: all that were sent before the step would be.
+            entity.suspect_at = self.now + self.limits.resend_after
+            self.save(entity, Status.SENT)
         if not self.is_lost(entity):
             return None
         entity.resends += 1
         entity.resent, entity.task_id, entity.retries = self.now, task_id, 0
         intervals = min(2**entity.resends, self.limits.resend_intervals)
-        self.save(entity, Status.SENT, self.now + self.limits.resend_after * intervals)
+        entity.suspect_at = self.now + self.limits.resend_after * intervals
+        self.save(entity, Status.SENT)
         return self.with_note(entity, self.wakeup(entity))
 
 
@@ -722,6 +885,11 @@ class Retiring(Transition):
             return False
         self.remove(entity)
         return True
+
+
+def latest_suspicion(now: int, limits: Limits) -> int:
+    """No message that was sent by now is missed later than that."""
+    return now + limits.eta_horizon + limits.resend_after * limits.resend_intervals
 
 
 def earliest(*deadlines: int | None) -> int | None:

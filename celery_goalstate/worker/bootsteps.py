@@ -77,7 +77,7 @@ class SweeperStep(bootsteps.StartStopStep):
         if settings.index_url == "memory://":
             _refuse_processes(parent)
         self._name = f"{parent.hostname}:{os.getpid()}:{uuid()[:8]}"
-        self._interval = settings.sweep_interval
+        self._interval = settings.sweep_every
         # An index other than the producers' is the classic mistake: they enqueue, and here nothing is known.
         logger.info(
             "the index is on %s, namespace %s, key prefix %s, shards %d",

@@ -13,6 +13,7 @@ published is parked again, and the next ones wait for longer and longer.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,15 +23,13 @@ from celery_goalstate.evaluation import failed
 from celery_goalstate.exceptions import IndexUnavailable, WorkerLost
 from celery_goalstate.index.base import (
     Finish,
-    Index,
     Policy,
-    Record,
-    Report,
     Request,
     Run,
+    Status,
     Survey,
-    Verdict,
     Wakeup,
+    Watch,
     random_id,
 )
 from celery_goalstate.registry import Kind
@@ -60,6 +59,16 @@ class _Probes:
     next_at: float = 0.0
 
 
+@dataclass(slots=True)
+class _Watched:
+    """What the last survey of a shard left."""
+
+    count: int
+    at: float  #: when the reply was there, in seconds
+    cursor: str | None = None  #: where a search for what a clock that was set back has put off goes on
+    search_at: float = 0.0  #: when the next one begins
+
+
 class Sweeper:
     """Sweeps the kinds of one engine."""
 
@@ -79,6 +88,7 @@ class Sweeper:
         self._clock = parts.clock
         self._random = parts.random
         self._probes: dict[tuple[str, int], _Probes] = {}
+        self._watched: dict[tuple[str, int], _Watched] = {}
         self._rest = 0.0  # how long publishing rests after the last error
         self._rests_until = 0.0
         self._standing_at: dict[str, float] = {}  # per kind
@@ -104,8 +114,7 @@ class Sweeper:
         it works again.
         """
         kinds = self._kinds()
-        hold = max(HOLD_INTERVALS * self._settings.sweep_interval, HOLD_SECONDS)
-        surveys = self._index.survey(kinds, sweeper=self._name, hold=milliseconds(hold), limit=LIMIT)
+        surveys = self._survey(kinds)
         problems: dict[str, Exception] = {}
         # A node that is away would let each of these wait.
         away = {survey.kind for survey in surveys if isinstance(survey.error, IndexUnavailable)}
@@ -125,6 +134,46 @@ class Sweeper:
                         silence = error  # the next survey tells whose it is
         self._report(problems)
         return more
+
+    def sweep_out(self, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        """Sweep kinds that no worker sweeps, until nothing runs there but what is alive.
+
+        A lease is only as old as sweepers have counted, so this may take as long as one, and a fifth.
+        """
+        ends = self._clock() + 1.2 * self._settings.lease
+        while True:
+            while self.sweep():
+                pass
+            running = sum(self._index.counts(kind)[Status.RUNNING] for kind in self._kinds())
+            if not running or self._clock() >= ends:
+                return
+            sleep(self._settings.sweep_every)
+
+    def _survey(self, kinds: Iterable[str]) -> list[Survey]:
+        """What there is to do. Leases grow older by the time since the last survey, by no other clock."""
+        hold = max(HOLD_INTERVALS * self._settings.sweep_every, HOLD_SECONDS)
+        now = self._clock()
+        for last in self._watched.values():
+            if last.cursor is None and now >= last.search_at:
+                last.cursor = ""
+        surveys = self._index.survey(
+            kinds,
+            sweeper=self._name,
+            hold=milliseconds(hold),
+            limit=LIMIT,
+            watched={
+                shard: Watch(last.count, milliseconds(now - last.at), last.cursor)
+                for shard, last in self._watched.items()
+            },
+        )
+        now = self._clock()
+        for survey in surveys:
+            if survey.error is None:
+                last = self._watched.setdefault((survey.kind, survey.shard), _Watched(survey.count, now))
+                last.count, last.at, last.cursor = survey.count, now, survey.cursor
+                if survey.set_back and survey.cursor is None:
+                    last.search_at = now + self._settings.resend_after
+        return surveys
 
     def check_server(self) -> None:
         """Warn of a server that may lose what the index holds."""
@@ -162,14 +211,14 @@ class Sweeper:
         if survey.expired:
             more |= self._index.forget(kind.name, survey.expired) > 0 and len(survey.expired) == LIMIT
         if survey.lost:
-            more |= self._end_lost(kind, survey.lost) and len(survey.lost) == LIMIT
+            more |= self._end_lost(kind, dict(survey.lost)) and len(survey.lost) == LIMIT
         if self._clock() < self._rests_until:
             return False
         if survey.due:
             wakeups = self._index.promote(kind.name, {id: random_id() for id in survey.due})
             if not self._dispatch(kind, wakeups):
                 return False
-            more |= bool(wakeups) and len(survey.due) == LIMIT
+            more |= survey.cursor is not None or (bool(wakeups) and len(survey.due) >= LIMIT)
         if survey.suspect:
             wakeups = self._resend(kind, survey)
             if not self._dispatch(kind, wakeups):
@@ -177,14 +226,14 @@ class Sweeper:
             more |= bool(wakeups) and len(survey.suspect) == LIMIT
         return more
 
-    def _end_lost(self, kind: Kind, ids: Sequence[str]) -> bool:
-        """End evaluations whose lease ran out; the index checks again that it did. Whether one was ended."""
+    def _end_lost(self, kind: Kind, ends: Mapping[str, int]) -> bool:
+        """End evaluations whose lease ran out, unless it was renewed since. Whether one was ended."""
         reports = []
-        for running in self._index.running(kind.name, ids):
+        for running in self._index.running(kind.name, list(ends)):
             outcome = failed(WorkerLost(), running.failures, kind.options, random=self._random)
             run = Run(running.id, running.lease)
             # No task id: the lost one may have been revoked, which is how a stuck evaluation is ended.
-            reports.append(report(run, outcome, kind, task_id="", retries=0, expired_only=True))
+            reports.append(report(run, outcome, kind, task_id="", retries=0, expired=ends[run.id]))
         replies = self._index.finish(kind.name, reports)
         for ended, finished in zip(reports, replies, strict=True):
             if finished.result is Finish.ACCEPTED:
@@ -241,14 +290,6 @@ class Sweeper:
         if published:
             self._rest = 0.0
         else:
-            self._rest = min(LONGEST_REST, self._rest * 2 or self._settings.sweep_interval)
+            self._rest = min(LONGEST_REST, self._rest * 2 or self._settings.sweep_every)
             self._rests_until = self._clock() + self._rest
         return published
-
-
-def end_lost(index: Index, kind: str, records: Iterable[Record]) -> None:
-    """End evaluations whose worker is lost, of a kind that no worker sweeps any more."""
-    runs = [record for record in records if record.lease]
-    index.finish(
-        kind, [Report(run.id, run.lease, Verdict.FAILED, delay=0, expired_only=True) for run in runs]
-    )

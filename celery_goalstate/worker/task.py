@@ -213,7 +213,7 @@ class Evaluator:
                 logger.warning(
                     "%s/%s: dropped, since its lease was lost", self._kind.name, printable(reported.id)
                 )
-            elif finished.wakeup:
+            if finished.wakeup:
                 wakeups.append(finished.wakeup)
         self._dispatch(wakeups)
 
@@ -275,6 +275,7 @@ class Evaluator:
             lateness=claim.lateness / 1000,
             fencing_token=int(claim.lease),
             held=lambda: self._keeper.held(lease),
+            calling=partial(calling, self._index, self._kind.name, lease.run),
             engine=self._engine,
             task=request,
         )
@@ -293,13 +294,19 @@ class Evaluator:
             )
 
     def _finish(self, reports: list[Report], held: Callable[[], bool]) -> list[Finished]:
-        """Report to the index, again and again while the lease lasts: the actions have been executed."""
+        """Report to the index, again and again while the lease lasts: the actions have been executed.
+
+        Of one that had begun an action the index wants to know also when its lease is over, as often as a
+        claim tries: its late write may have undone what another evaluation did.
+        """
+        late = CLAIM_ATTEMPTS if any(report.began for report in reports) else 1
         while True:
             try:
                 try:
                     return self._index.finish(self._kind.name, reports)
                 except IndexUnavailable:
-                    if not held():
+                    late -= not held()
+                    if not late:
                         raise
                     time.sleep(TRY_AGAIN_AFTER)  # this evaluation has nothing else to do
             except SoftTimeLimitExceeded:
@@ -358,10 +365,12 @@ def _result(ended: Ended) -> str:
 
 
 def report(
-    run: Run, outcome: Outcome, kind: Kind, *, task_id: str, retries: int, expired_only: bool = False
+    run: Run, outcome: Outcome, kind: Kind, *, task_id: str, retries: int, expired: int | None = None
 ) -> Report:
     """What is reported to the index of an outcome."""
-    if outcome.error is None:
+    if outcome.gone:
+        verdict = Verdict.GONE
+    elif outcome.error is None:
         verdict = Verdict.DONE
     else:
         verdict = Verdict.QUARANTINED if outcome.quarantined else Verdict.FAILED
@@ -380,7 +389,8 @@ def report(
         fresh_task_id=random_id(),
         respect_backoff=kind.options.respect_backoff,
         idle_ttl=None if ttl is None else milliseconds(ttl),
-        expired_only=expired_only,
+        began=bool(outcome.actions),
+        expired=expired,
     )
 
 

@@ -21,6 +21,7 @@ from celery_goalstate.index.base import (
     Survey,
     Verdict,
     Wakeup,
+    Watch,
 )
 from tests.contract.lanes import Lane, Row, check
 
@@ -116,7 +117,7 @@ class Bench:
         (reply,) = self.index.finish(KIND, [Report(run.id, run.lease, verdict, **report)])
         return reply
 
-    def fail(self, run: Claim | Run, delay: int = 10_000, **report: Any) -> Finished:
+    def fail(self, run: Claim | Run, delay: int | None = 10_000, **report: Any) -> Finished:
         """An evaluation fails and is to be tried again."""
         report = {"failures": 1, "error": "boom", **report}
         return self.finish(run, Verdict.FAILED, delay=delay, **report)
@@ -125,6 +126,15 @@ class Bench:
         """An evaluation fails for good."""
         report = {"failures": 1, "error": "boom", **report}
         return self.finish(run, Verdict.QUARANTINED, **report)
+
+    def unstarted(self, run: Claim | Run, **report: Any) -> Finished:
+        """An evaluation is given back."""
+        return self.finish(run, Verdict.UNSTARTED, **report)
+
+    def lose(self, run: Claim | Run, delay: int | None = 10_000, **report: Any) -> Finished:
+        """The sweeper ends an evaluation whose lease has run out."""
+        expired = report.pop("expired", None) or self.lease_end(run.id)
+        return self.fail(run, delay, expired=expired, **{"error": "WorkerLost", **report})
 
     def renew(self, run: Claim | Run) -> bool:
         (reply,) = self.index.renew(KIND, [Run(run.id, run.lease)])
@@ -146,9 +156,22 @@ class Bench:
 
     # -- what the sweeper does
 
-    def survey(self, *, sweeper: str = "s1", hold: int = 5_000, limit: int = 100) -> Survey:
+    def survey(
+        self, *, sweeper: str = "s1", hold: int = 5_000, limit: int = 100, watch: Watch | None = None
+    ) -> Survey:
         """What the one shard of the kind has for a sweeper."""
-        (survey,) = self.index.survey([KIND], sweeper=sweeper, hold=hold, limit=limit)
+        watched = {} if watch is None else {(KIND, 0): watch}
+        (survey,) = self.index.survey([KIND], sweeper=sweeper, hold=hold, limit=limit, watched=watched)
+        return survey
+
+    def sweep_for(self, ms: int, *, sweeper: str = "s1") -> Survey:
+        """Let time pass while a sweeper counts it; its last survey."""
+        survey = self.survey(sweeper=sweeper)
+        while ms > 0:
+            step = min(ms, self.limits.margin)
+            self.advance(step)
+            survey = self.survey(sweeper=sweeper, watch=Watch(survey.count, step))
+            ms -= step
         return survey
 
     def promote(self, id: str = "a", *, task_id: str | None = None) -> Wakeup | None:
@@ -174,6 +197,14 @@ class Bench:
     def status(self, id: str = "a") -> Status | None:
         record = self.describe(id)
         return record.status if record else None
+
+    def lease_end(self, id: str = "a") -> int:
+        """The count at which its lease ends."""
+        row = self.row(id)
+        assert row is not None
+        assert row.status is Status.RUNNING
+        assert row.score is not None
+        return row.score
 
     def row(self, id: str = "a") -> Row | None:
         """What is stored of an entity; None: nothing."""

@@ -23,6 +23,7 @@ PREFIX = "gs"
 NAMESPACE = "default"
 START = 1_700_000_000_000  # a Tuesday; milliseconds
 AUXILIARY = {"form", "token", "paused", "claimed", "sweeper", "testclock"}
+SUSPECT = "suspect"
 
 
 class Clock:
@@ -40,9 +41,13 @@ class Clock:
         assert ms >= 0
         return self._set(self.now + ms)
 
+    def step(self, ms: int) -> int:
+        """Another machine's clock takes over, which is ahead, or behind; the new time."""
+        return self._set(self.now + ms)
+
     def set_back(self, ms: int) -> int:
-        """Another server's clock takes over, which is behind; the new time."""
-        return self._set(self.now - ms)
+        """As `step`, behind."""
+        return self.step(-ms)
 
     def _set(self, now: int) -> int:
         self.now = now
@@ -53,7 +58,10 @@ class Clock:
 
 @dataclass
 class Row:
-    """What is stored of one entity: its statuses (one, if all is well), and fields but for their defaults."""
+    """What is stored of one entity: its statuses (one, if all is well), and fields but for their defaults.
+
+    `suspect_at`, which is no field but the score of one more sorted set, is among the fields.
+    """
 
     places: list[tuple[Status, int | None]] = field(default_factory=list)
     fields: dict[str, str] = field(default_factory=dict)
@@ -85,6 +93,9 @@ class Lane(Protocol):
     def stored(self) -> Stored:
         """Everything that is stored, by kind and id; fails on anything that is not an index's business."""
 
+    def lose_the_count(self) -> None:
+        """The one key that sweepers write is gone: evicted, say."""
+
     def wipe(self) -> None:
         """Leave nothing for the next one."""
 
@@ -110,6 +121,14 @@ class MemoryLane:
                 fields["noted"] = "1" if entity.note else ""
                 rows[kind, id] = Row([place], {name: text for name, text in fields.items() if text})
         return rows
+
+    def lose_the_count(self) -> None:
+        for shard in self.index._kinds.values():
+            running = shard.with_status(Status.RUNNING)
+            first = int(running[0].score) if running else 0
+            limits = self.index._limits
+            shard.sweeper, shard.swept_until, shard.newest_survey = "", 0, 0
+            shard.count = max(0, first - limits.lease - limits.margin)  # as a script makes up for it
 
     def wipe(self) -> None:
         self.index.close()
@@ -183,6 +202,10 @@ class RedisLane:
             elif rest.startswith("n:"):
                 assert kind_of_key == "string", key
                 rows.setdefault((kind, rest[2:]), Row(shard=shard)).fields["note"] = content
+            elif rest == SUSPECT:
+                assert kind_of_key == "zset", key
+                for id, score in content:
+                    rows.setdefault((kind, id), Row(shard=shard)).fields["suspect_at"] = str(int(score))
             elif rest in set(Status):
                 assert kind_of_key == "zset", key
                 for id, score in content:
@@ -211,6 +234,10 @@ class RedisLane:
                 continue
             pairs = list(zip(flat[::2], flat[1::2], strict=True))
             yield key, kind, dict(pairs) if kind == "hash" else [(id, float(score)) for id, score in pairs]
+
+    def lose_the_count(self) -> None:
+        for key in list(self.client.scan_iter("*:sweeper")):
+            self.client.delete(key)
 
     def wipe(self) -> None:
         if isinstance(self.client, redis.RedisCluster):
@@ -247,18 +274,21 @@ def _parse(key: str) -> tuple[str, str, int, str]:
 
 _ALWAYS_ALLOWED = {"task_id", "failures", "rounds", "error", "converged", "finished", "last"}
 _NOTE = {"note", "noted"}
-_PENDING = {"deadline", "since", "floor", "retries", "alone", *_NOTE}
-_CLAIMED = {"lease", "nonce", "due", "deadline", "since", "own", "deleted", "batch", "alone", *_NOTE}
+_PENDING = {"deadline", "asked", "since", "floor", "retries", "alone", *_NOTE}
+_CLAIMED = {
+    *("lease", "nonce", "due", "deadline", "asked", "since", "own", "own_asked", "deleted", "batch", "alone"),
+    *_NOTE,
+}
 _ALLOWED = {
     Status.PARKED: _ALWAYS_ALLOWED | _PENDING,
-    Status.SENT: _ALWAYS_ALLOWED | _PENDING | {"token", "resends", "resent"},
+    Status.SENT: _ALWAYS_ALLOWED | _PENDING | {"token", "resends", "resent", "suspect_at"},
     Status.RUNNING: _ALWAYS_ALLOWED | _CLAIMED,
     Status.IDLE: _ALWAYS_ALLOWED,
     Status.FAILED: _ALWAYS_ALLOWED | {"alone"},
 }
 _NEEDED = {
     Status.PARKED: {"deadline"},
-    Status.SENT: {"deadline", "token"},
+    Status.SENT: {"deadline", "token", "suspect_at"},
     Status.RUNNING: {"lease", "nonce", "due"},
     Status.IDLE: {"finished"},
     Status.FAILED: {"finished"},
@@ -278,8 +308,8 @@ def check(stored: Stored) -> None:
             if name in row.fields:
                 assert row.fields[name].isdecimal(), f"the {name} is a number in digits; {where}"
                 tokens.append((kind, row.shard, row.fields[name]))
-        if row.status is Status.PARKED:
-            assert row.score == int(row.fields["deadline"]), f"parked until its deadline; {where}"
+        if row.status in {Status.PARKED, Status.SENT}:
+            assert row.score == int(row.fields["deadline"]), f"in order of its deadline; {where}"
         assert ("noted" in row.fields) == ("note" in row.fields), f"a note is kept if one is known; {where}"
         assert (row.score is None) <= (row.status is Status.IDLE), f"only idle ones wait for ever; {where}"
     assert len(set(tokens)) == len(tokens), f"a token names one wake-up or one run: {sorted(tokens)}"

@@ -18,10 +18,10 @@ class Evaluation:
     id: str
     lease: str
     began: int  #: when in the order of all that happened
-    expires: int
+    renewed: int  #: the lease, on a clock that never steps
+    judged: int | None = None  #: the count by which the sweeper found it lost; None: not since it was renewed
     deleted: bool = False  #: its entity was deleted meanwhile
     over: bool = False
-    given_up: bool = False  #: the sweeper ended it: its own report must be refused
     batch: bool = False  #: claimed together with others: not to be blamed when its worker is lost
     due: int | None = None  #: since when it was due
     served: list[Ask] = field(default_factory=list)  #: the enqueues that it answers, if it comes to that
@@ -51,6 +51,9 @@ class Entity:
     evaluation: Evaluation | None = None
     noted: int | None = None  #: deadline asked for during the evaluation
     own: int | None = None  #: likewise, from inside
+    #: When what is pending was asked for as a delay, by the name of its field.
+    asked: dict[str, int] = field(default_factory=dict)
+    last: tuple[str, bool] | None = None  #: of the report accepted last: lease, whether the sweeper's
     fence: int = 0  #: the highest fencing token seen
     owed: list[Ask] = field(default_factory=list)
     note: str = ""  #: of the last enqueue that changed the deadline, until nothing is pending any more
@@ -73,33 +76,66 @@ class Entity:
         max_wait: int | None,
         inside: str | None,
         note: str,
+        relative: bool,
     ) -> tuple[bool, int | None]:
         """Whether the schedule changes, and the deadline in force. `inside`: the lease of its own run."""
         resync = policy in {Policy.RESYNC, Policy.REVIVE}
         wanted = max(wanted, now)
         evaluation, before = self.evaluation, self.pending
-        if resync and self.visible and (evaluation or self.due is not None):
+        if inside and not (resync and evaluation and not evaluation.deleted):
+            if not evaluation or evaluation.lease != inside or evaluation.deleted:
+                return self.again(now, wanted, note)
+            self._set("own", self._agreed(self.own, wanted, now, policy, max_wait), now, relative=True)
+        elif resync and self.visible and (evaluation or self.due is not None):
             return False, before
-        if inside and not evaluation and (self.due is not None or self.quarantined):
-            return False, before
-        if self.quarantined and policy is Policy.RESYNC:
+        elif self.quarantined and policy is Policy.RESYNC:
             return False, None
-
-        if evaluation and inside == evaluation.lease and not evaluation.deleted:
-            self.own = self._agreed(self.own, wanted, now, policy, max_wait)
         elif evaluation:
-            self.noted = self._agreed(self.noted, wanted, now, policy, max_wait)
+            self._set("noted", self._agreed(self.noted, wanted, now, policy, max_wait), now, relative)
             self.since = self.since or now
         else:
             if self.due is None:
                 self.known, self.quarantined, self.failures, self.rounds = True, False, 0, 0
                 self.since = self.forgotten_at = None
-            self.due = self._agreed(self.due, wanted, now, policy, max_wait)
+            self._set("due", self._agreed(self.due, wanted, now, policy, max_wait), now, relative)
             self.since = self.since or now
         changed = self.pending != before
         if changed:
             self.note = note
         return changed, self.pending
+
+    def again(self, now: int, wanted: int, note: str = "") -> tuple[bool, int | None]:
+        """A run that has lost its lease speaks: one more evaluation, unless one is pending."""
+        before = self.pending
+        if self.evaluation and not self.evaluation.deleted:
+            self._set("own", earliest(self.own, wanted), now, relative=True)
+        elif self.known and not self.evaluation and self.due is None and not self.quarantined:
+            self._set("due", wanted, now, relative=True)
+            self.rounds, self.forgotten_at = 0, None
+        elif self.evaluation or self.due is None:
+            return False, None
+        changed = self.pending != before
+        if changed:
+            self.note = note
+        return changed, self.pending
+
+    def _set(self, name: str, deadline: int | None, now: int, relative: bool) -> None:
+        if deadline != getattr(self, name):
+            self.asked.pop(name, None)
+            if relative:
+                self.asked[name] = now
+        setattr(self, name, deadline)
+
+    def set_back(self, now: int) -> None:
+        """The clock was: a delay begins anew, what was due is due, a point in time stays."""
+        for name, asked in self.asked.items():
+            if asked > now:
+                deadline = getattr(self, name)
+                setattr(self, name, deadline and now + max(0, deadline - asked))
+                self.asked[name] = now
+        self.since = self.since and min(self.since, now)
+        if self.evaluation and self.evaluation.due is not None:
+            self.evaluation.due = min(self.evaluation.due, now)
 
     def _agreed(
         self, current: int | None, wanted: int, now: int, policy: Policy, max_wait: int | None
@@ -117,6 +153,7 @@ class Entity:
         evaluation.served = [ask for ask in self.owed if ask.when <= evaluation.began]
         self.due = self.since = None
         self.floor = 0
+        self.asked = {}
         self.owed = [ask for ask in self.owed if ask.when > evaluation.began]
 
     def finish(
@@ -134,12 +171,38 @@ class Entity:
         assert self.evaluation
         evaluation, noted, own = self.evaluation, self.noted, self.own
         self.evaluation = self.noted = self.own = None
+        noted_asked = self.asked.get("noted")
+        self._finish(evaluation, noted, own, now, verdict, delay, failures, rounds, respect_backoff, lost)
+        if self.due is None:
+            self.since, self.note = None, ""
+            if verdict is Verdict.DONE and idle_ttl is not None and self.known:
+                self.forgotten_at = now + idle_ttl
+        self.asked = {"floor": now} if self.floor else {}
+        if self.due is not None and (self.due != noted or noted_asked is not None):
+            self.asked["due"] = noted_asked if self.due == noted and noted_asked is not None else now
+
+    def _finish(
+        self,
+        evaluation: Evaluation,
+        noted: int | None,
+        own: int | None,
+        now: int,
+        verdict: Verdict,
+        delay: int | None,
+        failures: int,
+        rounds: int,
+        respect_backoff: bool,
+        lost: bool,
+    ) -> None:
         evaluation.over = True
+        self.last = (evaluation.lease, lost)
         asked = None if delay is None else now + delay
-        if evaluation.deleted:
+        if evaluation.deleted or verdict is Verdict.GONE:
             self.due, self.known, self.failures, self.rounds = noted, noted is not None, 0, 0
             self.alone = False
             self.note = self.note if self.known else ""
+            self.last = self.last if self.known else None
+            self.owed = self.owed if self.known else []
             return
         if verdict is Verdict.UNSTARTED or (lost and evaluation.batch):
             self.alone, self.due = self.alone or lost, earliest(evaluation.due, noted)
@@ -159,10 +222,6 @@ class Entity:
                 self.failures = 0
             else:
                 self.quarantined = True
-        if self.due is None:
-            self.since, self.note = None, ""
-            if verdict is Verdict.DONE and idle_ttl is not None:
-                self.forgotten_at = now + idle_ttl
 
     def delete(self) -> bool:
         """Whether there was something to delete."""
@@ -171,14 +230,15 @@ class Entity:
         if self.evaluation:
             self.evaluation.deleted = True
             self.noted = self.own = self.since = None
-            self.note = ""
+            self.asked, self.note = {}, ""
         else:
             self.forget()
         return was_there
 
     def move(self) -> None:
-        """It moves away and comes back: only since when it waits is forgotten."""
-        self.since = None
+        """It moves away and comes back: since when it waits is forgotten, and for whom."""
+        self.since = self.last = None
+        self.asked = {}
 
     def forget(self) -> None:
         """Begin again as if it had never been known; fencing tokens go on rising."""

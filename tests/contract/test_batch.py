@@ -20,7 +20,7 @@ from celery_goalstate.index.base import (
 from tests.contract.bench import ACCEPTED, FENCED, KIND, Bench
 from tests.contract.conftest import OpenBench
 
-LEASE = Limits().lease
+LEASE, MARGIN = Limits().lease, Limits().margin
 HORIZON = Limits().eta_horizon
 FAR = 10 * HORIZON
 
@@ -57,8 +57,8 @@ def unstarted(bench: Bench, run: Claim | Run, **report: Any) -> Finished:
 def lost(bench: Bench, run: Claim | Run, verdict: Verdict = Verdict.FAILED, **report: Any) -> Finished:
     """What the sweeper reports of an evaluation whose lease ran out."""
     delay = 10_000 if verdict is Verdict.FAILED else None
-    report = {"failures": 7, "error": "WorkerLost", "expired_only": True, "delay": delay, **report}
-    return bench.finish(run, verdict, **report)
+    report = {"failures": 7, "error": "WorkerLost", "delay": delay, **report}
+    return bench.finish(run, verdict, expired=bench.lease_end(run.id), **report)
 
 
 def lose(bench: Bench, *runs: Claim, **report: Any) -> list[Wakeup | None]:
@@ -76,7 +76,7 @@ class TestTake:
         assert claim == Claim("a", claim.lease, failures=0, rounds=0, deadline=due, lateness=7)
         record = bench.record()
         assert (record.status, record.deadline, record.task_id) == (Status.RUNNING, None, "t7")
-        assert (record.lease, record.lease_expires) == (claim.lease, bench.now + LEASE)
+        assert (record.lease, record.lease_expires) == (claim.lease, bench.now + LEASE + MARGIN)
 
     def test_nothing_before_its_deadline(self, bench: Bench) -> None:
         park(bench, "a")
@@ -290,10 +290,12 @@ class TestLost:
         assert all(wakeups)
         assert bench.status("a") is Status.SENT
 
-    def test_only_past_its_lease(self, bench: Bench) -> None:
+    def test_not_one_that_was_renewed(self, bench: Bench) -> None:
         a, _ = batch(bench)
-        bench.advance(LEASE - 1)
-        assert lost(bench, a) == FENCED
+        judged = bench.lease_end("a")
+        bench.sweep_for(1)
+        bench.renew(a)
+        assert bench.lose(a, expired=judged) == FENCED
 
     def test_a_deadline_noted_meanwhile_is_answered_by_the_same_look(self, bench: Bench) -> None:
         a, _ = batch(bench)
@@ -315,10 +317,10 @@ class TestLost:
 
     def test_others_of_the_batch_that_were_reported_are_not_touched(self, bench: Bench) -> None:
         a, _ = batch(bench)
+        judged = bench.lease_end("a")
         bench.finish(a, converged=True)
-        bench.advance(LEASE)
-        assert bench.survey().lost == ("b",)
-        assert lost(bench, a) == FENCED
+        assert bench.sweep_for(LEASE + MARGIN).lost == (("b", judged),)
+        assert bench.lose(a, expired=judged) == FENCED
         assert bench.status("a") is Status.IDLE
 
 

@@ -7,7 +7,7 @@ import pytest
 from celery_goalstate.index.base import Claim, Limits, Refusal, Refused, Run, Status, Wakeup
 from tests.contract.bench import KIND, Bench
 
-LEASE = 30_000
+LEASE, MARGIN = Limits().lease, Limits().margin
 HORIZON = Limits().eta_horizon
 
 
@@ -27,7 +27,7 @@ class TestClaim:
         assert claim == Claim("a", claim.lease, failures=0, rounds=0, deadline=due, lateness=2_000)
         record = bench.record()
         assert (record.status, record.token, record.deadline) == (Status.RUNNING, "", None)
-        assert (record.lease, record.lease_expires) == (claim.lease, bench.now + LEASE)
+        assert (record.lease, record.lease_expires) == (claim.lease, bench.now + LEASE + MARGIN)
         assert (record.started, record.task_id) == (bench.now, "t7")
 
     def test_tells_the_past(self, bench: Bench) -> None:
@@ -98,7 +98,7 @@ class TestClaim:
 
     def test_one_that_is_due_beyond_the_horizon_is_parked(self, bench: Bench) -> None:
         """Sent by who had a longer horizon, or before the clock was set back: it would be sent for ever."""
-        wakeup = bench.enqueue(delay=6_000, task_id="t1").wakeup
+        wakeup = bench.enqueue(at=bench.now + 6_000, task_id="t1").wakeup
         bench.lane.clock.set_back(HORIZON)
         assert bench.claim(wakeup) == Refusal("a", Refused.EARLY)
         assert bench.status() is Status.PARKED
@@ -130,9 +130,9 @@ class TestClaim:
         """Whoever had to ask again has not begun yet."""
         wakeup = bench.enqueue().wakeup
         bench.start(wakeup, nonce="n")
-        bench.advance(LEASE - 1)
+        bench.sweep_for(LEASE - 1)
         assert bench.start(wakeup, nonce="n").lateness == LEASE - 1
-        assert bench.record().lease_expires == bench.now + LEASE
+        assert bench.record().lease_expires == bench.now + LEASE + MARGIN
         assert bench.survey().lost == ()
 
     def test_the_same_nonce_is_of_no_use_after_the_run(self, bench: Bench) -> None:
@@ -161,17 +161,15 @@ class TestClaim:
 class TestRenew:
     def test_extends_by_the_full_length(self, bench: Bench) -> None:
         run = bench.run()
-        bench.advance(LEASE - 1)
+        bench.sweep_for(LEASE - 1)
         assert bench.renew(run)
-        assert bench.record().lease_expires == bench.now + LEASE
-        bench.advance(LEASE - 1)
-        assert bench.survey().lost == ()
-        bench.advance(1)
-        assert bench.survey().lost == ("a",)
+        assert bench.record().lease_expires == bench.now + LEASE + MARGIN
+        assert bench.sweep_for(LEASE + MARGIN - 1).lost == ()
+        assert bench.sweep_for(1).lost == (("a", bench.lease_end()),)
 
     def test_a_lease_that_ran_out_unnoticed_is_still_held(self, bench: Bench) -> None:
         run = bench.run()
-        bench.advance(3 * LEASE)
+        assert bench.sweep_for(3 * LEASE).lost
         assert bench.renew(run)
         assert bench.survey().lost == ()
 

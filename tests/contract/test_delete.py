@@ -73,14 +73,15 @@ class TestRunning:
         assert bench.row() is None
 
     @pytest.mark.parametrize("verdict", Verdict)
-    @pytest.mark.parametrize("expired_only", [False, True])
-    def test_however_it_ends(self, bench: Bench, verdict: Verdict, expired_only: bool) -> None:
+    @pytest.mark.parametrize("lost", [False, True])
+    def test_however_it_ends(self, bench: Bench, verdict: Verdict, lost: bool) -> None:
         run = bench.run()
         bench.enqueue(inside=Run("a", run.lease))
         bench.delete()
         bench.advance(bench.limits.lease)
         delay = None if verdict is Verdict.QUARANTINED else 0
-        assert bench.finish(run, verdict, delay=delay, failures=3, expired_only=expired_only) == ACCEPTED
+        expired = bench.lease_end() if lost else None
+        assert bench.finish(run, verdict, delay=delay, failures=3, expired=expired) == ACCEPTED
         assert bench.row() is None
 
     def test_told_once(self, bench: Bench) -> None:
@@ -103,10 +104,8 @@ class TestRunning:
         assert (claim.failures, claim.rounds) == (0, 0)
 
     @pytest.mark.parametrize("verdict", Verdict)
-    @pytest.mark.parametrize("expired_only", [False, True])
-    def test_the_new_life_knows_nothing_of_the_old(
-        self, bench: Bench, verdict: Verdict, expired_only: bool
-    ) -> None:
+    @pytest.mark.parametrize("lost", [False, True])
+    def test_the_new_life_knows_nothing_of_the_old(self, bench: Bench, verdict: Verdict, lost: bool) -> None:
         bench.fail(bench.run(), failures=5, converged=False)
         run = bench.evaluate()
         bench.delete()
@@ -123,7 +122,8 @@ class TestRunning:
             "respect_backoff": True,
         }
         delay = None if verdict is Verdict.QUARANTINED else 1_000
-        finished = bench.finish(run, verdict, delay=delay, expired_only=expired_only, **report)
+        expired = bench.lease_end() if lost else None
+        finished = bench.finish(run, verdict, delay=delay, expired=expired, **report)
         assert finished.deadline == fresh.deadline
         assert finished.wakeup is not None
         assert (finished.wakeup.task_id, finished.wakeup.retries) == ("t2", 0)
@@ -143,13 +143,13 @@ class TestRunning:
         assert bench.record().status is Status.SENT
         assert (bench.record().failures, bench.record().error) == (0, "")
 
-    def test_an_enqueue_from_inside_is_a_new_life_too(self, bench: Bench) -> None:
+    def test_an_enqueue_from_inside_is_no_new_life(self, bench: Bench) -> None:
         run = bench.run()
         bench.delete()
-        bench.enqueue(delay=1_000, inside=Run("a", run.lease))
-        assert bench.describe() == Record("a", Status.PARKED, deadline=bench.now + 1_000)
-        finished = bench.quarantine(run)
-        assert finished.deadline == bench.now + 1_000
+        assert bench.enqueue(delay=1_000, inside=Run("a", run.lease)) == Scheduled(False, None, None)
+        assert bench.describe() is None
+        assert bench.finish(run) == ACCEPTED
+        assert bench.row() is None
 
     def test_one_noted_before_is_dropped(self, bench: Bench) -> None:
         run = bench.run()
@@ -181,9 +181,9 @@ class TestRunning:
     def test_the_sweeper_finds_a_deleted_run_that_was_lost(self, bench: Bench) -> None:
         run = bench.run()
         bench.delete()
-        bench.advance(bench.limits.lease)
-        assert bench.survey().lost == ("a",)
-        assert bench.fail(run, expired_only=True) == ACCEPTED
+        end = bench.lease_end()
+        assert bench.sweep_for(end).lost == (("a", end),)
+        assert bench.lose(run) == ACCEPTED
         assert bench.row() is None
 
     def test_the_end_repeated(self, bench: Bench) -> None:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 
-from celery_goalstate.index.base import Limits, Policy, Request, Run, Scheduled, Status
+from celery_goalstate.index.base import (
+    Finish,
+    Finished,
+    Limits,
+    Policy,
+    Request,
+    Run,
+    Scheduled,
+    Status,
+)
 from tests.contract.bench import KIND, Bench
 from tests.contract.conftest import OpenBench
 
@@ -370,26 +380,35 @@ class TestInside:
 
 
 class TestInsideFenced:
-    """An evaluation that has lost its lease enqueues its own entity."""
+    """An evaluation that has lost its lease enqueues its own entity: a word as its refused report."""
 
     def fenced(self, bench: Bench, **report: object) -> Run:
         run = bench.run()
-        bench.advance(bench.limits.lease)
-        bench.fail(run, **{"delay": 10_000, "expired_only": True, **report})
+        bench.lose(run, **report)
         return Run(run.id, run.lease)
 
-    def test_changes_nothing_when_a_look_is_pending(self, bench: Bench) -> None:
+    def test_changes_nothing_when_an_evaluation_is_pending(self, bench: Bench) -> None:
         run = self.fenced(bench)
         before = bench.row()
         assert bench.enqueue(inside=run) == Scheduled(False, bench.now + 10_000, None)
         assert bench.enqueue(inside=run, policy=Policy.REPLACE) == Scheduled(False, bench.now + 10_000, None)
         assert bench.row() == before
 
-    def test_is_noted_as_from_outside_when_another_runs(self, bench: Bench) -> None:
+    @pytest.mark.parametrize(
+        ("end", "deadline"), [(Bench.finish, 2_000), (Bench.fail, 10_000), (Bench.quarantine, None)]
+    )
+    def test_is_noted_as_that_run_s_own_when_another_runs(
+        self, bench: Bench, end: Callable[..., Finished], deadline: int | None
+    ) -> None:
         run = self.fenced(bench, delay=0)
         other = bench.evaluate()
         assert bench.enqueue(delay=2_000, inside=run) == Scheduled(True, bench.now + 2_000, None)
-        assert bench.fail(other, 10_000).deadline == bench.now + 2_000
+        assert end(bench, other).deadline == (None if deadline is None else bench.now + deadline)
+
+    def test_a_resync_has_nothing_to_add_when_another_runs(self, bench: Bench) -> None:
+        run = self.fenced(bench, delay=0)
+        bench.evaluate()
+        assert bench.enqueue(inside=run, policy=Policy.RESYNC) == Scheduled(False, None, None)
 
     def test_never_lifts_a_quarantine(self, bench: Bench) -> None:
         run = bench.run()
@@ -400,13 +419,32 @@ class TestInsideFenced:
         )
         assert bench.status() is Status.FAILED
 
-    @pytest.mark.parametrize("known", [True, False])
-    def test_schedules_an_idle_or_unknown_entity(self, bench: Bench, known: bool) -> None:
+    def test_schedules_an_idle_entity(self, bench: Bench) -> None:
         run = bench.run()
         bench.finish(run)
-        if not known:
-            bench.delete()
         assert bench.enqueue(inside=Run(run.id, run.lease)).wakeup
+
+    @pytest.mark.parametrize("policy", Policy)
+    def test_never_outlives_a_delete(self, bench: Bench, policy: Policy) -> None:
+        run = bench.run()
+        bench.delete()
+        inside = Run(run.id, run.lease)
+        assert bench.enqueue(inside=inside, policy=policy) == Scheduled(False, None, None)
+        assert bench.finish(run) == Finished(Finish.ACCEPTED)
+        assert bench.enqueue(inside=inside, policy=policy) == Scheduled(False, None, None)
+        assert bench.row() is None
+
+    def test_adds_nothing_to_a_new_life_that_is_scheduled(self, bench: Bench) -> None:
+        run = self.fenced(bench)
+        bench.delete()
+        fresh = bench.enqueue(delay=5_000)
+        assert bench.enqueue(inside=run) == Scheduled(False, fresh.deadline, None)
+
+    def test_repeated_it_gets_its_message_again(self, bench: Bench) -> None:
+        run = bench.run()
+        bench.finish(run)
+        first = bench.enqueue(inside=Run(run.id, run.lease), task_id="t9")
+        assert bench.enqueue(inside=Run(run.id, run.lease), task_id="t9") == first
 
 
 class TestAtRest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -208,36 +209,24 @@ class TestLease:
         bench.advance(5 * bench.limits.lease)
         assert bench.finish(run) == ACCEPTED
 
-    @pytest.mark.parametrize(
-        ("passed", "renewed", "result"),
-        [
-            (0, False, Finish.FENCED),
-            (29_999, False, Finish.FENCED),
-            (30_000, False, Finish.ACCEPTED),
-            (90_000, False, Finish.ACCEPTED),
-            (90_000, True, Finish.FENCED),
-        ],
-    )
-    def test_the_sweeper_ends_only_what_has_run_out(
-        self, bench: Bench, passed: int, renewed: bool, result: Finish
-    ) -> None:
+    def test_the_sweeper_ends_what_has_run_out(self, bench: Bench) -> None:
         run = bench.run()
-        bench.advance(passed)
-        if renewed:
-            bench.renew(run)
+        finished = bench.lose(run)
+        assert (finished.result, finished.deadline) == (Finish.ACCEPTED, bench.now + 10_000)
+        assert bench.record().error == "WorkerLost"
+
+    def test_but_not_what_was_renewed_since_it_judged(self, bench: Bench) -> None:
+        run = bench.run()
+        judged = bench.lease_end()
+        bench.sweep_for(1)
+        bench.renew(run)
         before = bench.row()
-        finished = bench.fail(run, 10_000, expired_only=True, error="WorkerLost")
-        assert finished.result is result
-        if result is Finish.ACCEPTED:
-            assert bench.record().error == "WorkerLost"
-            assert finished.deadline == bench.now + 10_000
-        else:
-            assert bench.row() == before
+        assert bench.lose(run, expired=judged) == FENCED
+        assert bench.row() == before
 
     def test_the_run_that_was_given_up_is_refused(self, bench: Bench) -> None:
         run = bench.run()
-        bench.advance(bench.limits.lease)
-        bench.fail(run, 10_000, expired_only=True, error="WorkerLost")
+        bench.lose(run)
         before = bench.row()
         assert bench.finish(run, converged=True) == FENCED
         assert not bench.renew(run)
@@ -245,27 +234,143 @@ class TestLease:
 
     def test_the_sweeper_comes_too_late(self, bench: Bench) -> None:
         run = bench.run()
-        bench.advance(bench.limits.lease)
+        judged = bench.lease_end()
         bench.finish(run)
         before = bench.row()
-        assert bench.fail(run, 10_000, expired_only=True) == FENCED
+        assert bench.fail(run, expired=judged) == FENCED
         assert bench.row() == before
+
+
+class TestFenced:
+    """The refused report of an evaluation that had begun an action: its late write may have undone another's.
+
+    One evaluation more follows, unless one that starts after it is pending already.
+    """
+
+    def fenced(self, bench: Bench, delay: int = 10_000) -> Run:
+        run = bench.run()
+        bench.lose(run, delay)
+        return run
+
+    def report(self, bench: Bench, run: Run, **report: Any) -> Finished:
+        return bench.finish(run, began=True, fresh_task_id="again", **report)
+
+    def test_schedules_an_idle_entity_at_once(self, bench: Bench) -> None:
+        run = self.fenced(bench, 0)
+        bench.finish(bench.evaluate(), converged=True)
+        finished = self.report(bench, run)
+        assert (finished.result, finished.deadline) == (Finish.FENCED, bench.now)
+        assert finished.wakeup is not None
+        assert finished.wakeup.task_id == "again"
+        assert self.report(bench, run) == finished, "repeated, since its reply was lost"
+        bench.finish(bench.start(finished.wakeup))
+
+    @pytest.mark.parametrize("verdict", Verdict)
+    def test_whatever_it_reports(self, bench: Bench, verdict: Verdict) -> None:
+        run = self.fenced(bench, 0)
+        bench.finish(bench.evaluate())
+        delay = 5_000 if verdict is FAILED else None
+        assert self.report(bench, run, verdict=verdict, delay=delay).deadline == bench.now
+
+    @pytest.mark.parametrize(
+        ("end", "deadline"),
+        [(Bench.finish, 0), (Bench.fail, 10_000), (Bench.quarantine, None), (Bench.unstarted, 0)],
+    )
+    def test_is_noted_while_another_evaluation_runs(
+        self, bench: Bench, end: Callable[..., Finished], deadline: int | None
+    ) -> None:
+        """That may have read before the late write. As its own word, it comes after a back-off."""
+        run = self.fenced(bench, 0)
+        other = bench.evaluate()
+        assert self.report(bench, run) == Finished(Finish.FENCED, bench.now, None)
+        ended = end(bench, other, fresh_task_id="t2")
+        assert ended.deadline == (None if deadline is None else bench.now + deadline)
+
+    @pytest.mark.parametrize("delay", [0, 10_000, FAR])
+    def test_a_pending_evaluation_counts_as_that_one(self, bench: Bench, delay: int) -> None:
+        run = self.fenced(bench, delay)
+        before = bench.row()
+        assert self.report(bench, run) == Finished(Finish.FENCED, bench.now + delay, None)
+        assert bench.row() == before
+
+    @pytest.mark.parametrize("end", ["quarantined", "forgotten", "deleted while it runs"])
+    def test_leads_to_nothing(self, bench: Bench, end: str) -> None:
+        run = self.fenced(bench, 0)
+        other = bench.evaluate()
+        if end == "quarantined":
+            bench.quarantine(other)
+        else:
+            bench.delete()
+        if end == "forgotten":
+            bench.finish(other)
+        before = bench.row()
+        assert self.report(bench, run) == FENCED
+        assert bench.row() == before
+
+    def test_nor_if_it_had_not_begun_or_is_the_sweeper_s(self, bench: Bench) -> None:
+        run = self.fenced(bench, 0)
+        bench.finish(bench.evaluate())
+        assert bench.finish(run) == FENCED
+        assert bench.fail(run, began=True, expired=1) == FENCED
+        assert bench.status() is Status.IDLE
+
+    @pytest.mark.parametrize("lease", ["x", "", "9" * 17])
+    def test_nor_of_a_lease_that_never_was(self, bench: Bench, lease: str) -> None:
+        bench.finish(bench.run())
+        assert self.report(bench, Run("a", lease)) == FENCED
+
+    def test_one_evaluation_of_a_new_life(self, bench: Bench) -> None:
+        run = self.fenced(bench)
+        bench.delete()
+        bench.finish(bench.run())
+        assert self.report(bench, run).deadline == bench.now
+
+
+class TestGone:
+    """The entity does not exist any more."""
+
+    def test_it_is_forgotten(self, bench: Bench) -> None:
+        run = bench.run(note="n")
+        bench.enqueue(inside=Run("a", run.lease))
+        assert bench.finish(run, Verdict.GONE) == ACCEPTED
+        assert bench.row() is None
+
+    def test_what_was_enqueued_meanwhile_is_a_new_life(self, bench: Bench) -> None:
+        bench.fail(bench.run(), failures=3)
+        run = bench.evaluate()
+        fresh = bench.enqueue(delay=5_000)
+        finished = bench.finish(run, Verdict.GONE, failures=4, error="boom", fresh_task_id="t2")
+        assert finished.deadline == fresh.deadline
+        assert (bench.record().failures, bench.record().error, bench.record().finished) == (0, "", None)
+
+    def test_repeated_it_stays_so(self, bench: Bench) -> None:
+        run = bench.run()
+        bench.finish(run, Verdict.GONE)
+        assert bench.finish(run, Verdict.GONE, began=True) == FENCED
+        assert bench.row() is None
+
+    def test_refused_it_is_a_refused_report_like_any_other(self, bench: Bench) -> None:
+        run = bench.run()
+        bench.lose(run, 0)
+        bench.finish(bench.evaluate())
+        assert bench.finish(run, Verdict.GONE, began=True).deadline == bench.now
 
 
 class TestAgain:
     """The same report again, since the reply to the first was lost."""
 
     @pytest.mark.parametrize("end", ENDS, ids=str)
-    @pytest.mark.parametrize("expired_only", [False, True])
-    def test_gets_the_same_reply(self, bench: Bench, end: End, expired_only: bool) -> None:
+    @pytest.mark.parametrize("lost", [False, True])
+    def test_gets_the_same_reply(self, bench: Bench, end: End, lost: bool) -> None:
         run = bench.run()
         if end.outside is not None:
             bench.enqueue(delay=end.outside)
         bench.advance(bench.limits.lease)
         report = {"delay": end.asked, "failures": 2, "respect_backoff": end.respect}
-        first = bench.finish(run, end.verdict, expired_only=expired_only, **report)
+        report["expired"] = bench.lease_end() if lost else None
+        first = bench.finish(run, end.verdict, **report)
         before = bench.row()
-        assert bench.finish(run, end.verdict, expired_only=expired_only, **report) == first
+        assert bench.finish(run, end.verdict, **report) == first
         assert bench.row() == before
 
     def test_gets_the_wakeup_that_counts_now(self, bench: Bench) -> None:

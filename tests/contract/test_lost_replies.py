@@ -191,9 +191,7 @@ CALLS = [
     Call("take", several(lambda b: b.enqueue(delay=FAR), later(FAR)), take),
     Call("take nothing", nothing, take),
     Call("give back", running_two, lambda b: b.finish(the_run(b), Verdict.UNSTARTED, fresh_task_id="t9")),
-    Call(
-        "lose a batch", several(running_two, later(30_000)), lambda b: b.fail(the_run(b), expired_only=True)
-    ),
+    Call("lose a batch", several(running_two, later(30_000)), lambda b: b.lose(the_run(b))),
     Call("renew", running, lambda b: b.renew(the_run(b))),
     Call("finish", running, lambda b: b.finish(the_run(b))),
     Call("finish and evaluate again", running, lambda b: b.finish(the_run(b), delay=5_000)),
@@ -203,8 +201,8 @@ CALLS = [
     ),
     Call("fail", running, lambda b: b.fail(the_run(b), 5_000, task_id="t1", retries=3)),
     Call("quarantine", running, lambda b: b.quarantine(the_run(b))),
-    Call("give up", several(running, later(30_000)), lambda b: b.fail(the_run(b), expired_only=True)),
-    Call("give up too early", running, lambda b: b.fail(the_run(b), expired_only=True)),
+    Call("give up", several(running, later(30_000)), lambda b: b.lose(the_run(b))),
+    Call("give up one that was renewed", running, lambda b: b.lose(the_run(b), expired=b.lease_end() - 1)),
     Call("finish a new life", several(running, Bench.delete, Bench.enqueue), lambda b: b.fail(the_run(b))),
     Call("finish a deleted one", several(running, Bench.delete), lambda b: b.finish(the_run(b)), FENCED),
     Call("enqueue with a note", nothing, lambda b: b.enqueue(delay=FAR, note="n"), UNCHANGED),

@@ -75,7 +75,7 @@ class TestWhatSurvives:
         pairs = [(reply.wakeup.id, reply.wakeup.token) for reply in replies]
         claim, _ = bench.index.claim(KIND, pairs, nonce="n", task_id="t")
         bench.advance(bench.limits.lease)
-        bench.fail(claim, expired_only=True)
+        bench.lose(claim)
         moved = move(bench)
         assert moved is not None
         assert moved.alone

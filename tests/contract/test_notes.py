@@ -76,7 +76,7 @@ class TestComesBack:
     def test_after_the_loss_of_a_worker(self, bench: Bench) -> None:
         run = bench.run(note="n")
         bench.advance(LEASE)
-        finished = bench.fail(run, expired_only=True)
+        finished = bench.lose(run)
         assert finished.wakeup is not None
         assert finished.wakeup.note == "n"
 

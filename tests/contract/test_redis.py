@@ -23,6 +23,7 @@ from celery_goalstate.index.base import (
     Status,
     Verdict,
     Wakeup,
+    Watch,
 )
 from celery_goalstate.index.redis import RedisIndex
 from tests.contract.bench import KIND
@@ -113,8 +114,8 @@ def test_every_key_of_a_shard_is_in_one_slot(index: RedisIndex, valkey: Any) -> 
 
 def test_a_name_whose_record_was_evicted_is_in_no_sweep_s_way(index: RedisIndex, valkey: Any) -> None:
     now = milliseconds(valkey)
-    for status in ("parked", "sent", "idle"):
-        valkey.zadd(f"gs:{{default:{KIND}:0}}:{status}", {f"{status}-1": now - 1_000})
+    for key, name in {"parked": "parked-1", "sent": "sent-1", "suspect": "sent-1", "idle": "idle-1"}.items():
+        valkey.zadd(f"gs:{{default:{KIND}:0}}:{key}", {name: now - 1_000})
     (survey,) = index.survey([KIND], sweeper="s", hold=1_000, limit=100)
     assert (survey.due, survey.suspect, survey.expired) == (("parked-1",), ("sent-1",), ("idle-1",))
     assert index.promote(KIND, {"parked-1": "task"}) == []
@@ -133,10 +134,12 @@ def test_nor_are_names_of_evaluations(valkey: Any) -> None:
     names = {f"name-{n}": 0 for n in range(3)}
     valkey.zadd(f"gs:{{default:{KIND}:0}}:running", names)
     (survey,) = index.survey([KIND], sweeper="s", hold=1_000, limit=3)
-    assert index.running(KIND, survey.lost) == []
-    poll("the end of the lease", lambda: index.survey([KIND], sweeper="s", hold=1_000, limit=3)[0].lost)
-    (survey,) = index.survey([KIND], sweeper="s", hold=1_000, limit=3)
-    assert [run.id for run in index.running(KIND, survey.lost)] == ["lost"]
+    assert {id for id, _ in survey.lost} == names.keys()
+    assert index.running(KIND, list(names)) == []
+    for _ in range(2):
+        watched = {(KIND, 0): Watch(survey.count, passed=1)}
+        (survey,) = index.survey([KIND], sweeper="s", hold=1_000, limit=3, watched=watched)
+    assert [id for id, _ in survey.lost] == ["lost"]
     valkey.flushall()
 
 
@@ -219,14 +222,14 @@ def test_nor_is_a_damaged_number_of_a_whole_shard(index: RedisIndex, valkey: Any
 
 
 @pytest.mark.parametrize("score", ["-inf", "-1", "0.5", "1e300", "inf"])
-@pytest.mark.parametrize("status", ["parked", "sent", "running", "idle", "failed"])
+@pytest.mark.parametrize("status", ["parked", "suspect", "running", "idle", "failed"])
 def test_a_damaged_score_is_mended_and_in_nobody_s_way(valkey: Any, status: str, score: str) -> None:
     """Many of them neither fill every survey, nor are they ever forgotten."""
     index, many = RedisIndex(valkey, Limits(lease=50, resend_after=1, eta_horizon=0)), 5
     ids = [f"damaged-{n}" for n in range(many)]
     requests = [Request(id, 300 if status == "parked" else 0) for id in [*ids, "well"]]
     wakeups = [each.wakeup for each in index.enqueue(KIND, requests)]
-    if status not in {"parked", "sent"}:
+    if status not in {"parked", "suspect"}:
         pairs = [(wakeup.id, wakeup.token) for wakeup in wakeups if wakeup]
         verdict = Verdict.QUARANTINED if status == "failed" else Verdict.DONE
         for claim in index.claim(KIND, pairs, nonce="n", task_id="t"):
@@ -234,22 +237,26 @@ def test_a_damaged_score_is_mended_and_in_nobody_s_way(valkey: Any, status: str,
             if status != "running":
                 index.finish(KIND, [Report(claim.id, claim.lease, verdict, None, idle_ttl=10**6)])
     valkey.zadd(f"gs:{{default:{KIND}:0}}:{status}", dict.fromkeys(ids, score))
-    assert {each.id for each in index.records(KIND, Status(status), 10)} == {*ids, "well"}
+    listed = Status.SENT if status == "suspect" else Status(status)
+    assert {each.id for each in index.records(KIND, listed, 10)} == {*ids, "well"}
     assert {each.id for each in index.describe(KIND, [*ids, "well"]) if each} == {*ids, "well"}
 
     found = set()
+    watched: dict[tuple[str, int], Watch] = {}
 
     def all_are_found() -> bool:
-        (survey,) = index.survey([KIND], sweeper="s", hold=1_000, limit=many)
+        (survey,) = index.survey([KIND], sweeper="s", hold=1_000, limit=many, watched=watched)
+        watched[KIND, 0] = Watch(survey.count, passed=10)
         promoted = index.promote(KIND, {id: uuid() for id in survey.due})
         sent = index.resend(
             KIND, {id: uuid() for id in survey.suspect}, probe=next(iter(survey.suspect), None)
         )
+        ends = dict(survey.lost)
         lost = [
             run.id
-            for run in index.running(KIND, survey.lost)
+            for run in index.running(KIND, list(ends))
             for ended in index.finish(
-                KIND, [Report(run.id, run.lease, Verdict.DONE, None, idle_ttl=10**6, expired_only=True)]
+                KIND, [Report(run.id, run.lease, Verdict.DONE, None, idle_ttl=10**6, expired=ends[run.id])]
             )
             if ended.result is Finish.ACCEPTED
         ]
@@ -360,16 +367,16 @@ def test_a_kind_with_another_number_of_shards_can_be_seen_as_it_is_kept(
     other.enqueue("host", [Request("a", 0)])
     with pytest.raises(ImproperlyConfigured, match="kind 'host' in 4 shards"):
         kept.counts("host")
-    valkey.set("gs:{default:order:0}:form", '{"layout": 2, "shards": 1}')
-    with pytest.raises(ImproperlyConfigured, match="layout 2"):
+    valkey.set("gs:{default:order:0}:form", '{"layout": 3, "shards": 1}')
+    with pytest.raises(ImproperlyConfigured, match="layout 3"):
         other.as_kept(KIND)
 
 
 def test_a_layout_of_a_later_release_is_refused(index: RedisIndex, valkey: Any) -> None:
-    valkey.set("gs:{default:order:0}:form", '{"layout": 2, "shards": 1, "surprise": true}')
-    with pytest.raises(ImproperlyConfigured, match=r"kind 'order' in layout 2, .* knows layout 1"):
+    valkey.set("gs:{default:order:0}:form", '{"layout": 3, "shards": 1, "surprise": true}')
+    with pytest.raises(ImproperlyConfigured, match=r"kind 'order' in layout 3, .* knows layout 2"):
         index.enqueue(KIND, [Request("a", 0)])
-    valkey.set("gs:{default:order:0}:form", '{"layout": 1, "shards": 1, "surprise": true}')
+    valkey.set("gs:{default:order:0}:form", '{"layout": 2, "shards": 1, "surprise": true}')
     assert index.enqueue(KIND, [Request("a", 0)])
 
 
@@ -452,7 +459,11 @@ def test_enqueue_finds_an_entity_again_whose_sorted_set_was_evicted(
     assert record.status == status
     index.enqueue(KIND, [Request("a", 10**9)], policy=Policy.RESYNC)
     assert index.counts(KIND)[Status(status)] == 1
-    assert valkey.zscore(f"gs:{{default:{KIND}:0}}:{status}", "a") > milliseconds(valkey) - 10_000
+    assert record.lease_expires is None or record.lease_expires <= milliseconds(valkey)
+    index.survey([KIND], sweeper="s", hold=1_000, limit=9)
+    (record,) = index.describe(KIND, ["a"])
+    assert record is not None
+    assert record.lease_expires is None or record.lease_expires > milliseconds(valkey)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ and store the same fields.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections import defaultdict
@@ -32,6 +33,7 @@ from hypothesis.stateful import (
 from celery_goalstate.index.base import (
     Claim,
     Finish,
+    Finished,
     Limits,
     Policy,
     Record,
@@ -40,8 +42,10 @@ from celery_goalstate.index.base import (
     Request,
     Run,
     Status,
+    Survey,
     Verdict,
     Wakeup,
+    Watch,
 )
 from tests.contract.bench import KIND
 from tests.contract.conftest import LANES
@@ -55,6 +59,7 @@ ids = st.sampled_from(IDS)
 delays = st.sampled_from([0, 0, 1, 20, 50, 99, 100, 101, 150, 300, 1_000, 86_400_000])
 notes = st.sampled_from(["", "", '{"tenant": "a"}', "ü"])
 times = st.sampled_from([1, 20, 49, 50, 99, 100, 101, 200])
+clock_steps = st.sampled_from([-86_400_000, -2_000, -500, -101, -20, 20, 101, 500, 2_000])
 numbers = st.integers(0, 1_000)  # which of those there are
 rarely = st.sampled_from([False, False, False, True])
 
@@ -70,6 +75,11 @@ class Twins:
         def both(*args: Any, **kwargs: Any) -> Any:
             reply = getattr(self._lane.index, name)(*args, **kwargs)
             expected = getattr(self._twin.index, name)(*args, **kwargs)
+            if name == "survey":  # each searches in its own order
+                reply, expected = (
+                    [dataclasses.replace(survey, due=tuple(sorted(survey.due))) for survey in surveys]
+                    for surveys in (reply, expected)
+                )
             assert reply == expected, f"{name}{args}{kwargs}"
             return reply
 
@@ -94,6 +104,8 @@ class Machine(RuleBasedStateMachine):
         self.last_claim: tuple[list[tuple[str, str]], str, list[Any]] | None = None
         self.paused = False
         self.sweeper, self.swept_until = "", 0
+        self.watching: dict[str, tuple[Survey, int]] = {}  # by sweeper: its last survey, and when
+        self.elapsed = 0  # milliseconds, on a clock that never steps
         self.seen: dict[str, Record | None] = {}  # what a mover knew of each entity
         self.happened = 0  # numbers all that happens, since much can happen within a millisecond
 
@@ -113,6 +125,10 @@ class Machine(RuleBasedStateMachine):
         assert entity.due is not None, "a message is sent for a pending evaluation only"
         assert wakeup.delay >= entity.due - self.clock.now, "a message never asks for an early evaluation"
         self.channel.append(wakeup)
+
+    def _pass(self, ms: int) -> None:
+        self.clock.advance(ms)
+        self.elapsed += ms
 
     # -- producers
 
@@ -176,20 +192,14 @@ class Machine(RuleBasedStateMachine):
         entity, now = self.entities[request.id], self.clock.now
         wanted = now + request.delay if request.delay is not None else request.at or 0
         itself = caller.lease if caller and caller.id == request.id else None
-        changed, deadline = entity.enqueue(now, wanted, policy, max_wait, itself, request.note)
+        relative = request.at is None
+        changed, deadline = entity.enqueue(now, wanted, policy, max_wait, itself, request.note, relative)
         assert reply.deadline == deadline
         assert reply.changed == changed or again
         assert changed or reply.wakeup is None or again, "a message for a schedule that did not change"
         self._publish(reply.wakeup, again=again, enqueued=True)
         if deadline is not None and (changed or policy in {Policy.EARLIEST, Policy.REPLACE}):
-            entity.owed.append(Ask(self._next(), own=self._holds(caller) and itself is not None))
-
-    def _holds(self, evaluation: Evaluation | None) -> bool:
-        return (
-            evaluation is not None
-            and self.entities[evaluation.id].evaluation is evaluation
-            and not evaluation.deleted
-        )
+            entity.owed.append(Ask(self._next(), own=itself is not None))
 
     # -- the channel
 
@@ -217,7 +227,7 @@ class Machine(RuleBasedStateMachine):
     def deliver_in_time(self, number: int) -> None:
         message = self.channel.pop(number % len(self.channel))
         due = self.entities[message.id].due or 0
-        self.clock.advance(max(0, due - self.clock.now))
+        self._pass(max(0, due - self.clock.now))
         self._claim([message])
 
     @precondition(lambda self: self.channel)
@@ -244,7 +254,7 @@ class Machine(RuleBasedStateMachine):
                 assert not self.paused
                 assert entity.due is not None
                 assert entity.due > self.clock.now
-                assert reply.wakeup
+                assert reply.wakeup or entity.due > self.clock.now + LIMITS.eta_horizon
                 self._publish(reply.wakeup)
         self.last_claim = (pairs, nonce, replies)
         if repeat:
@@ -266,7 +276,8 @@ class Machine(RuleBasedStateMachine):
         assert not self.paused, "an evaluation started while the kind is paused"
         assert entity.known, "a posthumous evaluation"
         assert entity.evaluation is None, "two evaluations at a time"
-        live = [e for e in self.evaluations if e.id == claim.id and not e.over and e.expires > now]
+        others = [each for each in self.evaluations if each.id == claim.id and not each.over]
+        live = [each for each in others if self.elapsed - each.renewed < LIMITS.lease]
         assert not live, "two live leases"
         assert entity.due is not None, "an evaluation that was not asked for"
         assert entity.due <= now, "an early evaluation"
@@ -274,7 +285,7 @@ class Machine(RuleBasedStateMachine):
         assert claim == Claim(
             claim.id, claim.lease, entity.failures, entity.rounds, entity.due, now - entity.due
         )
-        evaluation = Evaluation(claim.id, claim.lease, began, now + LIMITS.lease, batch=batch)
+        evaluation = Evaluation(claim.id, claim.lease, began, self.elapsed, batch=batch)
         self.evaluations = [*self.evaluations, evaluation][-8:]
         entity.start(evaluation)
 
@@ -302,7 +313,7 @@ class Machine(RuleBasedStateMachine):
     def _renewed(self, claim: Claim) -> None:
         evaluation = self.entities[claim.id].evaluation
         assert evaluation
-        evaluation.expires = self.clock.now + LIMITS.lease
+        evaluation.renewed, evaluation.judged = self.elapsed, None
 
     def _held(self, claim: Claim) -> bool:
         evaluation = self.entities[claim.id].evaluation
@@ -321,7 +332,7 @@ class Machine(RuleBasedStateMachine):
         (held,) = self.index.renew(KIND, [Run(evaluation.id, evaluation.lease)])
         assert held == (self.entities[evaluation.id].evaluation is evaluation)
         if held:
-            evaluation.expires = self.clock.now + LIMITS.lease
+            evaluation.renewed, evaluation.judged = self.elapsed, None
 
     @precondition(lambda self: self.evaluations)
     @rule(
@@ -333,6 +344,7 @@ class Machine(RuleBasedStateMachine):
         rounds=st.integers(0, 3),
         respect_backoff=st.booleans(),
         idle_ttl=st.none() | delays,
+        began=st.booleans(),
         repeat=rarely,
     )
     def finish(
@@ -345,6 +357,7 @@ class Machine(RuleBasedStateMachine):
         rounds: int,
         respect_backoff: bool,
         idle_ttl: int | None,
+        began: bool,
         repeat: bool,
     ) -> None:
         evaluation = self._evaluation(number, stalled)
@@ -365,6 +378,7 @@ class Machine(RuleBasedStateMachine):
             fresh_task_id=self._name(),
             respect_backoff=respect_backoff,
             idle_ttl=idle_ttl,
+            began=began,
         )
         self._finish(evaluation, report)
         if repeat:
@@ -372,11 +386,10 @@ class Machine(RuleBasedStateMachine):
 
     def _finish(self, evaluation: Evaluation, report: Report) -> None:
         entity, now = self.entities[evaluation.id], self.clock.now
-        held = entity.evaluation is evaluation
-        runs_out = evaluation.expires <= now
+        held, lost = entity.evaluation is evaluation, report.expired is not None
+        repeated = not held and entity.last == (evaluation.lease, lost)
         (reply,) = self.index.finish(KIND, [report])
-        if held and (runs_out or not report.expired_only):
-            evaluation.given_up = report.expired_only
+        if held and (not lost or evaluation.judged == report.expired):
             entity.finish(
                 now,
                 report.verdict,
@@ -385,20 +398,31 @@ class Machine(RuleBasedStateMachine):
                 report.rounds,
                 report.respect_backoff,
                 report.idle_ttl,
-                report.expired_only,
+                lost,
             )
             self.reported[evaluation.lease] = report
             assert (reply.result, reply.deadline) == (Finish.ACCEPTED, entity.due)
-        elif held or evaluation.given_up != report.expired_only:
+        elif not repeated:
             assert reply.result is Finish.FENCED
+            self._fenced(entity, report, reply, now, asks_again=report.began and not lost and not held)
         self._publish(reply.wakeup, again=not held)
+
+    def _fenced(self, entity: Entity, report: Report, reply: Finished, now: int, *, asks_again: bool) -> None:
+        if not asks_again:
+            assert (reply.deadline, reply.wakeup) == (None, None)
+            return
+        changed, deadline = entity.again(now, now)
+        assert reply.deadline == deadline
+        again = reply.wakeup and reply.wakeup.task_id == report.fresh_task_id  # said once more
+        assert changed or reply.wakeup is None or again
+        if deadline is not None:
+            entity.owed.append(Ask(self._next(), own=True))
 
     def _finish_again(self, evaluation: Evaluation) -> None:
         """The reply to a report was lost: repeated, it changes nothing."""
         report = self.reported.get(evaluation.lease)
         if report:
-            (reply,) = self.index.finish(KIND, [report])
-            self._publish(reply.wakeup, again=True)
+            self._finish(evaluation, report)
 
     # -- operators
 
@@ -443,31 +467,61 @@ class Machine(RuleBasedStateMachine):
 
     @rule(sweeper=st.sampled_from(["s1", "s1", "s2"]), limit=st.sampled_from([1, 10]), probing=st.booleans())
     def sweep(self, sweeper: str, limit: int, probing: bool) -> None:
-        now = self.clock.now
-        surveys = self.index.survey([KIND], sweeper=sweeper, hold=120, limit=limit)
-        if sweeper != self.sweeper and now < self.swept_until:
-            assert surveys == [], "one sweeper at a time"
+        surveys = self._survey(sweeper, limit)
+        if surveys is None:
             return
-        self.sweeper, self.swept_until = sweeper, now + 120
         (survey,) = surveys
         assert not (self.paused and (survey.due or survey.suspect))
-        for id in survey.lost:
-            self._give_up(id)
+        for id, end in survey.lost:
+            self._give_up(id, end)
         self._promote(survey.due)
         self._resend(survey.suspect, survey.suspect[0] if survey.suspect and probing else None)
         for id in survey.expired:
             entity = self.entities[id]
             assert entity.forgotten_at is not None
-            assert entity.forgotten_at <= now
+            assert entity.forgotten_at <= self.clock.now
             entity.forget()
         assert self.index.forget(KIND, survey.expired) == len(survey.expired)
 
-    def _give_up(self, id: str) -> None:
+    def _survey(self, sweeper: str, limit: int) -> list[Survey] | None:
+        """What there is to do; None: another one sweeps."""
+        now, watched = self.clock.now, {}
+        if sweeper in self.watching:
+            last, at = self.watching[sweeper]
+            cursor = (last.cursor or "") if limit > len(IDS) else None
+            watched = {(KIND, 0): Watch(last.count, self.elapsed - at, cursor)}
+        surveys = self.index.survey([KIND], sweeper=sweeper, hold=120, limit=limit, watched=watched)
+        if sweeper != self.sweeper and 0 < self.swept_until - now <= 240:
+            assert surveys == [], "one sweeper at a time"
+            return None
+        self.sweeper, self.swept_until = sweeper, now + 120
+        (survey,) = surveys
+        self.watching[sweeper] = survey, self.elapsed
+        for id, end in survey.lost:
+            evaluation = self.entities[id].evaluation
+            assert evaluation is not None
+            assert self.elapsed - evaluation.renewed >= LIMITS.lease, "whatever the clock does, it is lost"
+            evaluation.judged = end
+        return [survey]
+
+    @rule(sweeper=st.sampled_from(["s1", "s1", "s2"]))
+    def sweep_and_stall(self, sweeper: str) -> None:
+        """It judges by what it has seen, later."""
+        self._survey(sweeper, 10)
+
+    @rule()
+    def sweep_until_all_are_found(self) -> None:
+        """A lost worker is found within its lease, a fifth, and a hold."""
+        for _ in range((LIMITS.lease * 12 // 10 + 240) // LIMITS.margin + 2):
+            self.sweep("s1", 10, False)
+            self._pass(LIMITS.margin)
+        assert all(entity.evaluation is None for entity in self.entities.values())
+
+    def _give_up(self, id: str, end: int) -> None:
         """What the sweeper does with a lease that ran out."""
         entity = self.entities[id]
         evaluation = entity.evaluation
         assert evaluation is not None
-        assert evaluation.expires <= self.clock.now
         report = Report(
             id,
             evaluation.lease,
@@ -476,7 +530,7 @@ class Machine(RuleBasedStateMachine):
             failures=entity.failures + 1,
             error="WorkerLost",
             fresh_task_id=self._name(),
-            expired_only=True,
+            expired=end,
         )
         self._finish(evaluation, report)
 
@@ -500,7 +554,8 @@ class Machine(RuleBasedStateMachine):
     def _sweep_with_old_news(self, evaluation: Evaluation) -> None:
         """A sweeper that stalled acts on what it saw long ago."""
         failures = self.entities[evaluation.id].failures + 1
-        lost = Report(evaluation.id, evaluation.lease, Verdict.FAILED, 20, failures, expired_only=True)
+        end = evaluation.judged or 0
+        lost = Report(evaluation.id, evaluation.lease, Verdict.FAILED, 20, failures, expired=end)
         self._finish(evaluation, lost)
         self._promote(IDS, repeat=True)
         self._resend(IDS, None, repeat=True)
@@ -522,7 +577,14 @@ class Machine(RuleBasedStateMachine):
 
     @rule(ms=times)
     def time_passes(self, ms: int) -> None:
-        self.clock.advance(ms)
+        self._pass(ms)
+
+    @rule(ms=clock_steps)
+    def clock_is_set(self, ms: int) -> None:
+        """The index's own; what is looked at next, by the invariants, is set afresh."""
+        now = self.clock.step(ms)
+        for entity in self.entities.values():
+            entity.set_back(now)
 
     # -- after every step
 
@@ -551,8 +613,7 @@ class Machine(RuleBasedStateMachine):
             assert record.status in self._statuses(entity)
             if record.status is Status.RUNNING:
                 assert entity.evaluation
-                described = (record.lease, record.lease_expires)
-                assert described == (entity.evaluation.lease, entity.evaluation.expires)
+                assert record.lease == entity.evaluation.lease
 
     @staticmethod
     def _failures(entity: Entity) -> int:
@@ -583,7 +644,7 @@ class Machine(RuleBasedStateMachine):
         """Whatever happened: with a sweeper and a worker that works, all that is owed is evaluated."""
         if self.paused:
             self._resume()
-        self.clock.advance(120)  # an old sweeper's hold ends
+        self._pass(120)  # an old sweeper's hold ends
         for _ in range(100):
             messages, self.channel = self.channel, []
             for message in messages:
@@ -598,7 +659,7 @@ class Machine(RuleBasedStateMachine):
             if not pending:
                 break
             shortest = LIMITS.shortest_delay if self.channel else LIMITS.resend_after
-            self.clock.advance(max(shortest, min(pending) - self.clock.now))
+            self._pass(max(shortest, min(pending) - self.clock.now))
         owed = {id: entity.owed for id, entity in self.entities.items() if entity.owed}
         assert not owed, f"enqueued and never evaluated: {owed}"
         counts = self.index.counts(KIND)

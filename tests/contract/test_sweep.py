@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from celery_goalstate.index.base import Limits, Refusal, Refused, Request, Status, Wakeup
+from celery_goalstate.index.base import Limits, Refusal, Refused, Request, Status, Wakeup, Watch
 from tests.contract.bench import KIND, Bench
 
 HORIZON = Limits().eta_horizon
 PATIENCE = Limits().resend_after
-LEASE = Limits().lease
+LEASE, MARGIN = Limits().lease, Limits().margin
 FAR = 10 * HORIZON
 
 
@@ -57,12 +57,13 @@ class TestSurvey:
 
     def test_lost_are_those_whose_lease_has_run_out(self, bench: Bench) -> None:
         bench.run("a")
-        bench.advance(1)
+        bench.sweep_for(1)
         bench.run("b")
-        bench.advance(LEASE - 1)
-        assert bench.survey().lost == ("a",)
-        bench.advance(1)
-        assert bench.survey().lost == ("a", "b")
+        first, second = bench.lease_end("a"), bench.lease_end("b")
+        assert (first, second) == (LEASE + MARGIN, LEASE + MARGIN + 1)
+        assert bench.sweep_for(first - 2).lost == ()
+        assert bench.sweep_for(1).lost == (("a", first),)
+        assert bench.sweep_for(1).lost == (("a", first), ("b", second))
 
     def test_the_limit_holds_for_each_sort(self, bench: Bench) -> None:
         for n in range(5):
@@ -70,12 +71,12 @@ class TestSurvey:
             bench.enqueue(f"sent-{n}", n)
             bench.run(f"running-{n}")
             bench.finish(bench.run(f"idle-{n}"), idle_ttl=1)
-        bench.advance(FAR)
+        count = bench.sweep_for(FAR).count
         bench.start(bench.enqueue("later").wakeup)
-        survey = bench.survey(limit=3)
+        survey = bench.survey(limit=3, watch=Watch(count, 0))
         assert survey.due == ("parked-0", "parked-1", "parked-2")
         assert survey.suspect == ("sent-0", "sent-1", "sent-2")
-        assert survey.lost == ("running-0", "running-1", "running-2")
+        assert [id for id, _ in survey.lost] == ["running-0", "running-1", "running-2"]
         assert survey.expired == ("idle-0", "idle-1", "idle-2")
 
     def test_changes_nothing(self, bench: Bench) -> None:
@@ -107,7 +108,7 @@ class TestSurvey:
             bench.advance(5_000)
             assert bench.survey(sweeper=name).kind == KIND
             assert bench.survey(sweeper=name).kind == KIND
-            assert bench.index.survey([KIND], sweeper=name + "x", hold=1, limit=1) == []
+            assert bench.index.survey([KIND], sweeper=name + "x", hold=5_000, limit=1) == []
 
     def test_many_kinds_at_once(self, bench: Bench) -> None:
         bench.index.enqueue("host", [Request("h", FAR)])
@@ -401,10 +402,10 @@ class TestPause:
         bench.finish(bench.run("idle"), idle_ttl=1)
         run = bench.run("lost")
         bench.pause()
-        bench.advance(LEASE)
-        survey = bench.survey()
-        assert (survey.lost, survey.expired) == (("lost",), ("idle",))
-        assert bench.fail(run, 0, expired_only=True).wakeup is None
+        end = bench.lease_end("lost")
+        survey = bench.sweep_for(end)
+        assert (survey.lost, survey.expired) == ((("lost", end),), ("idle",))
+        assert bench.lose(run, 0).wakeup is None
         assert bench.index.forget(KIND, ["idle"]) == 1
 
     def test_one_kind_only(self, bench: Bench) -> None:

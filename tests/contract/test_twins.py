@@ -14,10 +14,10 @@ from celery_goalstate.index import redis, transitions
 LUA = Path(redis.__file__).with_name("lua")
 #: Written in one only: keys, digits and replies of Redis, and what is damaged or evicted there.
 NOT_IN_PYTHON = {
-    *("paused", "digits", "number", "newest_arrival", "rebuild", "read", "each", "note_of", "strike_out"),
-    *("score_of", "scheduled", "restore", "refused", "accepted", "score", "with_hidden"),
+    *("paused", "digits", "number", "swept", "rebuild", "read", "not_later", "each", "note_of", "strike_out"),
+    *("score_of", "suspect_from", "scheduled", "restore", "refused", "accepted", "score", "with_hidden"),
 }
-NOT_IN_LUA = {"resync", "survey"}
+NOT_IN_LUA = {"resync", "by_suspicion", "missed", "too_far", "survey"}
 
 
 def script_of(transition: type) -> str:
@@ -58,5 +58,7 @@ def test_both_have_the_same_functions_in_the_same_order(script: str, transition:
 
 def test_so_have_what_they_share() -> None:
     in_python = [*methods(transitions.Transition), *methods(transitions.Leasing)]
-    in_lua = [name for name in functions("common") if name not in {*NOT_IN_PYTHON, "earliest"}]
+    in_lua = [
+        name for name in functions("common") if name not in {*NOT_IN_PYTHON, "earliest", "latest_suspicion"}
+    ]
     assert in_python == in_lua

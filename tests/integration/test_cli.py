@@ -406,7 +406,7 @@ class TestList:
     def test_bad_usage(self, goalstate: Command, arguments: list[str]) -> None:
         assert goalstate("list", *arguments).exit_code == 2
 
-    @pytest.mark.parametrize("form", ['{"layout": 2}', '{"parts": 7}', "[]", "not JSON"])
+    @pytest.mark.parametrize("form", ['{"layout": 3}', '{"parts": 7}', "[]", "not JSON"])
     def test_a_foreign_kind_of_another_layout_is_in_no_other_s_way(
         self, engine: Engine, goalstate: Command, valkey: Valkey, form: str
     ) -> None:

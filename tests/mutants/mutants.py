@@ -101,7 +101,7 @@ def no_floor(original: Any) -> Any:
 def given_back(choose: Any) -> Any:
     def instead(_: Any) -> Any:
         def finish_unstarted(self: Any, entity: Entity, report: Any, run: Any) -> Any:
-            entity.alone = entity.alone or report.expired_only
+            entity.alone = entity.alone or report.expired is not None
             return self.schedule(entity, report, run, choose(self, run))
 
         return finish_unstarted

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import inspect
@@ -444,6 +445,7 @@ def context(now: float = 0.0, held: bool = True, *budgets: Budget) -> Context:
         budgets=budgets,
         clock=lambda: now,
         held=lambda: held,
+        calling=contextlib.nullcontext,
     )
 
 

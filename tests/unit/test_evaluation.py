@@ -103,6 +103,7 @@ class World:
             lateness=0.25,
             fencing_token=17,
             held=lambda: self.held,
+            calling=contextlib.nullcontext,
             engine=self.engine,
             task="the request",
         )

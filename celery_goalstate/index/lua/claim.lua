@@ -26,11 +26,15 @@ local function is_expected(entity, token)
   return entity.status == SENT and entity.fields.token == token
 end
 
--- A token is the time at which it was sent. That it was sent again counts if the index knows it, too, not by the
--- message alone.
+-- A token is the time at which it was sent; one in the future tells nothing. That it was sent again counts if the
+-- index knows it, too, not by the message alone.
 local function note_arrival(entity, token)
   local sent_again = math.min(header.resent_at or 0, entity.fields.resent or 0)
-  reached = math.max(reached, math.min(math.floor(tonumber(token) / 1000), now), sent_again)
+  for _, sent in ipairs({ math.floor(tonumber(token) / 1000), sent_again }) do
+    if sent > reached and sent <= now then
+      reached = sent
+    end
+  end
 end
 
 local function is_early(entity)

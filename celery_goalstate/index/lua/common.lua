@@ -1,24 +1,25 @@
 -- What the transitions share. Each script is run as clock.lua, the table `limits` (`base.Limits`), this file, its own.
 --
--- KEYS  1-9   the shard's own keys, as named below
---       10-   the records, one for each row; then, for scripts that have to do with notes, a note for each row
+-- KEYS  1-10  the shard's own keys, as named below
+--       11-   the records, one for each row; then, for scripts that have to do with notes, a note for each row
 -- ARGV  1     JSON: {header, rows}. The header is the transition's own; a row is about one entity and has its `id`.
 --             What is absent, or has its default, is left out: nil. One argument costs the client less than many.
 -- Reply       JSON, for each row the transition's reply
 --
 -- A record is a hash; a field that has its default is absent. Its status is the one sorted set that holds its id:
--- running with a lease, sent with a token, parked with a deadline and neither, else failed or idle.
+-- running with a lease, sent with a token, parked with a deadline and neither, else failed or idle. What is sent is
+-- in one more, suspect, by when its message is missed.
 
 local PARKED, SENT, RUNNING, IDLE, FAILED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local TOKEN, PAUSED, CLAIMED, SWEEPER = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
-local SHARD_KEYS = 9
+local SUSPECT, TOKEN, PAUSED, CLAIMED, SWEEPER = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local SHARD_KEYS = 10
 
 local input = cjson.decode(ARGV[1])
 local header, rows = input.header, input.rows
 
 local NUMBERS = {
-  deadline = true, since = true, own = true, floor = true, due = true, resent = true, resends = true,
-  retries = true, failures = true, rounds = true, finished = true,
+  deadline = true, asked = true, since = true, own = true, own_asked = true, floor = true, due = true,
+  resent = true, resends = true, retries = true, failures = true, rounds = true, finished = true,
 }
 local TOKENS = { token = true, lease = true }
 local NUMBER_DIGITS, TOKEN_DIGITS = 14, 17 -- what is longer is no time, and no number that Lua could count with
@@ -56,9 +57,32 @@ local function next_token()
   return digits(last_token)
 end
 
--- When the newest message that has arrived at a worker was sent.
+-- When the newest message that has arrived at a worker was sent. Not known if that lies in the future: the clock was
+-- set back.
 local function newest_arrival()
-  return number(redis.call('GET', CLAIMED), NUMBER_DIGITS) or 0
+  local reached = number(redis.call('GET', CLAIMED), NUMBER_DIGITS) or 0
+  return reached <= now and reached or 0
+end
+
+-- What the last survey wrote: the count, until when its sweeper holds the shard, the newest time of any survey, and the
+-- sweeper's name. Without it, the lease that ends first lasts for its full length once more.
+local function swept()
+  local texts = { string.match(redis.call('GET', SWEEPER) or '', '^(%d+) (%d+) (%d+) (.*)$') }
+  local count, till, newest = number(texts[1], NUMBER_DIGITS), number(texts[2], NUMBER_DIGITS), number(texts[3], NUMBER_DIGITS)
+  if not count or not till or not newest then
+    local first = number(redis.call('ZRANGE', RUNNING, 0, 0, 'WITHSCORES')[2], NUMBER_DIGITS) or 0
+    return math.max(0, first - limits.lease - limits.margin), 0, 0, ''
+  end
+  return count, till, newest, texts[4]
+end
+
+-- The count at which a lease ends that is given now.
+local given_until
+local function lease_end()
+  if not given_until then
+    given_until = swept() + limits.lease + limits.margin
+  end
+  return given_until
 end
 
 -- A record that is no hash cannot be read, and its entity must not be lost for that: what was pending is evaluated,
@@ -78,6 +102,7 @@ local function rebuild(key, id)
     local deadline = found == RUNNING and now + limits.lease or number(scores[PARKED], NUMBER_DIGITS) or now
     redis.call('HSET', key, 'deadline', digits(deadline), 'noted', '1') -- if there was a note, it is there
     redis.call('ZREM', found, id)
+    redis.call('ZREM', SUSPECT, id)
     redis.call('ZADD', PARKED, digits(deadline), id)
   end
 end
@@ -91,6 +116,79 @@ local function read(key, id)
     flat = redis.call('HGETALL', key)
   end
   return flat
+end
+
+local changed, gone = {}, {} -- for `save`: tables that grow anew for every entity are a tenth of what a batch costs
+
+-- Writes the fields that changed, and moves the entity to the sorted set of its new status. Without a score the
+-- entity stays where it is.
+local function save(entity, status, score)
+  local fields, stored = entity.fields, entity.stored
+  local c, g = 0, 0
+  for name, value in pairs(fields) do
+    local text = NUMBERS[name] and digits(value) or value
+    if text ~= stored[name] then
+      changed[c + 1], changed[c + 2] = name, text
+      c = c + 2
+    end
+  end
+  for name in pairs(stored) do
+    if fields[name] == nil then
+      g = g + 1
+      gone[g] = name
+    end
+  end
+  if c > 0 then
+    redis.call('HSET', entity.key, unpack(changed, 1, c))
+  end
+  if g > 0 then
+    redis.call('HDEL', entity.key, unpack(gone, 1, g))
+  end
+  if entity.status and entity.status ~= status then
+    redis.call('ZREM', entity.status, entity.id)
+    if entity.status == SENT then
+      redis.call('ZREM', SUSPECT, entity.id)
+    end
+  end
+  if score then
+    redis.call('ZADD', status, score, entity.id)
+  end
+  entity.status = status
+end
+
+-- A delay is a delay: if the clock was set back behind when it was asked for, it begins anew. What was due is due.
+local function since_now(fields, name, asked)
+  if not fields[asked] or fields[asked] <= now then
+    return false
+  end
+  fields[name] = fields[name] and now + math.max(0, fields[name] - fields[asked])
+  fields[asked] = now
+  return true
+end
+
+local function not_later(fields, name)
+  local later = fields[name] and fields[name] > now
+  if later then
+    fields[name] = now
+  end
+  return later
+end
+
+-- Saved at once: set afresh by whoever looks next, a retry would never come.
+local function set_afresh(entity)
+  local fields = entity.fields
+  local pending = since_now(fields, 'deadline', 'asked')
+  local own = since_now(fields, 'own', 'own_asked')
+  local floor = since_now(fields, 'floor', 'finished')
+  local since, due = not_later(fields, 'since'), not_later(fields, 'due')
+  if pending or own or floor or since or due then
+    local scored = entity.status == PARKED or entity.status == SENT
+    save(entity, entity.status, scored and fields.deadline or nil)
+    entity.stored = {}
+    for name, value in pairs(fields) do
+      entity.stored[name] = NUMBERS[name] and digits(value) or value
+    end
+  end
 end
 
 -- The entity of the n-th row: its id, its fields (numbers as numbers), its status or nil. A number that is none counts
@@ -128,6 +226,9 @@ local function open(n, id)
   elseif #flat > 0 then
     entity.status = redis.call('ZSCORE', FAILED, id) and FAILED or IDLE
   end
+  if entity.status then
+    set_afresh(entity)
+  end
   return entity
 end
 
@@ -140,41 +241,6 @@ local function each(transition)
     redis.call('SET', TOKEN, digits(last_token))
   end
   return cjson.encode(replies)
-end
-
-local changed, gone = {}, {} -- for `save`: tables that grow anew for every entity are a tenth of what a batch costs
-
--- Writes the fields that changed, and moves the entity to the sorted set of its new status. Without a score the
--- entity stays where it is.
-local function save(entity, status, score)
-  local fields, stored = entity.fields, entity.stored
-  local c, g = 0, 0
-  for name, value in pairs(fields) do
-    local text = NUMBERS[name] and digits(value) or value
-    if text ~= stored[name] then
-      changed[c + 1], changed[c + 2] = name, text
-      c = c + 2
-    end
-  end
-  for name in pairs(stored) do
-    if fields[name] == nil then
-      g = g + 1
-      gone[g] = name
-    end
-  end
-  if c > 0 then
-    redis.call('HSET', entity.key, unpack(changed, 1, c))
-  end
-  if g > 0 then
-    redis.call('HDEL', entity.key, unpack(gone, 1, g))
-  end
-  if entity.status and entity.status ~= status then
-    redis.call('ZREM', entity.status, entity.id)
-  end
-  if score then
-    redis.call('ZADD', status, score, entity.id)
-  end
-  entity.status = status
 end
 
 -- What the last enqueue that changed the deadline noted is kept while anything is pending or runs, in a key of its own:
@@ -205,18 +271,34 @@ local function remove(entity)
   keep_note(entity, nil)
   redis.call('DEL', entity.key)
   redis.call('ZREM', entity.status, entity.id)
+  if entity.status == SENT then
+    redis.call('ZREM', SUSPECT, entity.id)
+  end
 end
 
 -- The name of an entity whose record is gone, evicted by a Redis that may evict, would be in every sweep's way.
 local function strike_out(entity, status)
   if not entity.status then
     redis.call('ZREM', status, entity.id)
+    if status == SENT then
+      redis.call('ZREM', SUSPECT, entity.id)
+    end
   end
 end
 
--- The time that an entity's sorted set has for it; nil if that is no time.
-local function score_of(entity)
-  return number(redis.call('ZSCORE', entity.status, entity.id), NUMBER_DIGITS)
+-- What a sorted set has for an entity; nil if that is no time and no count.
+local function score_of(entity, set)
+  return number(redis.call('ZSCORE', set or entity.status, entity.id), NUMBER_DIGITS)
+end
+
+-- When the message of an entity that is sent is missed.
+local function suspect_from(entity, time)
+  redis.call('ZADD', SUSPECT, time, entity.id)
+end
+
+-- No message that was sent by now is missed later than that.
+local function latest_suspicion()
+  return now + limits.eta_horizon + limits.resend_after * limits.resend_intervals
 end
 
 local function under_way()
@@ -251,7 +333,7 @@ local function forget_pending(entity)
   local fields = entity.fields
   fields.retries = nil
   forget_message(entity)
-  fields.deadline, fields.since, fields.floor = nil, nil, nil
+  fields.deadline, fields.asked, fields.since, fields.floor = nil, nil, nil, nil
 end
 
 -- Reply: the message to publish.
@@ -273,7 +355,8 @@ local function send(entity, task_id)
   if not fields.retries then
     fields.task_id = task_id
   end
-  save(entity, SENT, math.max(fields.deadline, now) + limits.resend_after)
+  save(entity, SENT, fields.deadline)
+  suspect_from(entity, math.max(fields.deadline, now) + limits.resend_after)
   return wakeup(entity)
 end
 
@@ -298,10 +381,48 @@ local function place(entity, deadline, task_id)
   save(entity, PARKED, deadline)
 end
 
+-- Reply: what `enqueue` replies.
+local function scheduled(changed, deadline, message)
+  return { changed = changed, deadline = deadline and digits(deadline), wakeup = message }
+end
+
+-- The entity's own evaluation is asked for by itself: only noted; `finish` acts on it.
+local function note_own(entity, deadline, note)
+  local fields = entity.fields
+  local before = earliest(fields.deadline, fields.own)
+  if fields.own ~= deadline then
+    fields.own, fields.own_asked = deadline, now
+  end
+  local after = earliest(fields.deadline, fields.own)
+  if after ~= before then
+    keep_note(entity, note)
+  end
+  save(entity, RUNNING)
+  return scheduled(after ~= before, after)
+end
+
+-- The word of an evaluation that is not the one in force (any more): one more evaluation follows, unless one that
+-- starts after this word is pending already.
+local function again(entity, deadline, task_id, note)
+  local fields, status = entity.fields, entity.status
+  if status == RUNNING and not fields.deleted then
+    return note_own(entity, earliest(fields.own, deadline), note)
+  elseif status == IDLE then
+    fields.rounds, fields.task_id, fields.asked = nil, nil, now
+    keep_note(entity, note)
+    return scheduled(true, deadline, place(entity, deadline, task_id))
+  elseif status == SENT and fields.task_id == task_id then
+    return scheduled(true, fields.deadline, wakeup(entity)) -- the first reply was lost
+  elseif status == PARKED or status == SENT then
+    return scheduled(false, fields.deadline)
+  end
+  return scheduled(false)
+end
+
 -- Reply: the lease that a claim holds. If the claim is repeated it lasts from then.
 local function claimed(entity)
   local fields = entity.fields
-  save(entity, RUNNING, now + limits.lease)
+  save(entity, RUNNING, lease_end())
   return {
     lease = fields.lease,
     failures = fields.failures or 0,

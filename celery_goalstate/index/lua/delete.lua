@@ -4,12 +4,13 @@
 -- KEYS   see common.lua
 -- Row    id
 -- Reply  whether it was known
--- Reads  deleted, deadline. Writes deleted; clears deadline, since, own, noted
+-- Reads  deleted, deadline. Writes deleted; clears deadline, asked, since, own, own_asked, noted
 
 local function delete_running(entity)
   local fields = entity.fields
   local known = not fields.deleted or fields.deadline ~= nil
-  fields.deleted, fields.deadline, fields.since, fields.own = '1', nil, nil, nil
+  fields.deleted = '1'
+  fields.deadline, fields.asked, fields.since, fields.own, fields.own_asked = nil, nil, nil, nil, nil
   keep_note(entity, nil)
   save(entity, RUNNING)
   return known

@@ -7,9 +7,12 @@
 
 local NAMES = { [PARKED] = 'parked', [SENT] = 'sent', [RUNNING] = 'running', [IDLE] = 'idle', [FAILED] = 'failed' }
 
--- There is no score if the sorted set was evicted.
+-- There is no score if the sorted set was evicted. That of a running one is a count; the time is what a caller wants.
 local function score(entity)
   local text = redis.call('ZSCORE', entity.status, entity.id)
+  if entity.status == RUNNING then
+    return digits(now + math.max(0, (number(text, NUMBER_DIGITS) or 0) - swept()))
+  end
   return (number(text, NUMBER_DIGITS) or entity.status == IDLE and text == 'inf') and text or '0'
 end
 

@@ -4,16 +4,12 @@
 -- Header policy · max_wait · inside: {id, lease} of the evaluation that enqueues
 -- Row    id · at, or else delay (milliseconds from now) · task_id · note
 -- Reply  {changed, deadline in force, wakeup, noted: the note of what was pending, if the request has another}
--- Reads  everything but error, converged, finished. Writes deadline, since, own, token, task_id, noted; clears
---        failures, error and rounds of an entity with nothing pending, and the message of one whose deadline comes
---        earlier or goes far
+-- Reads  everything but error, converged, finished. Writes deadline, asked, since, own, own_asked, token, task_id,
+--        noted; clears failures, error and rounds of an entity with nothing pending, and the message of one whose
+--        deadline comes earlier or goes far
 
 local policy, max_wait, inside = header.policy, header.max_wait, header.inside
 local resync = policy == 'resync' or policy == 'revive'
-
-local function scheduled(changed, deadline, message)
-  return { changed = changed, deadline = deadline and digits(deadline), wakeup = message }
-end
 
 local function asked_by_itself(entity)
   return inside and inside.id == entity.id
@@ -22,6 +18,16 @@ end
 -- Whether the evaluation that enqueues its own entity is the one in force.
 local function asked_by_its_run(entity)
   return asked_by_itself(entity) and inside.lease == entity.fields.lease and not entity.fields.deleted
+end
+
+-- A resync has nothing to add to an evaluation under way.
+local function is_resynced(entity)
+  return resync and entity.status == RUNNING and not entity.fields.deleted
+end
+
+-- When a delay was asked for; nil: it is a point in time.
+local function asked(request)
+  return not request.at and now or nil
 end
 
 -- The same request again, since the first reply was lost: its wake-up is still to be published.
@@ -48,10 +54,12 @@ end
 -- The name of an entity whose sorted set was evicted would never be found again.
 local function restore(entity)
   local status = entity.status
-  local score = status == PARKED and entity.fields.deadline or status == SENT and now
-    or status == RUNNING and now + limits.lease
+  local score = (status == PARKED or status == SENT) and entity.fields.deadline or status == RUNNING and lease_end()
   if score and not redis.call('ZSCORE', status, entity.id) then
     save(entity, status, score)
+  end
+  if status == SENT and not redis.call('ZSCORE', SUSPECT, entity.id) then
+    suspect_from(entity, now)
   end
 end
 
@@ -59,15 +67,14 @@ end
 local function enqueue_running(entity, request, wanted)
   local fields = entity.fields
   local before = earliest(fields.deadline, fields.own)
-  if resync and (before or not fields.deleted) then
+  if is_resynced(entity) or resync and before then
     return scheduled(false, before)
   end
-  if asked_by_its_run(entity) then
-    fields.own = choose(fields.own, wanted, entity)
-  else
-    fields.deadline = choose(fields.deadline, wanted, entity)
-    fields.since = fields.since or now
+  local deadline = choose(fields.deadline, wanted, entity)
+  if deadline ~= fields.deadline then
+    fields.deadline, fields.asked = deadline, asked(request)
   end
+  fields.since = fields.since or now
   local after = earliest(fields.deadline, fields.own)
   if after ~= before then
     keep_note(entity, request.note)
@@ -83,8 +90,8 @@ end
 
 local function enqueue_pending(entity, request, wanted)
   local fields, status = entity.fields, entity.status
-  if resync or asked_by_itself(entity) then
-    return scheduled(false, fields.deadline) -- a fenced evaluation asks: the one that is pending starts after it
+  if resync then
+    return scheduled(false, fields.deadline)
   end
   local deadline = choose(fields.deadline, wanted, entity)
   fields.since = fields.since or now
@@ -96,10 +103,12 @@ local function enqueue_pending(entity, request, wanted)
     return scheduled(false, deadline)
   end
   keep_note(entity, request.note)
+  fields.asked = asked(request)
   if message_may_stay(entity, deadline) then
     local repeated = is_repeated(entity, request)
     fields.deadline, fields.resends, fields.resent = deadline, nil, nil
-    save(entity, SENT, deadline + limits.resend_after)
+    save(entity, SENT, deadline)
+    suspect_from(entity, deadline + limits.resend_after)
     return scheduled(true, deadline, repeated and wakeup(entity) or nil)
   end
   fields.retries = nil
@@ -111,23 +120,32 @@ local function enqueue_idle(entity, request, wanted)
   local fields = entity.fields
   fields.failures, fields.error, fields.rounds, fields.task_id = nil, nil, nil, nil
   local deadline = choose(nil, wanted, entity)
-  fields.since = now
+  fields.since, fields.asked = now, asked(request)
   keep_note(entity, request.note)
   return scheduled(true, deadline, place(entity, deadline, request.task_id))
 end
 
 local function enqueue_failed(entity, request, wanted)
-  if policy == 'resync' or asked_by_itself(entity) then
+  if policy == 'resync' then
     return scheduled(false)
   end
   return enqueue_idle(entity, request, wanted)
+end
+
+local function enqueue_itself(entity, request, wanted)
+  if asked_by_its_run(entity) then
+    return note_own(entity, choose(entity.fields.own, wanted, entity), request.note)
+  end
+  return again(entity, wanted, request.task_id, request.note)
 end
 
 local function enqueue_by_status(entity, request)
   local status = entity.status
   local wanted = math.max(now, request.at or now + (request.delay or 0))
   restore(entity)
-  if status == RUNNING then
+  if asked_by_itself(entity) and not is_resynced(entity) then
+    return enqueue_itself(entity, request, wanted)
+  elseif status == RUNNING then
     return enqueue_running(entity, request, wanted)
   elseif status == PARKED or status == SENT then
     return enqueue_pending(entity, request, wanted)

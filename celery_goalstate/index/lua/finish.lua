@@ -13,13 +13,14 @@ local function holds_lease(entity, report)
   return entity.status == RUNNING and entity.fields.lease == report.lease
 end
 
-local function is_lost(entity)
-  return (score_of(entity) or 0) <= now
+-- Since the sweeper judged by its end; the count has passed that, and only rises.
+local function was_renewed(entity, report)
+  return report.expired and score_of(entity) ~= report.expired
 end
 
 -- How the last report that was accepted is remembered.
 local function name_of(report)
-  return report.expired_only and report.lease .. ' lost' or report.lease
+  return report.expired and report.lease .. ' lost' or report.lease
 end
 
 -- The same report again, since the reply to the first was lost.
@@ -29,7 +30,7 @@ end
 
 -- Given back, or lost with a batch, for which any of it may be to blame.
 local function is_unstarted(entity, report)
-  return report.verdict == 'unstarted' or (report.expired_only and entity.fields.batch)
+  return report.verdict == 'unstarted' or (report.expired and entity.fields.batch)
 end
 
 -- Takes the run's fields away, and returns those that decide what follows.
@@ -37,10 +38,11 @@ local function end_run(entity, report)
   local fields = entity.fields
   local run = {
     unstarted = is_unstarted(entity, report), deleted = fields.deleted, since = fields.since,
-    due = fields.due, own = fields.own, outside = fields.deadline,
+    due = fields.due, own = fields.own, outside = fields.deadline, asked = fields.asked,
   }
   forget_pending(entity)
-  fields.lease, fields.nonce, fields.due, fields.own, fields.deleted, fields.batch = nil, nil, nil, nil, nil, nil
+  fields.lease, fields.nonce, fields.deleted, fields.batch = nil, nil, nil, nil
+  fields.due, fields.own, fields.own_asked = nil, nil, nil
   fields.task_id = report.task_id or fields.task_id
   fields.last = name_of(report)
   return run
@@ -48,7 +50,7 @@ end
 
 local function keep_outcome(entity, report)
   local fields = entity.fields
-  fields.alone = report.expired_only and fields.alone or nil
+  fields.alone = report.expired and fields.alone or nil
   fields.failures, fields.rounds, fields.error = report.failures, report.rounds, report.error
   fields.converged = report.converged ~= nil and (report.converged and '1' or '0') or nil
   fields.finished = now
@@ -63,15 +65,31 @@ end
 local function schedule(entity, report, run, deadline)
   local fields = entity.fields
   fields.since = run.since
+  if deadline == run.outside then
+    fields.asked = run.asked
+  else
+    fields.asked = now
+  end
   if not fields.retries then
     fields.task_id = nil
   end
   return accepted(deadline, with_note(entity, place(entity, deadline, report.fresh_task_id)))
 end
 
+-- Its late write may have undone what another evaluation did. The sweeper writes nothing.
+local function asks_again(report)
+  local lease = number(report.lease, TOKEN_DIGITS)
+  return report.began and not report.expired and lease
+    and lease <= (number(redis.call('GET', TOKEN), TOKEN_DIGITS) or 0)
+end
+
 local function finish_fenced(entity, report)
   if not is_repeated(entity, report) then
-    return { result = 'fenced' }
+    if not asks_again(report) then
+      return { result = 'fenced' }
+    end
+    local reply = again(entity, now, report.fresh_task_id)
+    return { result = 'fenced', deadline = reply.deadline, wakeup = with_note(entity, reply.wakeup) }
   end
   return accepted(entity.fields.deadline, entity.status == SENT and with_note(entity, wakeup(entity)) or nil)
 end
@@ -90,7 +108,7 @@ end
 
 local function finish_unstarted(entity, report, run)
   local fields = entity.fields
-  fields.alone = (fields.alone or report.expired_only) and '1' or nil
+  fields.alone = (fields.alone or report.expired) and '1' or nil
   return schedule(entity, report, run, earliest(run.due, run.outside))
 end
 
@@ -128,11 +146,11 @@ end
 local function finish(entity, report)
   if not holds_lease(entity, report) then
     return finish_fenced(entity, report)
-  elseif report.expired_only and not is_lost(entity) then
+  elseif was_renewed(entity, report) then
     return { result = 'fenced' }
   end
   local run = end_run(entity, report)
-  if run.deleted then
+  if run.deleted or report.verdict == 'gone' then
     return finish_deleted(entity, report, run)
   elseif run.unstarted then
     return finish_unstarted(entity, report, run)

@@ -3,14 +3,14 @@
 -- KEYS   see common.lua
 -- Row    id
 -- Reply  {lease, failures} or false
--- Reads  lease, failures. Writes only an expiry in `running` that is no time
+-- Reads  lease, failures. Writes only what is no count in `running`
 
 local function running(entity)
   strike_out(entity, RUNNING)
   if entity.status ~= RUNNING then
     return false
   elseif not score_of(entity) then
-    save(entity, RUNNING, now + limits.lease) -- when it would have ended is not known any more
+    save(entity, RUNNING, lease_end()) -- when it would have ended is not known any more
     return false
   end
   return { lease = entity.fields.lease, failures = entity.fields.failures or 0 }
