@@ -196,6 +196,19 @@ class World:
             kinds=lambda: {kind: self.engine.kind(kind) for kind in self.engine.kinds},
         )
 
+    def sweep_for(self, seconds: float, name: str = "worker-1") -> None:
+        """Let time pass while a worker sweeps: leases are only as old as it counts."""
+        sweeper, every = self.sweeper(name), self.engine.settings.sweep_every
+        sweeper.sweep()
+        while seconds > 0:
+            self.clock.advance(min(every, seconds))
+            sweeper.sweep()
+            seconds -= every
+
+    def lose_workers(self, name: str = "worker-1") -> None:
+        """Whatever runs is taken for lost, since nobody renews its lease."""
+        self.sweep_for(1.1 * self.engine.settings.lease, name)
+
 
 def engine_of_others(engine: Engine, *kinds: str) -> Engine:
     """Another app's engine on the same index, which knows other kinds."""

@@ -72,7 +72,7 @@ def status(world: World, id: str, kind: str = "host") -> str:
 
 def take_over(world: World) -> None:
     """What another worker does: its sweeper looks around, and it evaluates what there is."""
-    world.sweeper("worker-2").sweep()
+    world.lose_workers("worker-2")
     world.run()
 
 
@@ -283,8 +283,7 @@ def test_a_process_that_stood_still_starts_none(
 
     def stalled(ctx: Any, entity: Any) -> None:
         world.keeper_sleeps()
-        world.clock.advance(LEASE + 1)
-        world.sweeper("worker-2").sweep()
+        world.lose_workers("worker-2")
 
     truth.set("2", stalled)
     world.run(enqueue_all(world, host, "123"))
@@ -317,7 +316,6 @@ def test_the_end_of_the_worker_in_the_midst(world: World, truth: Truth, host: ty
     assert [status(world, id) for id in "1234"] == ["idle", "running", "scheduled", "scheduled"]
     world.run()
     truth.set("2", truth.reach)
-    world.clock.advance(LEASE + 1)
     take_over(world)
     described = world.engine.describe(host("2"))
     assert described is not None

@@ -136,8 +136,7 @@ def test_but_not_beyond_its_max_run_nor_beside_another_one(
     world = make_world(task_always_eager=True, goalstate_max_run=100)
 
     def taken_over(ctx: Any, entity: Any) -> None:
-        world.clock.advance(40)
-        world.sweeper().sweep()  # another process takes this one for dead
+        world.lose_workers()  # another process takes this one for dead
 
     for id, stall in [("1", slow(world, 101)), ("2", taken_over)]:
         truth.set(id, stall, truth.reach)

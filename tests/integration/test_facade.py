@@ -192,7 +192,7 @@ def test_delete_kind_ends_what_a_lost_worker_was_about(crowd: World) -> None:
 def test_a_description(crowd: World) -> None:
     [running] = crowd.engine.list("order", "running")
     assert running.started == at(5)
-    assert running.lease_expires == at(35)
+    assert running.lease_expires == at(38)
     assert running.fencing_token
     assert (running.deadline, running.sent, running.failures, running.error) == (None, False, 0, None)
     [idle] = crowd.engine.list("order", "idle")

@@ -173,12 +173,10 @@ def test_a_worker_that_died_is_a_failure_that_backs_off(
     for failures, delay in enumerate([10, 20, 40], start=1):
         world.engine.enqueue(world.entity("1"))
         claim(world)
-        world.clock.advance(29.9)
-        world.sweeper().sweep()
+        world.sweep_for(32.9)
         assert look(world).status == "running"
-        world.clock.advance(0.2)
+        world.sweep_for(0.2)
         died = world.clock() - NOW
-        world.sweeper().sweep()
         assert (look(world).status, look(world).failures) == ("scheduled", failures)
         assert look(world).deadline == at(died + delay)
         assert look(world).error.startswith("WorkerLost: The worker that evaluated the entity died")
@@ -192,8 +190,7 @@ def test_an_entity_that_kills_its_workers_is_quarantined(world: World) -> None:
     for _ in range(2):
         world.clock.advance(60)
         claim(world, "host")
-        world.clock.advance(31)
-        world.sweeper().sweep()
+        world.lose_workers()
     [described] = world.engine.list("host")
     assert (described.status, described.failures) == ("failed", 2)
     assert world.messages() == []
@@ -204,8 +201,7 @@ def test_an_enqueue_during_a_run_survives_its_worker(world: World, truth: Truth)
     claim(world)
     world.clock.advance(5)
     world.engine.enqueue(world.entity("1"))
-    world.clock.advance(26)
-    world.sweeper().sweep()
+    world.lose_workers()
     world.run()
     assert truth.looks("1") == 1
 
@@ -214,8 +210,7 @@ def test_a_deleted_entity_whose_worker_died_is_gone(world: World) -> None:
     world.engine.enqueue(world.entity("1"))
     claim(world)
     world.engine.delete(world.entity("1"))
-    world.clock.advance(31)
-    world.sweeper().sweep()
+    world.lose_workers()
     assert look(world) is None
     assert sum(world.index.counts("order").values()) == 0
 
@@ -323,15 +318,13 @@ def test_lost_evaluations_are_ended_while_publishing_rests(world: World, broker:
     world.engine.enqueue_many(world.entity(id) for id in range(20))
     claim(world)
     world.engine.enqueue(world.entity("x"), 60)
-    world.clock.advance(31)
     broker.break_()
-    sweeper = world.sweeper()
-    sweeper.sweep()
+    world.lose_workers()
     assert world.engine.counts("order")["order"] == {"scheduled": 21, "running": 0, "idle": 0, "failed": 0}
     assert world.index.counts("order")[IndexStatus.PARKED] == 21, "none believed to be under way"
     broker.mend()
     world.clock.advance(60)
-    sweeper.sweep()
+    world.sweeper().sweep()
     assert len(world.messages()) == 21
 
 

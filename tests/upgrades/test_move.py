@@ -15,13 +15,14 @@ from celery import Celery
 from celery_goalstate import Description, Engine, Entity, Rules
 from celery_goalstate.exceptions import ImproperlyConfigured
 from celery_goalstate.index import open_index
-from celery_goalstate.index.base import Claim, Report, Request, Verdict
+from celery_goalstate.index.base import Claim, Report, Request, Run, Verdict
 from celery_goalstate.move import Moved, move
 from celery_goalstate.settings import Settings
+from celery_goalstate.worker.lease import LeaseKeeper
 from tests.servers import Cluster, Valkey, poll
 from tests.upgrades.conftest import Site
 
-LEASE = 0.1
+LEASE = 1.0
 
 
 @pytest.fixture(scope="module")
@@ -156,11 +157,12 @@ def test_of_two_deadlines_the_earliest_wins(old: Place, new: Place) -> None:
 
 
 def test_what_is_running_is_left_until_it_has_ended(valkey: Valkey, old: Place, new: Place) -> None:
-    old = Place(engine_on(valkey))  # with a longer lease
     old.evaluate("a", None)
-    assert move_all(old, new) == Moved(0, running=1)
-    assert new.contents() == {}
     [running] = old.index.running("thing", ["a"])
+    run, keeper = Run("a", running.lease), LeaseKeeper(old.index, LEASE)
+    with keeper.keep("thing", run, claimed_at=keeper.clock(), max_run=60):  # its worker is alive
+        assert move_all(old, new) == Moved(0, running=1)
+    assert new.contents() == {}
     [finished] = old.index.finish("thing", [Report("a", running.lease, Verdict.DONE, 0)])
     assert finished.deadline
     assert finished.wakeup is None, "nothing starts there any more"
