@@ -56,7 +56,7 @@ class Description:
     converged: bool | None  #: did the last evaluation reach the goal? None: it was not read
     finished: datetime | None  #: when the last evaluation ended
     started: datetime | None  #: when the evaluation under way began
-    lease_expires: datetime | None  #: when its worker may count as lost, unless it renews: while sweepers count
+    lease_expires: datetime | None  #: when its worker may count as lost, unless it renews
     fencing_token: int | None  #: of the evaluation under way
     quarantined: datetime | None  #: since when
 

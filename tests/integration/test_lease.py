@@ -78,9 +78,7 @@ def test_several_leases_at_once(index: Index, keeper: LeaseKeeper) -> None:
     assert not index.renewals["4"]
 
 
-def test_no_longer_than_max_run(
-    index: Index, keeper: LeaseKeeper, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_no_longer_than_max_run(index: Index, keeper: LeaseKeeper, caplog: pytest.LogCaptureFixture) -> None:
     with keep(keeper, claim(index), max_run=LEASE) as lease:
         poll("given up", lambda: not keeper.held(lease))
     [record] = caplog.records

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import dataclasses
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,7 +16,7 @@ from celery import signals, states
 from celery.exceptions import Ignore, Reject, Retry
 
 from celery_goalstate import ANY, ActionList, Engine, Entity, Requeue, Rules, Stop
-from celery_goalstate.exceptions import GoalStateError, PermanentError, RetryAfter
+from celery_goalstate.exceptions import EntityGone, GoalStateError, PermanentError, RetryAfter
 from tests.integration.conftest import NOW, MakeApp, Truth, World, untimed, worker_of
 from tests.servers import Valkey, poll
 
@@ -514,6 +515,108 @@ def test_from_inside_a_successful_evaluation_it_counts(
     evaluate(world)
     assert look(world).deadline == datetime.fromtimestamp(NOW, UTC)
     assert look(world).failures == 0
+
+
+def is_forgotten(world: World, id: str = "1") -> bool:
+    return world.engine.describe(world.entity(id)) is None
+
+
+# By its context, in whatever thread ---------------------------------------------------------------
+
+
+def in_a_thread(call: Callable[[], Any]) -> None:
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+
+
+def test_in_a_thread_of_its_own_the_back_off_comes_first(world: World, truth: Truth) -> None:
+    def enqueue(ctx: Any, entity: Any) -> None:
+        in_a_thread(lambda: ctx.enqueue(entity))
+
+    truth.set("1", enqueue, says("fail", ValueError("no")))
+    evaluate(world)
+    assert look(world).deadline == datetime.fromtimestamp(NOW + 10, UTC)
+
+
+def test_what_an_evaluation_enqueues_of_its_own_entity_never_outlives_a_delete(
+    world: World, truth: Truth
+) -> None:
+    left: list[Any] = []
+
+    def deleted_meanwhile(ctx: Any, entity: Any) -> None:
+        left.append(ctx)
+        in_a_thread(lambda: world.engine.delete(entity))
+        ctx.enqueue(entity)
+        in_a_thread(lambda: ctx.enqueue_many([entity]))
+        world.engine.enqueue(entity)
+
+    truth.set("1", deleted_meanwhile)
+    evaluate(world)
+    assert is_forgotten(world)
+    left[0].enqueue(world.entity("1"))
+    in_a_thread(lambda: left[0].enqueue(world.entity("1")))
+    assert is_forgotten(world)
+    assert world.messages() == []
+
+
+def test_nor_a_delete_that_came_when_it_had_lost_its_lease(world: World, truth: Truth) -> None:
+    def stalled(ctx: Any, entity: Any) -> None:
+        world.keeper_sleeps()
+        world.lose_workers()
+        in_a_thread(lambda: world.engine.delete(entity))
+        ctx.enqueue(entity)
+
+    truth.set("1", stalled)
+    evaluate(world)
+    assert is_forgotten(world)
+    assert [message for message in world.messages() if world.run(message)[0].state != states.SUCCESS] == []
+    assert truth.looks("1") == 1
+
+
+def test_an_evaluation_that_has_ended_still_speaks_by_its_context(world: World, truth: Truth) -> None:
+    left: list[Any] = []
+    keep = _named("keep", lambda ctx, entity: left.append(ctx))
+    truth.set("1", keep, says("fail", PermanentError("no")))
+    evaluate(world)
+    left[0].enqueue(world.entity("1"))
+    assert look(world).status == "failed", "it lifts no quarantine"
+    world.engine.enqueue(world.entity("1"))
+    assert look(world).status == "scheduled"
+
+
+# Gone --------------------------------------------------------------------------------------------
+
+
+def gone(*_: Any) -> Any:
+    raise EntityGone("no such order")
+
+
+@pytest.mark.parametrize("where", ["from_id", "get_state", "get_goal_state", "get_action_list", "action"])
+def test_an_entity_that_is_gone_is_forgotten(
+    world: World, truth: Truth, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    truth.set("1", _named("drop", gone))
+    if where != "action":
+        monkeypatch.setattr(world.entity, where, gone)
+    result = evaluate(world)
+    assert result.state == states.SUCCESS
+    assert f"gone, as {'drop' if where == 'action' else where} said: forgotten" in result.result
+    assert is_forgotten(world)
+    assert world.messages() == []
+
+
+def test_unless_somebody_enqueued_it_meanwhile(world: World, truth: Truth) -> None:
+    def made_anew(ctx: Any, entity: Any) -> None:
+        ctx.enqueue(entity)  # which does not count
+        world.outside(entity, 5)
+        truth.set("1", truth.reach)
+        raise EntityGone
+
+    truth.set("1", made_anew)
+    evaluate(world)
+    assert (look(world).status, look(world).failures) == ("scheduled", 0)
+    assert look(world).deadline == datetime.fromtimestamp(NOW + 5, UTC)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from celery_goalstate.index.base import Policy, Status, Verdict
+from celery_goalstate.index.base import Policy, Scheduled, Status, Verdict
 from celery_goalstate.index.transitions import Entity, earliest
 from tests.mutants.seams import Lua, Python, Seam
 
@@ -15,7 +15,7 @@ from tests.mutants.seams import Lua, Python, Seam
 CONTRACT = tuple(
     f"tests/contract/test_{name}.py"
     for name in (
-        *("claim", "batch", "enqueue", "finish", "delete", "sweep", "lists", "notes", "move"),
+        *("claim", "batch", "enqueue", "finish", "clock", "delete", "sweep", "lists", "notes", "move"),
         *("lost_replies", "redis", "state_machine"),
     )
 )
@@ -50,6 +50,52 @@ def no_token_is_consumed(original: Any) -> Any:
         return claim
 
     return lease
+
+
+def counted_by_everybody(_: Any) -> Any:
+    def counted(self: Any) -> int:
+        passed = self.watch.passed if self.watch else 0
+        return int(self.shard.count + min(passed, self.limits.margin))
+
+    return counted
+
+
+def counted_at_once(_: Any) -> Any:
+    def counted(self: Any) -> int:
+        known = self.watch is not None and self.watch.count == self.shard.count
+        return int(self.shard.count + (self.watch.passed if known else 0))
+
+    return counted
+
+
+def a_hold_is_believed(_: Any) -> Any:
+    def held_by_another(self: Any) -> bool:
+        return bool(self.shard.swept_until > self.now and self.shard.sweeper != self.sweeper)
+
+    return held_by_another
+
+
+def only_in_force(original: Any) -> Any:
+    return lambda self, entity: original(self, entity) and self.inside.lease == entity.lease
+
+
+def before_the_back_off(original: Any) -> Any:
+    def again(self: Any, entity: Entity, deadline: int, task_id: str, note: str = "") -> Any:
+        if entity.status in {Status.PARKED, Status.SENT}:
+            self.forget_message(entity)
+            return Scheduled(True, deadline, self.place(entity, deadline, task_id))
+        return original(self, entity, deadline, task_id, note)
+
+    return again
+
+
+def a_record_is_made(original: Any) -> Any:
+    def again(self: Any, entity: Entity, deadline: int, task_id: str, note: str = "") -> Any:
+        if entity.status is None:
+            return Scheduled(True, deadline, self.place(entity, deadline, task_id))
+        return original(self, entity, deadline, task_id, note)
+
+    return again
 
 
 def failures_are_reset(original: Any) -> Any:
@@ -267,8 +313,107 @@ OF_THE_INDEX = [
         ),
         (
             "a worker is given up though it has renewed its lease",
-            Python("Finishing.is_lost", always(True)),
-            Lua("finish", "is_lost", "function() return true end"),
+            Python("Finishing.was_renewed", always(False)),
+            Lua("finish", "was_renewed", "function() return false end"),
+        ),
+        (
+            "two sweepers count the same time",
+            Python("Surveying.counted", counted_by_everybody),
+            Lua(
+                "survey",
+                "counted",
+                "function() return count + math.min(watch.passed or 0, limits.margin) end",
+            ),
+        ),
+        (
+            "a sweeper that was away counts all the time at once",
+            Python("Surveying.counted", counted_at_once),
+            Lua(
+                "survey",
+                "counted",
+                "function() return watch.count == count and count + watch.passed or count end",
+            ),
+        ),
+        (
+            "a lease lasts no longer than its length",
+            Python("Transition.lease_end", lambda original: lambda self: original(self) - self.limits.margin),
+            Lua("common", "lease_end", "function() return original() - limits.margin end"),
+        ),
+        (
+            "a hold of the future is believed",
+            Python("Surveying.held_by_another", a_hold_is_believed),
+            Lua(
+                "survey",
+                "held_by_another",
+                "function() return till > now and holder ~= header.sweeper end",
+            ),
+        ),
+        (
+            "a delay is not set afresh when the clock was set back",
+            Python("Transition.set_afresh", always(False)),
+            Lua("common", "set_afresh", "function() end"),
+        ),
+        (
+            "a point in time is set afresh, too",
+            Python("Enqueuing.asked", lambda _: lambda self, request: self.now),
+            Lua("enqueue", "asked", "function() return now end"),
+        ),
+        (
+            "arrivals of the future tell",
+            Python("Transition.newest_arrival", lambda _: lambda self: self.shard.newest_arrival),
+            Lua(
+                "common",
+                "newest_arrival",
+                "function() return number(redis.call('GET', CLAIMED), NUMBER_DIGITS) or 0 end",
+            ),
+        ),
+        (
+            "what is missed later than any can be stays so",
+            Python("Resending.is_too_far", always(False)),
+            Lua("resend", "is_too_far", "function() return false end"),
+        ),
+        (
+            "what a run that lost its lease enqueues of itself comes from outside",
+            Python("Enqueuing.asked_by_itself", only_in_force),
+            Lua(
+                "enqueue",
+                "asked_by_itself",
+                "function(entity) return original(entity) and inside.lease == entity.fields.lease end",
+            ),
+        ),
+        (
+            "a refused report leads to nothing",
+            Python("Finishing.asks_again", always(False)),
+            Lua("finish", "asks_again", "function() return false end"),
+        ),
+        (
+            "a refused report comes before the back-off",
+            Python("Transition.again", before_the_back_off),
+            Lua(
+                "common",
+                "again",
+                """function(entity, deadline, task_id, note)
+                  if entity.status == PARKED or entity.status == SENT then
+                    forget_message(entity)
+                    return scheduled(true, deadline, place(entity, deadline, task_id))
+                  end
+                  return original(entity, deadline, task_id, note)
+                end""",
+            ),
+        ),
+        (
+            "a word of an evaluation that lost its lease makes a record",
+            Python("Transition.again", a_record_is_made),
+            Lua(
+                "common",
+                "again",
+                """function(entity, deadline, task_id, note)
+                  if not entity.status then
+                    return scheduled(true, deadline, place(entity, deadline, task_id))
+                  end
+                  return original(entity, deadline, task_id, note)
+                end""",
+            ),
         ),
         (
             "whoever reports holds the lease",
