@@ -24,10 +24,10 @@ from celery_goalstate.index.base import (
     Finish,
     Index,
     Policy,
-    Record,
     Report,
     Request,
     Run,
+    Running,
     Survey,
     Verdict,
     Wakeup,
@@ -246,9 +246,8 @@ class Sweeper:
         return published
 
 
-def end_lost(index: Index, kind: str, records: Iterable[Record]) -> None:
+def end_lost(index: Index, kind: str, runs: Iterable[Running]) -> None:
     """End evaluations whose worker is lost, of a kind that no worker sweeps any more."""
-    runs = [record for record in records if record.lease]
     index.finish(
         kind, [Report(run.id, run.lease, Verdict.FAILED, delay=0, expired_only=True) for run in runs]
     )

@@ -22,7 +22,7 @@ KINDS = ("order", "host")
 PREFIX = "gs"
 NAMESPACE = "default"
 START = 1_700_000_000_000  # a Tuesday; milliseconds
-AUXILIARY = {"form", "token", "paused", "claimed", "sweeper", "testclock"}
+AUXILIARY = {"form", "token", "paused", "claimed", "sweeper", "all_deleted", "testclock"}
 
 
 class Clock:
@@ -245,7 +245,7 @@ def _parse(key: str) -> tuple[str, str, int, str]:
 
 # -- what must hold at any moment
 
-_ALWAYS_ALLOWED = {"task_id", "failures", "rounds", "error", "converged", "finished", "last"}
+_ALWAYS_ALLOWED = {"task_id", "failures", "rounds", "error", "converged", "finished", "last", "born"}
 _NOTE = {"note", "noted"}
 _PENDING = {"deadline", "since", "floor", "retries", "alone", *_NOTE}
 _CLAIMED = {"lease", "nonce", "due", "deadline", "since", "own", "deleted", "batch", "alone", *_NOTE}

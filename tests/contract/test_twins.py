@@ -16,6 +16,7 @@ LUA = Path(redis.__file__).with_name("lua")
 NOT_IN_PYTHON = {
     *("paused", "digits", "number", "newest_arrival", "rebuild", "read", "each", "note_of", "strike_out"),
     *("score_of", "scheduled", "restore", "refused", "accepted", "score", "with_hidden"),
+    *("is_kept", "not_kept", "passed"),
 }
 NOT_IN_LUA = {"resync", "survey"}
 
