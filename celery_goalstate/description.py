@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from celery_goalstate.index.base import Record
+from celery_goalstate.index.base import Position, Record
 from celery_goalstate.index.base import Status as IndexStatus
 
 
@@ -59,14 +60,19 @@ class Description:
     lease_expires: datetime | None  #: when its worker may count as lost, unless it renews
     fencing_token: int | None  #: of the evaluation under way
     quarantined: datetime | None  #: since when
+    cursor: str  #: where it stands in lists, for `Engine.list(after=...)`
 
 
-def index_statuses(status: str) -> list[IndexStatus]:
-    """What the index calls this status. Raises `ValueError` if it is none."""
-    found = [inner for inner, public in PUBLIC_STATUSES.items() if public == status]
-    if not found:
+def public_status(status: str) -> Status:
+    """The status of this name. Raises `ValueError` if there is none."""
+    if status not in list(Status):
         raise ValueError(f"status is {status!r}; give one of {', '.join(Status)}")
-    return found
+    return Status(status)
+
+
+def index_statuses(status: Status) -> list[IndexStatus]:
+    """What the index calls this status."""
+    return [inner for inner, public in PUBLIC_STATUSES.items() if public is status]
 
 
 def public_counts(counts: Mapping[IndexStatus, int]) -> dict[Status, int]:
@@ -99,4 +105,24 @@ def description_of(kind: str, record: Record) -> Description:
         lease_expires=datetime_of(record.lease_expires),
         fencing_token=int(record.lease) if record.lease else None,
         quarantined=datetime_of(record.since),
+        cursor=_cursor(kind, PUBLIC_STATUSES[record.status], Position(record.score, record.id)),
     )
+
+
+def _cursor(kind: str, status: Status, position: Position) -> str:
+    return f"{status}/{kind}/{position.score:.0f}/{position.id}"
+
+
+def position_of(cursor: str) -> tuple[Status, str, Position]:
+    """The status and the kind of the entity that has this cursor, and where it stands among those.
+
+    Raises `ValueError`.
+    """
+    match = _CURSOR.fullmatch(cursor) if isinstance(cursor, str) else None
+    if match is None:
+        raise ValueError(f"after is {cursor!r}; give the `cursor` of the last entity that you have")
+    status, kind, score, id = match.groups()
+    return Status(status), kind, Position(float(score), id)
+
+
+_CURSOR = re.compile(rf"({'|'.join(Status)})/([^/]+)/([0-9]{{1,16}}|inf)/(.+)")

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, Unpack, overload
 
@@ -22,13 +23,14 @@ from celery_goalstate.description import (
     datetime_of,
     description_of,
     index_statuses,
+    position_of,
     public_counts,
+    public_status,
 )
 from celery_goalstate.entity import Entity, EntityLike, EntityRef, IdLike, can_resync, checked_id
-from celery_goalstate.exceptions import ImproperlyConfigured, UnknownKind
+from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable, UnknownKind
 from celery_goalstate.hooks import AroundAction, AroundEvaluation, BeforeEnqueue, Hooks
-from celery_goalstate.index.base import Policy, Request
-from celery_goalstate.index.base import Status as IndexStatus
+from celery_goalstate.index.base import LONGEST_PAGE, Index, Policy, Position, Request
 from celery_goalstate.messages import open_publisher
 from celery_goalstate.registry import (
     DEFAULT_NAMESPACE,
@@ -43,7 +45,7 @@ from celery_goalstate.registry import (
     name_of,
     task_name,
 )
-from celery_goalstate.scheduling import BATCH, Scheduling, batches, ids_by_kind
+from celery_goalstate.scheduling import Scheduling, batches, ids_by_kind
 from celery_goalstate.settings import NAME, KindKeywords, KindOptions, RoutingKeywords, Settings
 from celery_goalstate.worker import bootsteps
 from celery_goalstate.worker.lease import KeeperAsConfigured
@@ -55,8 +57,6 @@ from celery_goalstate.worker.task import Evaluator, create_task
 logger = logging.getLogger(__name__)
 
 E = TypeVar("E", bound=type[Entity])
-
-_NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 class Engine:
@@ -318,20 +318,46 @@ class Engine:
             described += [found[located] for located in batch]
         return described
 
-    def list(self, kind: KindLike, status: str | None = None, limit: int = 100) -> builtins.list[Description]:
-        """Up to `limit` entities of a kind, in one status or in all: those that are due first come first."""
+    def list(
+        self, kind: KindLike, status: str | None = None, limit: int = 100, after: str | None = None
+    ) -> builtins.list[Description]:
+        """A page of up to `limit` (1 to 1,000) entities of a kind, in one status or in all.
+
+        In order of deadline; running ones in that of their lease's end, idle ones of their expiry,
+        quarantined ones of since when. Without a status: scheduled ones, then running, idle, failed ones.
+
+        `after` is the `cursor` of the last entity of the page before. An entity that stays where it is, is on
+        one page; one that moves on between two calls may be on two, or on none.
+        """
         name = self._known_name(kind)
-        wanted = list(IndexStatus) if status is None else index_statuses(status)
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise ValueError(f"limit is {limit!r}; give an integer, 1 or more")
-        found = [
-            description_of(name, record)
-            for each in wanted
-            for record in self.parts.index.records(name, each, limit)
+        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= LONGEST_PAGE:
+            raise ValueError(
+                f"limit is {limit!r}; give an integer from 1 to {LONGEST_PAGE}: a page, and `after`"
+            )
+        wanted = builtins.list(Status) if status is None else [public_status(status)]
+        position = None
+        if after is not None:
+            its_status, its_kind, position = position_of(after)
+            if its_kind != name or its_status not in wanted:
+                raise ValueError(f"after is {after!r}, which is on no page of {status or 'all'} of {name!r}")
+            wanted = wanted[wanted.index(its_status) :]
+        found: builtins.list[Description] = []
+        for each in wanted:
+            if len(found) < limit:
+                found += self._list(name, each, limit - len(found), position)
+            position = None
+        return found
+
+    def _list(
+        self, kind: str, status: Status, limit: int, after: Position | None
+    ) -> builtins.list[Description]:
+        records = [
+            record
+            for each in index_statuses(status)
+            for record in self.parts.index.records(kind, each, limit, after)
         ]
-        if status == Status.SCHEDULED:  # parked or sent: two orders
-            found.sort(key=lambda description: description.deadline or _NEVER)
-        return found[:limit]
+        records.sort(key=lambda record: (record.score, record.id.encode()))  # parked and sent
+        return [description_of(kind, record) for record in records[:limit]]
 
     def counts(self, kind: KindLike | None = None) -> dict[str, dict[Status, int]]:
         """How many entities are in each status, by kind: of one kind, or of all that this process knows."""
@@ -371,14 +397,31 @@ class Engine:
         )
 
     def delete_kind(self, kind: KindLike) -> int:
-        """`delete` for all entities of a kind; how many there were to forget."""
-        name, deleted = self._known_name(kind), 0
+        """`delete` for all entities of a kind; how many there were to forget.
+
+        However many there are and whatever they do meanwhile, none of those that are there when the call
+        begins is left; what is enqueued from outside after that lives. Those that are being evaluated finish.
+        When there are none, and no pause, the index forgets the kind's name and number of shards, too.
+
+        Raises `IndexUnavailable` if shards did not answer, once all others are done: its `left` has the
+        numbers of these. Call it again for them.
+        """
+        name = self._known_name(kind)
         index = self.parts.index.as_kept(name)
-        if index is not None:
-            for status in IndexStatus:
-                while records := index.records(name, status, BATCH):
-                    deleted += sum(index.delete(name, [record.id for record in records]))
-        return deleted
+        if index is None:
+            return 0
+        done = index.delete_all(name)
+        if done.runs and name not in self._kinds:
+            self._sweep_out(name, index)
+        if done.away:
+            shards, why = ", ".join(map(str, done.away)), next(iter(done.away.values()))
+            raise IndexUnavailable(
+                f"{done.count} entities of kind {name!r} are deleted, and some may be left in shards that did"
+                f" not answer ({shards}): delete the kind again. {why}",
+                left=done.away,
+            )
+        index.forget_kind(name)
+        return done.count
 
     def pause(self, kind: KindLike | None = None) -> None:
         """Let no evaluation of a kind start (no kind: of all that are registered); those under way finish.
@@ -482,6 +525,12 @@ class Engine:
 
     def _open_sweeper(self, name: str) -> Sweeper:
         return Sweeper(name, parts=self.parts, settings=self.settings, kinds=self._swept)
+
+    def _sweep_out(self, name: str, index: Index) -> None:
+        """End the evaluations of a kind that no worker of this app sweeps, where their workers are lost."""
+        kind = Kind(name, self._kinds.task(name), entity_class=None, options=self.settings.kind)
+        parts = replace(self.parts, index=index)
+        Sweeper("delete", parts=parts, settings=self.settings, kinds=lambda: {name: kind}).sweep_out()
 
     def _swept(self) -> dict[str, Kind]:
         """The kinds that this process evaluates, whose options say how what is lost goes on."""

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
 
 
@@ -28,6 +29,11 @@ class UnknownKind(GoalStateError, LookupError):
 
 class IndexUnavailable(GoalStateError):
     """The index did not answer; the change may or may not have been noted, and asking again is safe."""
+
+    def __init__(self, message: str | None = None, *, left: Iterable[int] = ()) -> None:
+        super().__init__(message)
+        #: Of `delete_kind`: the numbers of the shards in which entities may be left. Elsewhere empty.
+        self.left = tuple(left)
 
 
 class RetryAfter(GoalStateError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -34,10 +35,11 @@ from celery_goalstate.cli.output import (
     row_of,
     until_resumed,
 )
-from celery_goalstate.description import Status
+from celery_goalstate.description import Description, Status, position_of
 from celery_goalstate.display import printable
 from celery_goalstate.engine import Engine
-from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
+from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable, UnknownKind
+from celery_goalstate.index.base import LONGEST_PAGE
 
 #: In which order `list` shows entities: first what a person may have to do something about.
 ORDER = (Status.FAILED, Status.RUNNING, Status.SCHEDULED, Status.IDLE)
@@ -144,18 +146,28 @@ def show(ctx: click.Context, entity: Sequence[str], as_json: bool) -> None:
     "--limit",
     cls=CeleryOption,
     metavar="N",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, LONGEST_PAGE),
     default=50,
     show_default=True,
     help="So many entities at most.",
 )
+@click.option("--after", cls=CeleryOption, metavar="CURSOR", help="The next page, as the last one named it.")
 @json_option
 @click.pass_context
-def list_(ctx: click.Context, kind: str | None, status: str | None, limit: int, as_json: bool) -> None:
+def list_(
+    ctx: click.Context,
+    kind: str | None,
+    status: str | None,
+    limit: int,
+    after: str | None,
+    as_json: bool,
+) -> None:
     """Entities of a kind or in a status, or how many of each there are.
 
     Failed ones come first, then running, scheduled, idle.
     """
+    if after is not None and kind is None and status is None:
+        raise click.UsageError("--after goes with --kind or --status")
     with engine_of_command(ctx) as engine:
         if kind is None and status is None:
             _list_counts(ctx, engine, as_json)
@@ -163,20 +175,40 @@ def list_(ctx: click.Context, kind: str | None, status: str | None, limit: int, 
         if kind is not None:
             ref_of(kind, "checked")
         kinds = engine.kinds if kind is None else (kind,)
-        statuses = ORDER if status is None else (status,)
-        found = [
-            each for wanted in statuses for name in kinds for each in engine.list(name, wanted, limit + 1)
-        ]
-        shown = found[:limit]
+        statuses = ORDER if status is None else (Status(status),)
+        lists = [(name, wanted) for wanted in statuses for name in kinds]
+        found = _page(engine, lists, limit, after)
         if as_json:
-            print_json([asdict(each) for each in shown])
+            print_json([asdict(each) for each in found])
         if not found:
-            what = " ".join(filter(None, ["no", status, "entities", kind and f"of kind {kind}"]))
+            words = ["no", after and "further", status, "entities", kind and f"of kind {kind}"]
+            what = " ".join(filter(None, words))
             not_found(ctx, engine, kind or next(iter(engine.kinds), ""), what)
         elif not as_json:
-            print_table(["entity", "status", "when", "goal", "failures", "error"], [row_of(d) for d in shown])
-            if len(found) > limit:
-                click.echo(f"There are more than these {limit}; see --limit.", err=True)
+            print_table(["entity", "status", "when", "goal", "failures", "error"], [row_of(d) for d in found])
+        if found and _page(engine, lists, 1, found[-1].cursor):
+            cursor = printable(shlex.quote(found[-1].cursor))
+            click.echo(f"There are more than these {len(found)}: --after {cursor}", err=True)
+
+
+def _page(
+    engine: Engine, lists: Sequence[tuple[str, Status]], limit: int, after: str | None
+) -> list[Description]:
+    """One page over the lists of kinds and statuses, one after the other."""
+    if after is not None:
+        try:
+            status, kind, _ = position_of(after)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        if (kind, status) not in lists:
+            raise click.UsageError(f"--after {after!r} is on no page of this list")
+        lists = lists[lists.index((kind, status)) :]
+    found: list[Description] = []
+    for kind, status in lists:
+        if len(found) < limit:
+            found += engine.list(kind, status, limit - len(found), after)
+        after = None
+    return found
 
 
 @goalstate.command(cls=CeleryCommand)
@@ -216,7 +248,10 @@ def _delete_kind(ctx: click.Context, words: Sequence[str], as_json: bool) -> Non
     with engine_of_command(ctx) as engine:
         if kind in engine.kinds:
             raise click.UsageError(f"kind {kind!r} is registered: --all is for kinds that are not any more")
-        count = engine.delete_kind(kind)
+        try:
+            count = engine.delete_kind(kind)
+        except UnknownKind:  # of a kind that is empty nothing is left, not even the name
+            count = 0
         if as_json:
             print_json({"kind": kind, "deleted": count})
         elif count:

@@ -36,10 +36,12 @@ from __future__ import annotations
 
 import enum
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
+
+from celery_goalstate.exceptions import IndexUnavailable
 
 
 def random_id() -> str:
@@ -236,6 +238,45 @@ class Record:
     floor: int | None = None  #: no enqueue brings the pending evaluation before this
     alone: bool = False  #: its worker was lost with a batch: not to be claimed with others
     note: str = ""  #: as in `Wakeup`
+    score: float = field(default=0, compare=False)  #: by which those of a status are ordered; infinity: last
+
+
+class Position(NamedTuple):
+    """Where an entity stands among those of its status: in order of score, then of the id's bytes."""
+
+    score: float
+    id: str
+
+
+#: Entities that one step through a status takes at most.
+LONGEST_PAGE = 1000
+
+
+def records_after(
+    after: Position | None,
+    status: Status,
+    limit: int,
+    *,
+    page: Callable[[int, Position | None], list[Position]],
+    describe: Callable[[list[str]], list[Record | None]],
+) -> list[Record]:
+    """`Index.records`, from pages of positions.
+
+    Passed over is what has gone elsewhere since its page was read, and a run that was deleted: of these there
+    may be more than fit into a page.
+    """
+    found: list[Record] = []
+    size = min(limit, LONGEST_PAGE)
+    while len(found) < limit:
+        positions = page(size, after)
+        for position, record in zip(positions, describe([each.id for each in positions]), strict=True):
+            if record is not None and record.status is status:
+                # Where it stood: should it have moved on meanwhile, the next page must not go on from there.
+                found.append(replace(record, score=position.score))
+        if len(positions) < size:
+            break
+        after, size = positions[-1], min(2 * size, LONGEST_PAGE)
+    return found[:limit]
 
 
 class Running(NamedTuple):
@@ -253,6 +294,15 @@ class Watch:
     count: int  #: that survey's
     passed: int  #: milliseconds by its own clock since it had the reply
     cursor: str | None = None  #: where the search goes on; "": from the beginning; None: nothing is searched
+
+
+@dataclass(frozen=True, slots=True)
+class DeletedAll:
+    """The reply to `delete_all`."""
+
+    count: int  #: how many entities there were to forget
+    runs: tuple[Running, ...]  #: evaluations under way, most of them of deleted entities
+    away: Mapping[int, IndexUnavailable]  #: the shards that did not answer: something may be left there
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +402,19 @@ class Index(Protocol):
     def delete(self, kind: str, ids: Sequence[str]) -> list[bool]:
         """Forget entities; False for each that was not known. An evaluation under way leaves no trace."""
 
+    def delete_all(self, kind: str) -> DeletedAll:
+        """Forget all entities of a kind, in each shard those that are there at one moment of the call.
+
+        Whatever they do meanwhile, nothing of them is left in the shards that answered; what is enqueued from
+        outside after that moment lives. Call it again for those that did not answer.
+        """
+
+    def forget_kind(self, kind: str) -> bool:
+        """Forget that the kind is kept here, and how, if nothing of it is there: no entity, no pause.
+
+        Whether it is forgotten. The next `note` or `enqueue` remembers it again.
+        """
+
     def pause(self, kind: str) -> None:
         """Let no evaluation of the kind start; those under way finish."""
 
@@ -364,8 +427,11 @@ class Index(Protocol):
     def describe(self, kind: str, ids: Sequence[str]) -> list[Record | None]:
         """What is known of each entity; None: nothing, or deleted while it is evaluated."""
 
-    def records(self, kind: str, status: Status, limit: int) -> list[Record]:
-        """Up to `limit` entities in this status, those that are due (expire, failed) first come first."""
+    def records(self, kind: str, status: Status, limit: int, after: Position | None = None) -> list[Record]:
+        """Up to `limit` entities in this status, those that are due (expire, failed) first come first.
+
+        `after` is where the last one of the page before stood, whether or not it is there any more.
+        """
 
     def counts(self, kind: str) -> Mapping[Status, int]:
         """How many entities are in each status."""

@@ -16,9 +16,11 @@ from types import MappingProxyType
 from celery_goalstate.index import transitions as do
 from celery_goalstate.index.base import (
     Claim,
+    DeletedAll,
     Finished,
     Limits,
     Policy,
+    Position,
     Record,
     Refusal,
     Report,
@@ -31,6 +33,7 @@ from celery_goalstate.index.base import (
     Wakeup,
     Watch,
     check_notes,
+    records_after,
 )
 
 
@@ -123,6 +126,23 @@ class MemoryIndex:
             call = do.Deleting(*self._on(kind))
             return [call.delete(call.open(id)) for id in ids]
 
+    def delete_all(self, kind: str) -> DeletedAll:
+        with self._lock:
+            call = do.DeletingAll(*self._on(kind))
+            token = call.begin()
+            runs = self._meet_all(kind)
+            return DeletedAll(call.over(token), tuple(sorted(runs)), {})
+
+    def _meet_all(self, kind: str) -> list[Running]:
+        return self.running(kind, list(self._kinds[kind].entities))
+
+    def forget_kind(self, kind: str) -> bool:
+        with self._lock:
+            forgotten = do.ForgettingKind(*self._on(kind)).forget_kind()
+            if forgotten:
+                self._noted.discard(kind)
+            return forgotten
+
     def pause(self, kind: str) -> None:
         with self._lock:
             self._kinds[kind].paused = True
@@ -140,11 +160,16 @@ class MemoryIndex:
             call = do.Describing(*self._on(kind))
             return [call.describe(call.open(id)) for id in ids]
 
-    def records(self, kind: str, status: Status, limit: int) -> list[Record]:
+    def records(self, kind: str, status: Status, limit: int, after: Position | None = None) -> list[Record]:
         with self._lock:
-            ids = [entity.id for entity in self._kinds[kind].with_status(status)[:limit]]
-            # A deleted run that was enqueued since is no run to be seen.
-            return [record for record in self.describe(kind, ids) if record and record.status is status]
+            call = do.Paging(*self._on(kind))
+            return records_after(
+                after,
+                status,
+                limit,
+                page=lambda size, after: call.page(status, size, after),
+                describe=lambda ids: self.describe(kind, ids),
+            )
 
     def counts(self, kind: str) -> Mapping[Status, int]:
         with self._lock:

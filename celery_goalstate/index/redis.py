@@ -32,10 +32,12 @@ from celery_goalstate.display import DOCS
 from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
 from celery_goalstate.index.base import (
     Claim,
+    DeletedAll,
     Finish,
     Finished,
     Limits,
     Policy,
+    Position,
     Record,
     Refusal,
     Refused,
@@ -49,6 +51,7 @@ from celery_goalstate.index.base import (
     Wakeup,
     Watch,
     check_notes,
+    records_after,
 )
 from celery_goalstate.index.cluster import REDIS_ERRORS, Cluster
 from celery_goalstate.index.connection import Command, raise_first, server_of
@@ -79,22 +82,19 @@ UNAVAILABLE = (
 UNAVAILABLE_CODES = ("BUSY ", "MISCONF ", "NOREPLICAS ")
 #: The errors of a script that may not run one of its commands.
 FORBIDDEN = ("ACL failure in script", "The user executing the script can't")
+#: The error of a script that would write to a kind which is not kept (any more) as we agreed.
+NOT_KEPT = "NOTKEPT "
 
-#: The keys of one shard, in the order in which the scripts know them; then come the records.
+#: The keys of one shard, in the order in which the scripts know them; then come the records, and their notes.
 SHARD_KEYS = (
     *("parked", "sent", "running", "idle", "failed", "suspect"),
-    *("token", "paused", "claimed", "sweeper"),
-)
-
-#: Transitions that read, set or remove notes, whose keys come after those of the records.
-WITH_NOTES = frozenset(
-    ("enqueue", "claim", "finish", "delete", "describe", "promote", "resend", "adopt", "retire")
+    *("token", "paused", "claimed", "sweeper", "form", "all_deleted"),
 )
 
 #: Whatever only goes on with, or ends, what the index knows already goes on when Redis has no memory left.
 EVEN_WHEN_FULL = frozenset(
     (
-        *("put_back", "claim", "take", "renew", "finish", "delete"),
+        *("put_back", "claim", "take", "renew", "finish", "delete", "delete_all", "forget_kind"),
         *("survey", "promote", "resend", "running", "forget", "retire"),
     )
 )
@@ -142,6 +142,7 @@ class RedisIndex:
         self._scripts: dict[str, _Script] = {}
         self._known_keys: dict[tuple[str, int], list[bytes]] = {}
         self._agreed: set[str] = set()  # kinds that are kept as we would keep them
+        self._form = json.dumps({"layout": LAYOUT, "shards": shards})
         self._at_rest: dict[str, tuple[float, Exception]] = {}  # nodes: until when, and why
 
     # -- kinds
@@ -158,8 +159,7 @@ class RedisIndex:
     def _keep(self, kinds: Sequence[str]) -> None:
         """Write down how these kinds are kept, wherever that is missing."""
         if missing := self._agree(kinds):
-            form = json.dumps({"layout": LAYOUT, "shards": self._shards})
-            self._commands([("SET", self._key(*shard, "form"), form, "NX") for shard in missing])
+            self._commands([("SET", self._key(*shard, "form"), self._form, "NX") for shard in missing])
             self._agree(kinds)  # another process may have been faster
 
     def _agree(self, kinds: Sequence[str]) -> list[tuple[str, int]]:
@@ -178,6 +178,12 @@ class RedisIndex:
                 raise reply
         return [shard for shard, reply in zip(shards, replies, strict=True) if reply is None]
 
+    def _begin(self, kind: str) -> None:
+        """A kind that is new here, or was forgotten since."""
+        self._keep([kind])
+        with suppress(IndexUnavailable):  # its node may be away; sweepers note it again and again
+            self._commands([("SADD", self._kinds_key, kind)])
+
     # -- scheduling
 
     def enqueue(
@@ -191,9 +197,7 @@ class RedisIndex:
     ) -> list[Scheduled]:
         check_notes(requests)
         if kind not in self._agreed:
-            self._keep([kind])
-            with suppress(IndexUnavailable):  # its node may be away; sweepers note it again and again
-                self._commands([("SADD", self._kinds_key, kind)])
+            self._begin(kind)
         header = _given(policy=policy, max_wait=max_wait, inside=inside and inside._asdict())
         replies = self._transition_each("enqueue", kind, [_row(request) for request in requests], header)
         if any(isinstance(reply, Exception) for reply in replies):
@@ -235,10 +239,7 @@ class RedisIndex:
     def take(self, kind: str, limit: int, *, nonce: str, task_id: str) -> list[Claim]:
         if kind not in self._agreed:
             self._agree([kind])
-        shards = range(self._shards)
-        overdue = self._run(
-            "overdue", [self._call("overdue", kind, shard, (), {"limit": limit}) for shard in shards]
-        )
+        overdue = self._run("overdue", self._calls(kind, {"limit": limit}))
         ids = [id for found in overdue for id in found][:limit]
         header = {"nonce": nonce, "task_id": task_id}
         replies = self._transition("take", kind, _rows(ids), header)
@@ -260,6 +261,53 @@ class RedisIndex:
         # One attempt: the second reply would deny what the first call has done.
         return self._transition("delete", kind, _rows(ids), attempts=1)
 
+    def delete_all(self, kind: str) -> DeletedAll:
+        if kind not in self._agreed:
+            self._agree([kind])
+        count, runs, away = 0, [], {}
+        for shard, reply in enumerate(self._run_each("delete_all", self._calls(kind))):
+            try:
+                raise_first([reply])
+                runs += self._meet_all(kind, shard)
+                last = self._call(kind, shard, (), {"over": reply["token"]})
+                # One attempt: the second reply would know of no count any more.
+                [over] = replies = self._run_each("delete_all", [last], attempts=1)
+                raise_first(replies)
+                count += over["count"]
+            except IndexUnavailable as error:
+                away[shard] = error
+        return DeletedAll(count, tuple(sorted(runs)), away)
+
+    def _meet_all(self, kind: str, shard: int) -> list[Running]:
+        """Open whatever a shard has, so that nothing stays of lives that are over; the evaluations among it.
+
+        A scan finds all that is there from its beginning to its end, and what is over moves nowhere any more.
+        """
+        runs = []
+        for status in Status:
+            cursor = "0"
+            while True:
+                [(cursor, found)] = self._commands(
+                    [("ZSCAN", self._key(kind, shard, status), cursor, "COUNT", ENTITIES_PER_CALL)]
+                )
+                runs += self.running(kind, [id for id, _ in _pairs(found)])
+                if cursor == "0":
+                    break
+        return runs
+
+    def forget_kind(self, kind: str) -> bool:
+        if any(self.counts(kind).values()) or self.paused(kind):
+            return False
+        forgotten = self._run("forget_kind", self._calls(kind))
+        self._agreed.discard(kind)
+        if all(forgotten):
+            self._commands([("SREM", self._kinds_key, kind)])
+            forms = [("GET", self._key(kind, shard, "form")) for shard in range(self._shards)]
+            if not any(self._commands(forms)):
+                return True
+        self._begin(kind)  # something was enqueued meanwhile, by who did not forget it
+        return False
+
     def pause(self, kind: str) -> None:
         self._commands([("SET", key, "1") for key in self._keys(kind, "paused")])
 
@@ -273,15 +321,23 @@ class RedisIndex:
         replies = self._transition("describe", kind, _rows(ids))
         return [_record(id, reply) for id, reply in zip(ids, replies, strict=True)]
 
-    def records(self, kind: str, status: Status, limit: int) -> list[Record]:
-        if limit < 1:
-            return []
-        keys = self._keys(kind, status)
-        # Ids and scores are all that is needed to merge the shards; `describe` then reads the records.
-        replies = self._commands([("ZRANGE", key, 0, limit - 1, "WITHSCORES") for key in keys])
-        scored = sorted((float(score), id) for reply in replies for id, score in _pairs(reply))
-        records = self.describe(kind, [id for _, id in scored[:limit]])
-        return [record for record in records if record is not None and record.status is status]
+    def records(self, kind: str, status: Status, limit: int, after: Position | None = None) -> list[Record]:
+        return records_after(
+            after,
+            status,
+            limit,
+            page=lambda size, after: self._page(kind, status, size, after),
+            describe=lambda ids: self.describe(kind, ids),
+        )
+
+    def _page(self, kind: str, status: Status, size: int, after: Position | None) -> list[Position]:
+        """Ids and scores are all that is needed to merge the shards."""
+        if kind not in self._agreed:
+            self._agree([kind])
+        last = after and {"score": f"{after.score:.0f}", "id": after.id}
+        pages = self._run("page", self._calls(kind, _given(status=status, limit=size, after=last)))
+        found = [Position(float(score), id) for page in pages for id, score in page]
+        return sorted(found, key=lambda each: (each.score, each.id.encode()))[:size]
 
     def counts(self, kind: str) -> Mapping[Status, int]:
         counted = self._commands([("ZCARD", key) for status in Status for key in self._keys(kind, status)])
@@ -312,8 +368,7 @@ class RedisIndex:
         answered = False
         header = {"sweeper": sweeper, "hold": hold, "limit": limit}
         calls = [
-            self._call("survey", *shard, (), {**header, **_given(watch=_watch(watched.get(shard)))})
-            for shard in asked
+            self._call(*shard, (), {**header, **_given(watch=_watch(watched.get(shard)))}) for shard in asked
         ]
         for shard, reply in zip(asked, self._run_each("survey", calls), strict=True):
             if isinstance(reply, Exception):
@@ -351,17 +406,20 @@ class RedisIndex:
     # -- moving
 
     def as_kept(self, kind: str) -> RedisIndex | None:
-        [form] = self._commands([("GET", self._key(kind, 0, "form"))])
-        if form is None:
+        forms = self._replies([("GET", self._key(kind, shard, "form")) for shard in range(self._shards)])
+        form = next((reply for reply in forms if isinstance(reply, str)), None)
+        if form is None:  # a shard that is away says nothing
+            raise_first(forms)
             return None
         other = copy.copy(self)
         other._shards = _known_shards(kind, form)
-        other._known_keys, other._agreed = {}, set()
+        other._form = json.dumps({"layout": LAYOUT, "shards": other._shards})
+        other._known_keys, other._agreed, other._scripts = {}, set(), {}
         return other
 
     def adopt(self, kind: str, records: Sequence[Record]) -> None:
         if kind not in self._agreed:
-            self.note([kind])
+            self._begin(kind)
         self._transition("adopt", kind, [_as_adopted(record) for record in records])
 
     def retire(self, kind: str, records: Sequence[Record]) -> list[bool]:
@@ -413,19 +471,22 @@ class RedisIndex:
     def _script(self, name: str) -> _Script:
         if name not in self._scripts:
             full = [_lua("full")] if name in EVEN_WHEN_FULL else []
-            parts = [self.clock_lua(), _limits_lua(self._limits), _lua("common"), *full, _lua(name)]
-            source = "\n".join(parts)
+            constants = f"{_limits_lua(self._limits)}\nlocal form = [[{self._form}]]"
+            source = "\n".join([self.clock_lua(), constants, _lua("common"), *full, _lua(name)])
             sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
             self._scripts[name] = _Script(source, sha)
         return self._scripts[name]
 
-    def _call(self, name: str, kind: str, shard: int, rows: Sequence[Row], header: Row) -> _Call:
+    def _call(self, kind: str, shard: int, rows: Sequence[Row], header: Row) -> _Call:
         record, note, *keys = self._shard_keys(kind, shard)
         ids = [row["id"].encode() for row in rows]
         keys += [record + id for id in ids]
-        if name in WITH_NOTES:
-            keys += [note + id for id in ids]
+        keys += [note + id for id in ids]
         return _Call(keys, _encode({"header": header, "rows": rows}))
+
+    def _calls(self, kind: str, header: Row = NOTHING) -> list[_Call]:
+        """One call in each shard, about no entity."""
+        return [self._call(kind, shard, (), header) for shard in range(self._shards)]
 
     def _shard_keys(self, kind: str, shard: int) -> list[bytes]:
         """What the keys of records and of notes begin with, and the keys of the shard itself."""
@@ -450,8 +511,8 @@ class RedisIndex:
         if kind not in self._agreed:
             self._agree([kind])
         if len(rows) == 1:  # by far the most frequent: nothing to be split and put together again
-            call = self._call(name, kind, self._shard(rows[0]["id"]), rows, header)
-            [replies] = self._run_each(name, [call], attempts)
+            call = self._call(kind, self._shard(rows[0]["id"]), rows, header)
+            [replies] = self._run_kept(name, kind, [call], attempts)
             return [replies] if isinstance(replies, Exception) else replies
         by_shard: defaultdict[int, list[int]] = defaultdict(list)
         for position, row in enumerate(rows):
@@ -462,15 +523,29 @@ class RedisIndex:
             for start in range(0, len(positions), ENTITIES_PER_CALL)
         ]
         calls = [
-            self._call(name, kind, shard, [rows[position] for position in positions], header)
+            self._call(kind, shard, [rows[position] for position in positions], header)
             for shard, positions in batches
         ]
         ordered: list[Any] = [None] * len(rows)
-        for (_, positions), replies in zip(batches, self._run_each(name, calls, attempts), strict=True):
+        for (_, positions), replies in zip(batches, self._run_kept(name, kind, calls, attempts), strict=True):
             failed = isinstance(replies, Exception)
             for n, position in enumerate(positions):
                 ordered[position] = replies if failed else replies[n]
         return ordered
+
+    def _run_kept(self, name: str, kind: str, calls: Sequence[_Call], attempts: int) -> list[Any]:
+        """As `_run_each`. If the kind was forgotten since we agreed on it, agree anew and try once more."""
+        replies = self._run_each(name, calls, attempts)
+        if again := [n for n, reply in enumerate(replies) if _is_not_kept(reply)]:
+            self._agreed.discard(kind)
+            try:
+                self._begin(kind)
+                repeated = self._run_each(name, [calls[n] for n in again], attempts)
+            except (IndexUnavailable, ImproperlyConfigured) as error:
+                repeated = [error] * len(again)
+            for n, reply in zip(again, repeated, strict=True):
+                replies[n] = reply
+        return replies
 
     def _run(self, name: str, calls: Sequence[_Call]) -> list[Any]:
         """What a script replies to each call. Raises the first error."""
@@ -511,6 +586,10 @@ class RedisIndex:
             for n, reply in zip(again, self._servers.exchange([commands[n] for n in again]), strict=True):
                 replies[n] = reply
         return [in_our_words(reply) if isinstance(reply, Exception) else reply for reply in replies]
+
+
+def _is_not_kept(reply: Any) -> bool:
+    return isinstance(reply, errors.ResponseError) and str(reply).startswith(NOT_KEPT)
 
 
 def _is_absence(error: Exception) -> bool:
@@ -691,6 +770,7 @@ def _record(id: str, reply: Mapping[str, Any]) -> Record | None:
         floor=_number(fields, "floor"),
         alone="alone" in fields,
         note=reply.get("note", ""),
+        score=score,
     )
 
 

@@ -18,6 +18,7 @@ from celery_goalstate.index.base import (
     Finished,
     Limits,
     Policy,
+    Position,
     Record,
     Refusal,
     Refused,
@@ -73,6 +74,7 @@ class Entity:
     finished: int | None = None
     last: str = ""  # the last report that was accepted
     note: str = ""  # of the last enqueue that changed the deadline
+    born: int = 0  # the token of the `delete_all` under way when this life began; 0: none was
 
 
 @dataclass(slots=True)
@@ -87,11 +89,13 @@ class Shard:
     swept_until: int = 0
     count: int = 0  # by which leases end
     newest_survey: int = 0  # the time of it, by the index's clock
+    all_deleted: int = 0  # the token of a `delete_all` that goes on: every life that began before it is over
+    met: int = 0  # how many of them were deleted since
 
     def with_status(self, status: Status) -> list[Entity]:
         """The entities in one status, lowest score first."""
         found = [entity for entity in self.entities.values() if entity.status is status]
-        return sorted(found, key=lambda entity: (entity.score, entity.id))
+        return sorted(found, key=lambda entity: (entity.score, entity.id.encode()))
 
 
 @dataclass(slots=True)
@@ -150,7 +154,7 @@ class Transition:
             pending = entity.status in {Status.PARKED, Status.SENT}
             self.save(entity, entity.status, entity.deadline if pending else None)
             entity = copy.copy(entity)
-        return entity
+        return self.alive(entity)
 
     def keep_note(self, entity: Entity, note: str) -> None:
         """What the last enqueue that changed the deadline noted is kept while anything is pending or runs."""
@@ -161,6 +165,40 @@ class Transition:
 
     def remove(self, entity: Entity) -> None:
         del self.shard.entities[entity.id]
+
+    def deleted_before(self) -> int:
+        return self.shard.all_deleted
+
+    def begin_life(self, entity: Entity) -> None:
+        """A life begins, which no `delete_all` that goes on already is about."""
+        entity.born = self.deleted_before()
+
+    def delete_running(self, entity: Entity) -> bool:
+        known = not entity.deleted or entity.deadline is not None
+        entity.deleted = True
+        entity.deadline = entity.asked = entity.since = entity.own = entity.own_asked = None
+        self.begin_life(entity)
+        self.keep_note(entity, "")
+        self.save(entity, Status.RUNNING)
+        return known
+
+    def delete(self, entity: Entity) -> bool:
+        """Whether it was known."""
+        if entity.status is None:
+            return False
+        if entity.status is Status.RUNNING:
+            return self.delete_running(entity)
+        self.remove(entity)
+        return True
+
+    def alive(self, entity: Entity) -> Entity:
+        """The entity, but nothing of a life that `delete_all` has ended: that is deleted where it is met."""
+        if entity.status and entity.born < self.deleted_before():
+            self.shard.met += self.delete(entity)
+            entity = copy.copy(self.shard.entities.get(entity.id) or Entity(entity.id))
+        if entity.status is None:
+            self.begin_life(entity)
+        return entity
 
     def under_way(self) -> int:
         return len(self.shard.with_status(Status.SENT))
@@ -634,21 +672,29 @@ class Finishing(Transition):
 class Deleting(Transition):
     """As `delete.lua`."""
 
-    def delete_running(self, entity: Entity) -> bool:
-        known = not entity.deleted or entity.deadline is not None
-        entity.deleted = True
-        entity.deadline = entity.asked = entity.since = entity.own = entity.own_asked = None
-        self.keep_note(entity, "")
-        self.save(entity, Status.RUNNING)
-        return known
 
-    def delete(self, entity: Entity) -> bool:
-        if entity.status is None:
-            return False
-        if entity.status is Status.RUNNING:
-            return self.delete_running(entity)
-        self.remove(entity)
-        return True
+class DeletingAll(Transition):
+    """As `delete_all.lua`."""
+
+    def begin(self) -> int:
+        self.shard.all_deleted, self.shard.met = int(self.next_token()), 0
+        return self.shard.all_deleted
+
+    def over(self, token: int) -> int:
+        """Not over as long as a later call goes on, which is about the same entities."""
+        if self.deleted_before() == token:
+            self.shard.all_deleted = 0
+        return self.shard.met
+
+
+class ForgettingKind(Transition):
+    """As `forget_kind.lua`."""
+
+    def is_empty(self) -> bool:
+        return not (self.shard.entities or self.shard.paused or self.shard.all_deleted)
+
+    def forget_kind(self) -> bool:
+        return self.is_empty()  # the last token stays
 
 
 class Describing(Transition):
@@ -682,7 +728,23 @@ class Describing(Transition):
             floor=entity.floor,
             alone=entity.alone,
             note=entity.note,
+            score=entity.score,
         )
+
+
+class Paging(Transition):
+    """As `page.lua`."""
+
+    def is_after(self, entity: Entity, position: Position) -> bool:
+        return (entity.score, entity.id.encode()) > (position.score, position.id.encode())
+
+    def page(self, status: Status, limit: int, after: Position | None) -> list[Position]:
+        found = [
+            Position(entity.score, entity.id)
+            for entity in self.shard.with_status(status)
+            if after is None or self.is_after(entity, after)
+        ]
+        return found[:limit]
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ KINDS = ("order", "host")
 PREFIX = "gs"
 NAMESPACE = "default"
 START = 1_700_000_000_000  # a Tuesday; milliseconds
-AUXILIARY = {"form", "token", "paused", "claimed", "sweeper", "testclock"}
+AUXILIARY = {"form", "token", "paused", "claimed", "sweeper", "all_deleted", "testclock"}
 SUSPECT = "suspect"
 
 
@@ -272,7 +272,7 @@ def _parse(key: str) -> tuple[str, str, int, str]:
 
 # -- what must hold at any moment
 
-_ALWAYS_ALLOWED = {"task_id", "failures", "rounds", "error", "converged", "finished", "last"}
+_ALWAYS_ALLOWED = {"task_id", "failures", "rounds", "error", "converged", "finished", "last", "born"}
 _NOTE = {"note", "noted"}
 _PENDING = {"deadline", "asked", "since", "floor", "retries", "alone", *_NOTE}
 _CLAIMED = {

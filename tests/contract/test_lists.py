@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from celery_goalstate.index.base import (
@@ -9,6 +12,8 @@ from celery_goalstate.index.base import (
     Finish,
     Limits,
     Policy,
+    Position,
+    Record,
     Report,
     Request,
     Run,
@@ -55,6 +60,19 @@ class TestLists:
         for status in Status:
             assert "again" not in [record.id for record in bench.index.records(KIND, status, 10)]
 
+    def test_runs_behind_deleted_ones_are_found(self, bench: Bench) -> None:
+        for n in range(60):
+            bench.run(f"deleted-{n}")
+            bench.delete(f"deleted-{n}")
+            bench.enqueue(f"deleted-{n}")
+        bench.sweep_for(1)  # one counts, so this lease ends later
+        bench.run("last")
+        names = ["running-1", "running-2", "running-3", "last"]
+        assert [record.id for record in bench.index.records(KIND, Status.RUNNING, 4)] == names
+        [third] = bench.index.records(KIND, Status.RUNNING, 3)[2:]
+        after = Position(third.score, third.id)
+        assert [record.id for record in bench.index.records(KIND, Status.RUNNING, 1, after)] == ["last"]
+
     def test_kinds_are_those_that_were_enqueued_or_noted(self, bench: Bench) -> None:
         bench.index.describe("unheard", ["a"])
         assert bench.index.kinds() == [KIND]
@@ -66,6 +84,90 @@ class TestLists:
         assert bench.index.counts("host") == dict.fromkeys(Status, 0)
         bench.delete("failed-2")
         assert bench.index.counts(KIND) == dict.fromkeys(Status, 3) | {Status.FAILED: 2}
+
+
+class TestPages:
+    """Each entity on one page, however many have the same score, and whatever becomes of the last one."""
+
+    @pytest.fixture(params=[1, 4])
+    def bench(self, open_bench: OpenBench, request: pytest.FixtureRequest) -> Bench:
+        return open_bench(Limits(window=8_000), shards=request.param)
+
+    def pages(
+        self, bench: Bench, status: Status, size: int, between: Callable[[Record], Any] | None = None
+    ) -> list[list[str]]:
+        found, after = [], None
+        while page := bench.index.records(KIND, status, size, after):
+            found.append([record.id for record in page])
+            after = Position(page[-1].score, page[-1].id)
+            if between:
+                between(page[-1])
+        return found
+
+    def named(self, count: int) -> list[str]:
+        """In the order of their bytes; some are no ASCII, and some begin as others do."""
+        names = ("a", "a-", "A", "Z", "{b}", "ü", "z", "zz", "\U0001f600", "\uffee")
+        ids = {f"{names[n % len(names)]}{n // len(names) or ''}" for n in range(count)}
+        return sorted(ids, key=str.encode)
+
+    @pytest.mark.parametrize("size", [1, 7, 100, 101, 1_000])
+    def test_of_one_deadline(self, bench: Bench, size: int) -> None:
+        ids = self.named(100)
+        bench.index.enqueue(KIND, [Request(id, at=bench.now + FAR) for id in reversed(ids)])
+        pages = self.pages(bench, Status.PARKED, size)
+        assert [id for page in pages for id in page] == ids
+        assert {len(page) for page in pages[:-1]} <= {size}
+
+    def test_of_several_deadlines(self, bench: Bench) -> None:
+        ids = self.named(60)
+        bench.index.enqueue(KIND, [Request(id, FAR + n // 20) for n, id in enumerate(reversed(ids))])
+        expected = [*ids[40:], *ids[20:40], *ids[:20]]
+        assert [id for page in self.pages(bench, Status.PARKED, 7) for id in page] == expected
+
+    def test_of_those_that_are_idle_for_ever(self, bench: Bench) -> None:
+        ids = self.named(20)
+        for id in ids:
+            bench.finish(bench.run(id))
+        assert self.pages(bench, Status.IDLE, 6) == [ids[:6], ids[6:12], ids[12:18], ids[18:]]
+
+    def test_when_the_last_one_goes(self, bench: Bench) -> None:
+        ids = self.named(30)
+        bench.index.enqueue(KIND, [Request(id, at=bench.now + FAR) for id in ids])
+        pages = self.pages(bench, Status.PARKED, 4, between=lambda last: bench.delete(last.id))
+        assert [id for page in pages for id in page] == ids
+
+    def test_when_the_last_one_moves_on(self, bench: Bench) -> None:
+        """To the end: it is met once more there, and nobody is passed over."""
+        ids = self.named(30)
+        bench.index.enqueue(KIND, [Request(id, at=bench.now + FAR) for id in ids])
+        moved = []
+
+        def later(last: Record) -> None:
+            if last.id not in moved:
+                bench.replace(last.id, FAR + 1)
+                moved.append(last.id)
+
+        found = [id for page in self.pages(bench, Status.PARKED, 4, between=later) for id in page]
+        assert found[:30] == ids
+        assert sorted(found[30:]) == sorted(moved)
+
+    def test_one_that_moves_on_while_its_page_is_read(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bench.index.enqueue(KIND, [Request(id, FAR + n) for n, id in enumerate("abcd")])
+        describe = bench.index.describe
+
+        def first(kind: str, ids: list[str]) -> Any:
+            monkeypatch.undo()
+            bench.replace("b", FAR + 9)
+            return describe(kind, ids)
+
+        monkeypatch.setattr(bench.index, "describe", first)
+        assert self.pages(bench, Status.PARKED, 2) == [["a", "b"], ["c", "d"], ["b"]]
+
+    def test_as_one_call_has_it(self, bench: Bench) -> None:
+        bench.index.enqueue(KIND, [Request(id, FAR) for id in IDS])
+        assert [record.id for record in bench.index.records(KIND, Status.PARKED, 5_000)] == sorted(IDS)
 
 
 class TestBatches:

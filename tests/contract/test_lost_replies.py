@@ -18,6 +18,7 @@ from redis.retry import Retry
 from celery_goalstate.exceptions import IndexUnavailable
 from celery_goalstate.index.base import (
     Limits,
+    Position,
     Record,
     Refusal,
     Refused,
@@ -214,6 +215,7 @@ CALLS = [
     Call("resume", Bench.pause, lambda b: b.resume()),
     Call("describe", lambda b: b.enqueue(), lambda b: b.describe()),
     Call("list", lambda b: b.enqueue(), lambda b: b.index.records(KIND, Status.SENT, 10)),
+    Call("page", lambda b: b.enqueue(), lambda b: b.index.records(KIND, Status.SENT, 10, Position(1, "a"))),
     Call("count", lambda b: b.enqueue(), lambda b: b.index.counts(KIND)),
     Call("survey", several(lambda b: b.enqueue(), later(10**6)), lambda b: b.survey()),
     Call("promote", several(lambda b: b.enqueue(delay=FAR), later(FAR)), lambda b: b.promote()),
@@ -225,6 +227,7 @@ CALLS = [
         lambda b: b.enqueue(),
         lambda b: b.index.retire(KIND, [Record("a", Status.SENT, deadline=b.now)]),
     ),
+    Call("forget the kind", lambda b: b.index.note([KIND]), lambda b: b.index.forget_kind(KIND)),
     Call("forget", lambda b: b.finish(running(b), idle_ttl=0), lambda b: b.index.forget(KIND, ["a"]), 0),
 ]
 
@@ -251,6 +254,28 @@ def test_a_deleted_entity_is_gone_though_the_caller_cannot_know(bench: Bench) ->
     with pytest.raises(IndexUnavailable):
         bench.delete()
     assert bench.describe() is None
+
+
+@pytest.mark.parametrize("which", ["the first", "met", "the last"])
+def test_all_are_deleted_though_a_reply_is_lost(bench: Bench, which: str) -> None:
+    """But for the last one: then the shard counts as away, and the next call finds nothing there."""
+    for id in ("a", "b"):
+        bench.enqueue(id)
+    run, calls = bench.index._run_each, []
+
+    def lose_one(name: str, given: list[Any], *args: Any, **options: Any) -> Any:
+        if given:
+            calls.append(name)
+        at = {("delete_all", 1): "the first", ("running", 1): "met", ("delete_all", 2): "the last"}
+        if given and at.get((name, calls.count(name))) == which:
+            lose()
+        return run(name, given, *args, **options)
+
+    bench.index._run_each = lose_one
+    done = bench.index.delete_all(KIND)
+    assert (done.count, set(done.away)) == ((0, {0}) if which == "the last" else (2, set()))
+    assert bench.index.delete_all(KIND).count == 0
+    assert bench.lane.stored() == {}
 
 
 def test_a_take_whose_claims_are_lost(bench: Bench, reference: Bench) -> None:

@@ -499,6 +499,8 @@ def test_a_full_redis_refuses_enqueues_and_nothing_else(index: RedisIndex, full:
     assert index.resend(KIND, {"sent": "task"}, probe="sent") == []
     assert index.retire(KIND, index.describe(KIND, ["sent"])) == [True]
     assert index.delete(KIND, ["parked", "end", "new"]) == [True, True, False]
+    assert index.delete_all(KIND).count == 0
+    assert index.forget_kind("host")
 
 
 @pytest.mark.parametrize("spoil", ["evicted", "damaged"])

@@ -436,6 +436,15 @@ class Machine(RuleBasedStateMachine):
             self.index.pause(KIND)
             self.paused = True
 
+    @rule(really=rarely)
+    def delete_all(self, really: bool) -> None:
+        if really:
+            runs = {id for id, entity in self.entities.items() if entity.evaluation}
+            known = [entity.delete() for entity in self.entities.values()]
+            done = self.index.delete_all(KIND)
+            assert (done.count, {run.id for run in done.runs}, done.away) == (sum(known), runs, {})
+            assert self.index.forget_kind(KIND) == (not runs and not self.paused)
+
     @precondition(lambda self: self.paused)
     @rule()
     def resume(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -305,10 +306,26 @@ def test_an_action_that_cannot_be_called_as_one(world: World, truth: Truth) -> N
     assert "cannot be called with (ctx, entity)" in str(described.error)
 
 
-@pytest.mark.parametrize("limit", [0, -1, 1.5, True, None, "5"], ids=repr)
+@pytest.mark.parametrize("limit", [0, -1, 1.5, True, None, "5", 1001], ids=repr)
 def test_a_bad_limit(world: World, limit: Any) -> None:
     with pytest.raises(ValueError, match=rf"limit is {limit!r}; give an integer"):
         world.engine.list("order", limit=limit)
+
+
+@pytest.mark.parametrize(
+    "after",
+    ["", "1", 5, "failed/order/x/1", "failed/order/1/", "lost/order/1/1", f"failed/order/{10**20}/1"],
+    ids=repr,
+)
+def test_a_bad_cursor(world: World, after: Any) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"after is {after!r}; give the `cursor` of")):
+        world.engine.list("order", after=after)
+
+
+@pytest.mark.parametrize("after", ["failed/host/1/1", "running/order/1/1"])
+def test_a_cursor_of_another_list(world: World, after: str) -> None:
+    with pytest.raises(ValueError, match=f"after is {after!r}, which is on no page of failed of 'order'"):
+        world.engine.list("order", "failed", after=after)
 
 
 def test_a_bad_status(world: World) -> None:

@@ -394,7 +394,31 @@ class TestList:
         goalstate("enqueue", "order", *map(str, range(6)), "--in", "1h")
         result = goalstate("list", "--kind", "order", "--limit", "5")
         assert len(result.stdout.splitlines()) == 6
-        assert "more than these 5; see --limit" in result.stderr
+        assert "There are more than these 5: --after scheduled/order/" in result.stderr
+        after = result.stderr.split("--after ")[1].split()[0]
+        rest = goalstate("list", "--kind", "order", "--limit", "5", "--after", after)
+        assert len(rest.stdout.splitlines()) == 2
+        assert rest.stderr == ""
+        nothing = goalstate("list", "--kind", "order", "--after", "idle/order/inf/5")
+        assert (nothing.exit_code, nothing.stderr) == (1, "no further entities of kind order\n")
+
+    @pytest.mark.parametrize("size", [1, 2, 3])
+    def test_pages_over_kinds_and_statuses(self, goalstate: Command, engine: Engine, size: int) -> None:
+        for kind in ("order", "parcel"):
+            goalstate("enqueue", kind, "it's 1", "it's 2", "--in", "1h")
+        goalstate("enqueue", "order", "failed")
+        evaluate(engine, "failed", Verdict.QUARANTINED)
+        found, arguments = [], ["list", "--kind", "order", "--limit", str(size), "--json"]
+        for given in (arguments, ["list", "--status", "scheduled", "--limit", str(size), "--json"]):
+            after: list[str] = []
+            while after is not None:
+                result = goalstate(*given, *after)
+                page = json.loads(result.stdout)
+                found += [f"{each['kind']}/{each['id']}" for each in page]
+                more = result.stderr.partition(f"There are more than these {size}: ")[2]
+                after = shlex.split(more) or None
+        orders = ["order/it's 1", "order/it's 2"]
+        assert found == ["order/failed", *orders, *orders, "parcel/it's 1", "parcel/it's 2"]
 
     def test_nothing(self, goalstate: Command) -> None:
         result = goalstate("list", "--kind", "order", "--status", "failed")
@@ -403,7 +427,19 @@ class TestList:
         assert goalstate("list", "--status", "failed", "--json").stdout == "[]\n"
         assert "Did you mean order?" in goalstate("list", "--kind", "oder").stderr
 
-    @pytest.mark.parametrize("arguments", [["--status", "lost"], ["--limit", "0"], ["--kind", "Or der"]])
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--status", "lost"],
+            ["--limit", "0"],
+            ["--limit", "1001"],
+            ["--kind", "Or der"],
+            ["--after", "failed/order/1/1"],
+            ["--kind", "order", "--after", "1"],
+            ["--kind", "order", "--after", "failed/parcel/1/1"],
+            ["--status", "failed", "--after", "idle/order/1/1"],
+        ],
+    )
     def test_bad_usage(self, goalstate: Command, arguments: list[str]) -> None:
         assert goalstate("list", *arguments).exit_code == 2
 

@@ -153,6 +153,27 @@ def test_a_list_of_all(crowd: World) -> None:
         crowd.engine.list("never_heard_of")
 
 
+@pytest.mark.parametrize("status", [None, *Status])
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_pages(crowd: World, status: Status | None, size: int) -> None:
+    everything = crowd.engine.list("order", status, limit=1000)
+    found, after = [], None
+    while page := crowd.engine.list("order", status, size, after):
+        assert len(page) <= size
+        found += page
+        after = page[-1].cursor
+    assert found == everything
+    assert len(found) == (7 if status is None else crowd.engine.counts()["order"][status])
+
+
+def test_a_page_goes_on_when_the_last_one_is_gone(crowd: World) -> None:
+    [first] = crowd.engine.list("order", "scheduled", limit=1)
+    crowd.engine.delete(crowd.entity(first.id))
+    assert [each.id for each in crowd.engine.list("order", "scheduled", after=first.cursor)] == [
+        *("sent-2", "parked")
+    ]
+
+
 def test_counts(crowd: World) -> None:
     crowd.register("host")
     counts = {Status.SCHEDULED: 3, Status.RUNNING: 1, Status.IDLE: 1, Status.FAILED: 2}
@@ -184,8 +205,8 @@ def test_delete_kind_forgets_all_of_one_kind(crowd: World) -> None:
 
 
 def test_delete_kind_ends_what_a_lost_worker_was_about(crowd: World) -> None:
-    crowd.clock.advance(31)
     assert crowd.engine.delete_kind("order") == 7
+    crowd.lose_workers()
     assert is_empty(crowd.index, "order")
 
 

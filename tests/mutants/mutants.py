@@ -15,7 +15,8 @@ from tests.mutants.seams import Lua, Python, Seam
 CONTRACT = tuple(
     f"tests/contract/test_{name}.py"
     for name in (
-        *("claim", "batch", "enqueue", "finish", "clock", "delete", "sweep", "lists", "notes", "move"),
+        *("claim", "batch", "enqueue", "finish", "clock", "delete", "delete_all", "sweep", "lists", "notes"),
+        "move",
         *("lost_replies", "redis", "state_machine"),
     )
 )
@@ -440,8 +441,32 @@ OF_THE_INDEX = [
         ),
         (
             "a running entity that is deleted is gone at once",
-            Python("Deleting.delete_running", removed_at_once),
-            Lua("delete", "delete_running", "function(entity) remove(entity) return true end"),
+            Python("Transition.delete_running", removed_at_once),
+            Lua("common", "delete_running", "function(entity) remove(entity) return true end"),
+        ),
+        (
+            "a life that began before all were deleted goes on",
+            Python("Transition.alive", lambda _: lambda self, entity: entity),
+            Lua("common", "alive", "function(entity) return entity end"),
+        ),
+        (
+            "a life that begins while all are deleted ends with them",
+            Python("Transition.begin_life", always(None)),
+            Lua("common", "begin_life", "function() end"),
+        ),
+        (
+            "a kind is forgotten though something of it is there",
+            Python("ForgettingKind.is_empty", always(True)),
+            Lua("forget_kind", "is_empty", "function() return true end"),
+        ),
+        (
+            "an entity is enqueued into a kind that was forgotten",
+            Lua("common", "is_kept", "function() return true end"),
+        ),
+        (
+            "a page leaves out those of the last one's score",
+            Python("Paging.is_after", lambda _: lambda self, entity, last: entity.score > last.score),
+            Lua("page", "is_after", "function() return false end"),
         ),
         (
             "of a deleted entity the old life goes on",

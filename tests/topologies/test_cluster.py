@@ -23,6 +23,7 @@ from celery_goalstate.index.connection import Server
 from celery_goalstate.index.redis import RedisIndex
 from celery_goalstate.settings import Settings
 from tests.servers import Cluster, RedisServer, Valkey, poll
+from tests.topologies.conftest import EngineOn
 
 KINDS = [f"kind-{number}" for number in range(12)]
 TIMEOUT = 1.0  # seconds until a node counts as silent, here
@@ -183,6 +184,28 @@ def test_a_node_that_is_gone_is_in_no_fresh_process_s_way(cluster: Cluster, open
         poll("it is back", lambda there=there: _answers(index, there))
     index.note(KINDS)
     assert index.kinds() == sorted(KINDS)
+
+
+def test_a_kind_is_deleted_in_the_shards_that_answer(cluster: Cluster, engine_on: EngineOn) -> None:
+    engine, host = engine_on(cluster.url, goalstate_shards=8, goalstate_index_timeout=TIMEOUT)
+    ids = range(200)
+    engine.enqueue_many((host(id) for id in ids), 3600)
+    index = engine.parts.index
+    assert isinstance(index, RedisIndex)
+    owners = {shard: cluster.owner(form("host", shard)) for shard in range(8)}
+    for victim in set(owners.values()):
+        there = tuple(shard for shard, node in owners.items() if node is victim)
+        others = [id for id in ids if index._shard(str(id)) not in there]
+        engine.enqueue_many((host(id) for id in ids), 3600)
+        victim.kill()
+        with pytest.raises(IndexUnavailable, match=f"{len(others)} entities of kind 'host' are") as raised:
+            engine.delete_kind(host)
+        assert raised.value.left == there
+        assert engine.describe_many(host(id) for id in others) == [None] * len(others)
+        victim.start()
+        poll("it is back", lambda: _answers(index, ["host"]))
+        assert engine.delete_kind(host) == len(ids) - len(others)
+        assert index.kinds() == []
 
 
 def _answers(index: RedisIndex, kinds: list[str]) -> bool:

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from celery_goalstate import Action, Engine, Entity, cli
 from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
 from celery_goalstate.index import open_index
-from celery_goalstate.index.base import Claim, Limits, Record, Report, Request, Run, Status, Verdict
+from celery_goalstate.index.base import Claim, Limits, Position, Record, Report, Request, Run, Status, Verdict
 from celery_goalstate.index.redis import RedisIndex
 from celery_goalstate.settings import Settings
 from celery_goalstate.worker.parts import Parts
@@ -87,7 +87,7 @@ def live(index: RedisIndex) -> None:
     index.resume(KIND)
     index.survey([KIND], sweeper="s", hold=1, limit=9)
     index.describe(KIND, ids)
-    index.records(KIND, Status.SENT, 9)
+    index.records(KIND, Status.SENT, 9, Position(1, "a"))
     index.counts(KIND)
     assert index.kinds() == [KIND]
     index.forget(KIND, ids)
@@ -96,6 +96,9 @@ def live(index: RedisIndex) -> None:
     kept.adopt(KIND, [Record("e", Status.PARKED, deadline=1)])
     kept.retire(KIND, [Record("e", Status.PARKED, deadline=1)])
     index.delete(KIND, ids)
+    index.delete_all(KIND)
+    index.note(["host"])
+    assert index.forget_kind("host")
     index.evicts()
 
 

@@ -80,8 +80,9 @@ class Place:
 
     def contents(self, kind: str = "") -> dict[str, Description]:
         """What there is, without what is only about messages."""
-        found = self.engine.list(kind or self.kind, limit=5000)
-        return {each.id: dataclasses.replace(each, kind="", sent=False, task_id=None) for each in found}
+        found = self.engine.list(kind or self.kind, limit=1000)
+        same = {"kind": "", "sent": False, "task_id": None, "cursor": ""}
+        return {each.id: dataclasses.replace(each, **same) for each in found}
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 --
 -- KEYS   see common.lua
 -- Row    id · status: 'parked', 'idle' or 'failed' · score · fields, as strings · note
--- Reply  whether it was not known here before
+-- Reply  whether it was not known here before; an error if the kind is not kept (any more) as the caller believes
 -- Reads  nothing but the status. Writes deadline, floor, task_id, failures, rounds, error, converged, finished, alone,
 --        noted
 
@@ -24,4 +24,4 @@ local function adopt(entity, record)
   return true
 end
 
-return each(adopt)
+return is_kept() and each(adopt) or not_kept()

@@ -1,7 +1,8 @@
--- What the transitions share. Each script is run as clock.lua, the table `limits` (`base.Limits`), this file, its own.
+-- What the transitions share. Each script is run as clock.lua, the table `limits` (`base.Limits`) and the text `form` of
+-- `redis.py`, this file, its own.
 --
--- KEYS  1-10  the shard's own keys, as named below
---       11-   the records, one for each row; then, for scripts that have to do with notes, a note for each row
+-- KEYS  1-12  the shard's own keys, as named below
+--       13-   the records, one for each row; then a note for each row
 -- ARGV  1     JSON: {header, rows}. The header is the transition's own; a row is about one entity and has its `id`.
 --             What is absent, or has its default, is left out: nil. One argument costs the client less than many.
 -- Reply       JSON, for each row the transition's reply
@@ -12,7 +13,8 @@
 
 local PARKED, SENT, RUNNING, IDLE, FAILED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local SUSPECT, TOKEN, PAUSED, CLAIMED, SWEEPER = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
-local SHARD_KEYS = 10
+local FORM, ALL_DELETED = KEYS[11], KEYS[12]
+local SHARD_KEYS = 12
 
 local input = cjson.decode(ARGV[1])
 local header, rows = input.header, input.rows
@@ -21,7 +23,7 @@ local NUMBERS = {
   deadline = true, asked = true, since = true, own = true, own_asked = true, floor = true, due = true,
   resent = true, resends = true, retries = true, failures = true, rounds = true, finished = true,
 }
-local TOKENS = { token = true, lease = true }
+local TOKENS = { token = true, lease = true, born = true }
 local NUMBER_DIGITS, TOKEN_DIGITS = 14, 17 -- what is longer is no time, and no number that Lua could count with
 
 local now = clock()
@@ -50,11 +52,27 @@ local last_token, last_reserved = 0, 0
 local function next_token()
   if last_token == last_reserved then
     last_token = math.max(number(redis.call('GET', TOKEN), TOKEN_DIGITS) or 0, now * 1000 - 1)
-    last_reserved = last_token + #rows
+    last_reserved = last_token + math.max(1, #rows)
     redis.call('SET', TOKEN, digits(last_reserved))
   end
   last_token = last_token + 1
   return digits(last_token)
+end
+
+-- Whether the kind is kept as the caller believes. It has asked only once, and an emptied kind is forgotten; it may even
+-- have come back in another number of shards, where the caller's entities would not be found.
+local function is_kept()
+  local text = redis.call('GET', FORM)
+  if not text or text == form then
+    return text == form
+  end
+  local ok, kept = pcall(cjson.decode, text)
+  local wanted = cjson.decode(form)
+  return ok and type(kept) == 'table' and kept.layout == wanted.layout and kept.shards == wanted.shards
+end
+
+local function not_kept()
+  return redis.error_reply('NOTKEPT the kind is not kept as the caller believes')
 end
 
 -- When the newest message that has arrived at a worker was sent. Not known if that lies in the future: the clock was
@@ -232,17 +250,6 @@ local function open(n, id)
   return entity
 end
 
-local function each(transition)
-  local replies = {}
-  for n, row in ipairs(rows) do
-    replies[n] = transition(open(n, row.id), row)
-  end
-  if last_token < last_reserved then
-    redis.call('SET', TOKEN, digits(last_token))
-  end
-  return cjson.encode(replies)
-end
-
 -- What the last enqueue that changed the deadline noted is kept while anything is pending or runs, in a key of its own:
 -- who has no use for it does not read it.
 local function keep_note(entity, note)
@@ -299,6 +306,70 @@ end
 -- No message that was sent by now is missed later than that.
 local function latest_suspicion()
   return now + limits.eta_horizon + limits.resend_after * limits.resend_intervals
+end
+
+-- The token of the last `delete_all`, while it goes on: every life that began before it is over. 0: none goes on.
+local all_deleted, already_met
+local function deleted_before()
+  if not all_deleted then
+    local token, met = string.match(redis.call('GET', ALL_DELETED) or '', '^(%d+) (%d+)$')
+    all_deleted, already_met = tonumber(token) or 0, tonumber(met) or 0
+  end
+  return all_deleted
+end
+
+-- A life begins, which no `delete_all` that goes on already is about.
+local function begin_life(entity)
+  entity.fields.born = deleted_before() > 0 and digits(deleted_before()) or nil
+end
+
+local function delete_running(entity)
+  local fields = entity.fields
+  local known = not fields.deleted or fields.deadline ~= nil
+  fields.deleted = '1'
+  fields.deadline, fields.asked, fields.since, fields.own, fields.own_asked = nil, nil, nil, nil, nil
+  begin_life(entity)
+  keep_note(entity, nil)
+  save(entity, RUNNING)
+  return known
+end
+
+-- Reply: whether it was known.
+local function delete(entity)
+  if not entity.status then
+    return false
+  elseif entity.status == RUNNING then
+    return delete_running(entity)
+  end
+  remove(entity)
+  return true
+end
+
+-- The entity of the n-th row, but nothing of a life that `delete_all` has ended: that is deleted where it is met.
+local met = 0
+local function alive(entity, n)
+  if entity.status and (tonumber(entity.fields.born) or 0) < deleted_before() then
+    met = met + (delete(entity) and 1 or 0)
+    entity = open(n, entity.id)
+  end
+  if not entity.status then
+    begin_life(entity)
+  end
+  return entity
+end
+
+local function each(transition)
+  local replies = {}
+  for n, row in ipairs(rows) do
+    replies[n] = transition(alive(open(n, row.id), n), row)
+  end
+  if last_token < last_reserved then
+    redis.call('SET', TOKEN, digits(last_token))
+  end
+  if met > 0 then
+    redis.call('SET', ALL_DELETED, digits(all_deleted) .. ' ' .. digits(already_met + met))
+  end
+  return cjson.encode(replies)
 end
 
 local function under_way()

@@ -3,7 +3,8 @@
 -- KEYS   see common.lua
 -- Header policy · max_wait · inside: {id, lease} of the evaluation that enqueues
 -- Row    id · at, or else delay (milliseconds from now) · task_id · note
--- Reply  {changed, deadline in force, wakeup, noted: the note of what was pending, if the request has another}
+-- Reply  {changed, deadline in force, wakeup, noted: the note of what was pending, if the request has another}; an error
+--        if the kind is not kept (any more) as the caller believes
 -- Reads  everything but error, converged, finished. Writes deadline, asked, since, own, own_asked, token, task_id,
 --        noted; clears failures, error and rounds of an entity with nothing pending, and the message of one whose
 --        deadline comes earlier or goes far
@@ -163,4 +164,4 @@ local function enqueue(entity, request)
   return reply
 end
 
-return each(enqueue)
+return is_kept() and each(enqueue) or not_kept()

@@ -1,0 +1,45 @@
+-- A page of the entities in one status, lowest score first.
+--
+-- KEYS   see common.lua (no records)
+-- Header status · limit: how many · after: {score, id} of the last one of the page before
+-- Reply  list of [id, score as Redis writes it]
+
+local STATUSES = { parked = PARKED, sent = SENT, running = RUNNING, idle = IDLE, failed = FAILED }
+local status = STATUSES[header.status]
+
+-- As sorted sets order ids of the same score: by their bytes. Lua's own `<` goes by the server's locale.
+local function is_after(id, other)
+  for i = 1, math.min(#id, #other) do
+    local byte, its_byte = string.byte(id, i), string.byte(other, i)
+    if byte ~= its_byte then
+      return byte > its_byte
+    end
+  end
+  return #id > #other
+end
+
+-- How many come before the page. Those of the same score may be very many, and `after` may not be among them any more.
+local function passed(after)
+  local low = redis.call('ZCOUNT', status, '-inf', '(' .. after.score)
+  local high = redis.call('ZCOUNT', status, '-inf', after.score)
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    if is_after(redis.call('ZRANGE', status, middle, middle)[1], after.id) then
+      high = middle
+    else
+      low = middle + 1
+    end
+  end
+  return low
+end
+
+local function page()
+  local first = header.after and passed(header.after) or 0
+  local flat, found = redis.call('ZRANGE', status, first, first + header.limit - 1, 'WITHSCORES'), {}
+  for i = 1, #flat, 2 do
+    found[#found + 1] = { flat[i], flat[i + 1] }
+  end
+  return found
+end
+
+return cjson.encode(page())
