@@ -239,6 +239,7 @@ class Survey:
     suspect: tuple[str, ...] = ()  #: sent, and probably lost; where no message tells, the longest overdue
     lost: tuple[str, ...] = ()  #: running past their lease
     expired: tuple[str, ...] = ()  #: idle past their time
+    claimed: int = 0  #: when the newest message that has arrived at a worker was sent; 0: not known
     error: Exception | None = None  #: why the shard did not answer
 
     def __bool__(self) -> bool:

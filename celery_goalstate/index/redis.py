@@ -311,7 +311,7 @@ class RedisIndex:
                 answered = True
                 if reply:
                     due, suspect, lost, expired = (tuple(reply[name]) for name in SORTS)
-                    surveys.append(Survey(*shard, due, suspect, lost, expired))
+                    surveys.append(Survey(*shard, due, suspect, lost, expired, reply["claimed"]))
         if not answered:
             raise_first(survey.error for survey in surveys)
         return surveys
@@ -501,7 +501,8 @@ class RedisIndex:
         return [in_our_words(reply) if isinstance(reply, Exception) else reply for reply in replies]
 
 
-def _is_absence(error: Exception) -> bool:
+def is_absence(error: BaseException) -> bool:
+    """Whether a server of Redis' is away, or takes nothing for now, whoever asks."""
     return isinstance(error, UNAVAILABLE) or (
         isinstance(error, errors.RedisError) and str(error).startswith(UNAVAILABLE_CODES)
     )
@@ -509,7 +510,7 @@ def _is_absence(error: Exception) -> bool:
 
 def _may_pass_at_once(error: Exception) -> bool:
     """A time-out does not: it has taken long enough."""
-    return _is_absence(error) and not isinstance(error, errors.TimeoutError)
+    return is_absence(error) and not isinstance(error, errors.TimeoutError)
 
 
 def in_our_words(error: Exception) -> Exception:
@@ -520,7 +521,7 @@ def in_our_words(error: Exception) -> Exception:
             f"the index's Redis user lacks a right: {_words(error)};"
             f" ACL LOG names it, and {DOCS}how-to/deployment.html lists all that are needed"
         )
-    elif _is_absence(error):
+    elif is_absence(error):
         ours = IndexUnavailable(_why(error))
     else:
         return error

@@ -610,12 +610,16 @@ class Surveying(Transition):
     def expired(self) -> tuple[str, ...]:
         return self.up_to(self.now, Status.IDLE, self.limit)
 
+    def arrived(self) -> int:
+        """One that is later than now tells nothing: the clock was set back."""
+        return self.shard.newest_arrival if self.shard.newest_arrival <= self.now else 0
+
     def survey(self, kind: str) -> Survey | None:
         if self.held_by_another():
             return None
         self.shard.sweeper, self.shard.swept_until = self.sweeper, self.now + self.hold
         due, suspect = ((), ()) if self.shard.paused else (self.due(), self.suspect())
-        return Survey(kind, 0, due, suspect, self.lost(), self.expired())
+        return Survey(kind, 0, due, suspect, self.lost(), self.expired(), self.arrived())
 
 
 class Promoting(Transition):

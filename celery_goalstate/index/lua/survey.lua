@@ -2,7 +2,8 @@
 --
 -- KEYS   see common.lua (no records)
 -- Header sweeper: its name · hold: for how long it holds the shard (milliseconds) · limit: how many ids of each sort
--- Reply  {due, suspect, lost, expired}: lists of ids; false when another sweeper holds the shard
+-- Reply  {due, suspect, lost, expired}: lists of ids; claimed: when the newest message that has arrived was sent, 0 if
+--        that is not known; false when another sweeper holds the shard
 
 local limit = header.limit
 
@@ -45,6 +46,12 @@ local function expired()
   return up_to(now, IDLE, limit)
 end
 
+-- One that is later than now tells nothing: the clock was set back.
+local function arrived()
+  local newest = newest_arrival()
+  return newest <= now and newest or 0
+end
+
 if held_by_another() then
   return 'false'
 end
@@ -53,4 +60,10 @@ local to_send = { due = {}, suspect = {} }
 if not paused() then
   to_send = { due = due(), suspect = suspect() }
 end
-return cjson.encode({ due = to_send.due, suspect = to_send.suspect, lost = lost(), expired = expired() })
+return cjson.encode({
+  due = to_send.due,
+  suspect = to_send.suspect,
+  lost = lost(),
+  expired = expired(),
+  claimed = arrived(),
+})
