@@ -289,6 +289,11 @@ class Settings:
     flower_url: str | None = _option(None, _or_none(_WEB_ADDRESS))  #: for links to Flower
     kind: KindOptions = dataclasses.field(default_factory=KindOptions)  #: the defaults of every kind
 
+    @property
+    def sweep_timeout(self) -> float:
+        """The longest wait for a broker in a sweep, in seconds: a worker's loop stands still meanwhile."""
+        return min(1.0, self.lease / 10)
+
     @classmethod
     def from_conf(cls, conf: Mapping[str, Any], *, namespace: str | None = None) -> Settings:
         """Read `goalstate_*` from a Celery app's `conf`; a `namespace` given here wins over the setting.
