@@ -505,7 +505,7 @@ class Engine:
         index = indexes.open_index(self.settings)
         return Parts(
             index=index,
-            publisher=open_publisher(self.app, index, timeout=self.settings.broker_timeout),
+            publisher=open_publisher(self.app, index, self.settings),
             keeper=KeeperAsConfigured(
                 index, self.settings.lease, eager=lambda: bool(self.app.conf.task_always_eager)
             ),

@@ -100,7 +100,7 @@ def _pause(engine: Engine, kind: str, source: Index, old_kind: str, old: Setting
 
 def _end_what_is_lost(engine: Engine, source: Index, settings: Settings, kind: Kind) -> None:
     """Sweep there once more, since no worker does: runs whose worker was killed end."""
-    publisher = open_publisher(engine.app, source, timeout=engine.settings.broker_timeout)
+    publisher = open_publisher(engine.app, source, engine.settings)
     parts = dataclasses.replace(engine.parts, index=source, publisher=publisher)
     kinds = {kind.name: kind}
     Sweeper("move", parts=parts, settings=settings, kinds=lambda: kinds).sweep_out()

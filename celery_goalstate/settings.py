@@ -295,6 +295,11 @@ class Settings:
         """How often the sweeper sweeps: often enough to count a lease, whatever the interval."""
         return min(self.sweep_interval, self.lease / 10)
 
+    @property
+    def sweep_timeout(self) -> float:
+        """The longest wait for a broker in a sweep, in seconds: a worker's loop stands still meanwhile."""
+        return min(1.0, self.lease / 10)
+
     @classmethod
     def from_conf(cls, conf: Mapping[str, Any], *, namespace: str | None = None) -> Settings:
         """Read `goalstate_*` from a Celery app's `conf`; a `namespace` given here wins over the setting.

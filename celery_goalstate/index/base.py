@@ -318,6 +318,7 @@ class Survey:
     count: int = 0  #: by which leases end
     set_back: bool = False  #: the clock was, so delays of parked entities are put off: search them
     cursor: str | None = None  #: where the search goes on; None: it has ended. Its finds are among the `due`
+    claimed: int = 0  #: when the newest message that has arrived at a worker was sent; 0: not known
     error: Exception | None = None  #: why the shard did not answer
 
     def __bool__(self) -> bool:

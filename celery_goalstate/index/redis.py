@@ -592,7 +592,8 @@ def _is_not_kept(reply: Any) -> bool:
     return isinstance(reply, errors.ResponseError) and str(reply).startswith(NOT_KEPT)
 
 
-def _is_absence(error: Exception) -> bool:
+def is_absence(error: BaseException) -> bool:
+    """Whether a server of Redis' is away, or takes nothing for now, whoever asks."""
     return isinstance(error, UNAVAILABLE) or (
         isinstance(error, errors.RedisError) and str(error).startswith(UNAVAILABLE_CODES)
     )
@@ -600,7 +601,7 @@ def _is_absence(error: Exception) -> bool:
 
 def _may_pass_at_once(error: Exception) -> bool:
     """A time-out does not: it has taken long enough."""
-    return _is_absence(error) and not isinstance(error, errors.TimeoutError)
+    return is_absence(error) and not isinstance(error, errors.TimeoutError)
 
 
 def in_our_words(error: Exception) -> Exception:
@@ -611,7 +612,7 @@ def in_our_words(error: Exception) -> Exception:
             f"the index's Redis user lacks a right: {_words(error)};"
             f" ACL LOG names it, and {DOCS}how-to/deployment.html lists all that are needed"
         )
-    elif _is_absence(error):
+    elif is_absence(error):
         ours = IndexUnavailable(_why(error))
     else:
         return error
@@ -659,6 +660,7 @@ def _survey(kind: str, shard: int, reply: Mapping[str, Any]) -> Survey:
         lost=tuple([(id, int(end)) for id, end in reply["lost"]]),
         expired=tuple(reply["expired"]),
         count=int(reply["count"]),
+        claimed=int(reply["claimed"]),
         set_back=reply.get("set_back", False),
         cursor=reply.get("cursor"),
     )

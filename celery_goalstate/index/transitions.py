@@ -694,7 +694,12 @@ class ForgettingKind(Transition):
         return not (self.shard.entities or self.shard.paused or self.shard.all_deleted)
 
     def forget_kind(self) -> bool:
-        return self.is_empty()  # the last token stays
+        """The last token stays."""
+        if not self.is_empty():
+            return False
+        self.shard.newest_arrival = self.shard.count = self.shard.newest_survey = 0
+        self.shard.sweeper, self.shard.swept_until = "", 0
+        return True
 
 
 class Describing(Transition):
@@ -822,7 +827,14 @@ class Surveying(Transition):
         self.shard.sweeper, self.shard.swept_until = self.sweeper, self.now + self.hold
         self.shard.count = self.counted()
         self.shard.newest_survey = max(self.shard.newest_survey, self.now)
-        found = Survey(kind, 0, lost=self.lost(), expired=self.expired(), count=self.shard.count)
+        found = Survey(
+            kind,
+            shard=0,
+            lost=self.lost(),
+            expired=self.expired(),
+            count=self.shard.count,
+            claimed=self.newest_arrival(),
+        )
         if self.shard.paused:
             return found
         put_off, cursor = self.put_off()

@@ -37,7 +37,6 @@ class EagerPublisher:
         wakeups: Sequence[Wakeup],
         *,
         enqueued: bool = False,  # noqa: ARG002 - the signature of Publisher
-        wait: bool = True,  # noqa: ARG002 - the signature of Publisher
     ) -> bool:
         """Evaluate what is due. Raises what an evaluation does, if `task_eager_propagates`."""
         queue = self._queue
@@ -67,6 +66,10 @@ class EagerPublisher:
                 kind, wakeup = queue.waiting.popleft()
                 self._index.put_back(kind.name, [wakeup])
         return True
+
+    def publish_at_once(self, kind: Kind, wakeups: Sequence[Wakeup]) -> None:
+        """There is nothing to wait for."""
+        self.dispatch(kind, wakeups)
 
     def _evaluate(self, kind: Kind, wakeup: Wakeup) -> None:
         task = self._app.tasks.get(kind.task)

@@ -11,16 +11,20 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache
+from contextlib import contextmanager
+from functools import cache, partial
 from queue import Empty, LifoQueue
 from selectors import EVENT_READ, DefaultSelector
 from typing import Any
 
 from celery import Celery
 from kombu import Producer
+from kombu.exceptions import KombuError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+from celery_goalstate.index.redis import is_absence
+from celery_goalstate.messages.errors import BrokerUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +44,8 @@ SOCKET_TIMEOUTS: Mapping[str, tuple[str, ...]] = {
 class Producers:
     """As many as `broker_pool_limit` says, opened when they are needed. Without a limit none is kept.
 
-    None of them waits for a broker that does not answer for longer than `timeout` seconds.
+    None of them waits for a broker that does not answer for longer than `timeout` seconds. If `broker_url`
+    names several, another one is tried next: at once while there is time, or else by whoever borrows next.
     """
 
     def __init__(self, app: Celery, timeout: float) -> None:
@@ -69,6 +74,7 @@ class Producers:
         """A producer of the caller's own meanwhile. After an error it is closed: who knows what it sent.
 
         If all are in use for long, by whoever called this perhaps, it is another one that is not kept.
+        Raises `BrokerUnavailable` for an error of the broker's that tells of no message; others as they are.
         """
         kept = self._kept.get(os.getpid()) or self._places()
         producer: Any
@@ -77,9 +83,8 @@ class Producers:
         except Empty:
             kept, producer, used = None, None, 0.0
         try:
-            if producer is not None and time.monotonic() - used >= FRESH and _has_hung_up(producer.channel):
-                producer.connection.collect()
-                producer = None
+            if producer is not None and time.monotonic() - used >= FRESH and producer.has_hung_up():
+                producer = producer.renewed()
             if producer is None:
                 producer = BoundedProducer(self._app.connection_for_write(), self._timeout)
             yield producer
@@ -87,10 +92,12 @@ class Producers:
                 producer.connection.release()
             else:
                 keep_client(producer.channel)
-        except BaseException:
-            if producer is not None:
-                producer.connection.collect()  # without a word to a broker that may not listen any more
-                producer = None
+        except BaseException as error:
+            if producer is None:
+                raise
+            broken, producer = producer, producer.renewed()
+            if broken.lost:
+                raise BrokerUnavailable(str(error)) from error
             raise
         finally:
             if kept is not None:
@@ -106,12 +113,69 @@ class BoundedProducer(Producer):
         self._timeout = timeout
         self._gives_up_at = 0.0
         self._declared = connection.declared_entities
+        self._address = _address(connection)
+        self.lost = False  #: whether it failed for the broker was away
 
     def publish(self, body: Any, *args: Any, **options: Any) -> Any:
         """As kombu does, but what fails is not tried again when the time is over."""
         self._gives_up_at = time.monotonic() + self._timeout
         options["retry_policy"] = {**(options.get("retry_policy") or {}), "errback": self._raise_if_late}
-        return super().publish(body, *args, **options)
+        with self._noting_loss():
+            return super().publish(body, *args, **options)
+
+    @contextmanager
+    def flushed_together(self, messages: int) -> Iterator[None]:
+        """Send what is published meanwhile in few round trips, at most so many messages in each.
+
+        Before kombu 5.7 each message is sent by itself.
+        """
+        batch = getattr(self, "batch", None)
+        if batch is None:
+            yield
+            return
+        with batch(messages) as pending:
+            yield
+            with self._noting_loss():
+                pending.flush()
+
+    @contextmanager
+    def _noting_loss(self) -> Iterator[None]:
+        """Around what the broker does, and nothing else: what a router raises says nothing of a broker."""
+        self.lost = False
+        try:
+            yield
+        except Exception as error:
+            cause = (error.__cause__ or error) if isinstance(error, KombuError) else error
+            connection: Any = self.connection
+            away = isinstance(cause, connection.connection_errors) or is_absence(cause)
+            self.lost = away or not connection.connected  # a log-in is refused as a queue is, but to all
+            raise
+
+    def has_hung_up(self) -> bool:
+        """Whether RabbitMQ has sent something to a producer, which waits for nothing: the end, as a rule.
+
+        Or a heartbeat; and it hangs up on those who answer none. On Redis, redis-py's pool checks before use.
+        """
+        connection: Any = self.connection
+        socket = getattr(connection.connection, "sock", None) if connection.connected else None
+        if socket is None:
+            return False
+        with DefaultSelector() as selector:
+            selector.register(socket, EVENT_READ)
+            return bool(selector.select(0))
+
+    def renewed(self) -> BoundedProducer:
+        """Another one in its place, with the same connection, closed without a word to who may not listen.
+
+        If the broker was away, with the next one of those that `broker_url` names.
+        """
+        connection: Any = self.connection
+        connection.collect()
+        if (
+            self.lost and _address(connection) == self._address
+        ):  # kombu itself goes on to the next one at times
+            connection.maybe_switch_next()
+        return BoundedProducer(connection, self._timeout)
 
     def _raise_if_late(self, error: Exception, interval: float) -> None:
         if time.monotonic() + interval >= self._gives_up_at:
@@ -135,6 +199,17 @@ def _bound(connection: Any, timeout: float) -> None:
         bounds = {name: options[name] for name in SOCKET_TIMEOUTS["redis"]}
         options["sentinel_kwargs"] = {**own, **bounds, "retry": Retry(NoBackoff(), 0)}
     connection.connect_timeout = min(connection.connect_timeout or timeout, timeout)
+    connection.switch = partial(_switch, connection)
+
+
+def _address(connection: Any) -> tuple[Any, Any]:
+    return connection.hostname, connection.port
+
+
+def _switch(connection: Any, url: str) -> None:
+    """As kombu does, which takes leave of RabbitMQ first, and waits for its answers."""
+    connection.collect()
+    type(connection).switch(connection, url)
 
 
 def _places(number: int) -> LifoQueue[tuple[Any, float]]:
@@ -142,28 +217,6 @@ def _places(number: int) -> LifoQueue[tuple[Any, float]]:
     for _ in range(number):
         places.put((None, 0.0))
     return places
-
-
-def _has_hung_up(channel: Any) -> bool:
-    """Whether RabbitMQ has sent something to a producer, which waits for nothing: the end, as a rule.
-
-    Or a heartbeat; and it hangs up on those who answer none. On Redis, redis-py's pool checks before use.
-    """
-    socket = getattr(channel.connection, "sock", None)
-    if socket is None:
-        return False
-    with DefaultSelector() as selector:
-        selector.register(socket, EVENT_READ)
-        return bool(selector.select(0))
-
-
-def flushed_together(producer: Any, messages: int) -> AbstractContextManager[Any]:
-    """Have a producer send what it is given meanwhile in few round trips, at most so many messages in each.
-
-    Before kombu 5.7 it sends each message by itself.
-    """
-    batch = getattr(producer, "batch", None)
-    return nullcontext() if batch is None else batch(messages)
 
 
 def keep_client(channel: Any) -> None:

@@ -25,10 +25,12 @@ from celery import Celery
 from celery.utils.quorum_queues import detect_quorum_queues
 
 from celery_goalstate.index.base import Index, Wakeup
+from celery_goalstate.messages.errors import BrokerUnavailable, MessagesRefused, NotPublished
 from celery_goalstate.messages.notes import LINK, adds_headers, outside_traces, read_note
-from celery_goalstate.messages.producers import Producers, flushed_together
+from celery_goalstate.messages.producers import Producers
 from celery_goalstate.messages.wakeup import contents_of, grouped
 from celery_goalstate.registry import Kind
+from celery_goalstate.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -37,43 +39,55 @@ BATCH = 500
 
 #: How to publish without a wait. (With `retry=False`, kombu still tries to connect for some seconds.)
 AT_ONCE: Mapping[str, Any] = {"retry": True, "retry_policy": {"max_retries": 0}}
-#: Seconds that it may take nevertheless.
-AT_ONCE_TIMEOUT = 1.0
 
 
 class MessagePublisher:
     """Publishes the wake-ups of one engine."""
 
-    def __init__(self, app: Celery, index: Index, *, timeout: float) -> None:
+    def __init__(self, app: Celery, index: Index, settings: Settings) -> None:
         self._app = app
         self._index = index
-        self._patient = Producers(app, timeout)
-        self._hasty = Producers(app, min(timeout, AT_ONCE_TIMEOUT))  # those who must not wait
+        self._patient = Producers(app, settings.broker_timeout)
+        self._hasty = Producers(app, min(settings.broker_timeout, settings.sweep_timeout))
 
-    def dispatch(
-        self, kind: Kind, wakeups: Sequence[Wakeup], *, enqueued: bool = False, wait: bool = True
-    ) -> bool:
+    def dispatch(self, kind: Kind, wakeups: Sequence[Wakeup], *, enqueued: bool = False) -> bool:
         """As `messages.Publisher` says."""
+        try:
+            self._publish(self._patient, kind, wakeups, kind.options.routing, enqueued=enqueued)
+        except NotPublished as error:
+            logger.warning("%s, the sweeper will send them later: %s", error, error.reason)
+            if isinstance(error.__cause__, SoftTimeLimitExceeded):
+                raise error.__cause__ from None  # meant for the action that enqueues
+            return False
+        return True
+
+    def publish_at_once(self, kind: Kind, wakeups: Sequence[Wakeup]) -> None:
+        """As `messages.Publisher` says."""
+        self._publish(self._hasty, kind, wakeups, {**kind.options.routing, **AT_ONCE})
+
+    def _publish(
+        self,
+        producers: Producers,
+        kind: Kind,
+        wakeups: Sequence[Wakeup],
+        options: Mapping[str, Any],
+        *,
+        enqueued: bool = False,
+    ) -> None:
         asked_at = time.monotonic()
-        producers = self._patient if wait else self._hasty
-        options = {**kind.options.routing, **({} if wait else AT_ONCE)}
         for start in range(0, len(wakeups), BATCH):
             messages = list(grouped(wakeups[start : start + BATCH], kind.options.batch_size))
             try:
-                self._publish(producers, kind, messages, options, asked_at, enqueued=enqueued)
+                self._publish_batch(producers, kind, messages, options, asked_at, enqueued=enqueued)
             except Exception as error:
                 left = wakeups[start:]
-                logger.warning(
-                    "could not publish %d of kind %s, the sweeper will send them later: %s: %s",
-                    len(left), kind.name, type(error).__name__, error,
-                )  # fmt: skip
                 self._index.put_back(kind.name, left)
-                if isinstance(error, SoftTimeLimitExceeded):
-                    raise  # meant for the action that enqueues
-                return False
-        return True
+                what = f"could not publish {len(left)} of kind {kind.name}"
+                if isinstance(error, BrokerUnavailable):
+                    raise BrokerUnavailable(what) from error.__cause__
+                raise MessagesRefused(what) from error
 
-    def _publish(
+    def _publish_batch(
         self,
         producers: Producers,
         kind: Kind,
@@ -87,7 +101,7 @@ class MessagePublisher:
         several = len(messages) > 1
         with (
             producers.borrowed() as producer,
-            flushed_together(producer, BATCH) if several else nullcontext(),
+            producer.flushed_together(BATCH) if several else nullcontext(),
         ):
             for wakeups in messages:
                 delay = self._delay(wakeups[0], asked_at, producer)

@@ -6,16 +6,18 @@
 * idle records past their time are forgotten;
 * entities that are always scheduled (resyncs) are scheduled, whatever became of the index.
 
-It runs none of the user's code, does little at a time, and waits for no broker: a batch that could not be
-published is parked again, and the next ones wait for longer and longer.
+It runs none of the user's code and does little at a time. First it does for all kinds what takes no broker;
+then it publishes, as `_Rests` allows. What could not be published is parked again.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 from celery_goalstate.deadlines import milliseconds
 from celery_goalstate.display import printable
@@ -32,6 +34,7 @@ from celery_goalstate.index.base import (
     Watch,
     random_id,
 )
+from celery_goalstate.messages.errors import BrokerUnavailable, MessagesRefused, NotPublished
 from celery_goalstate.registry import Kind
 from celery_goalstate.settings import Settings
 from celery_goalstate.worker.parts import Parts
@@ -45,28 +48,12 @@ LIMIT = 100
 HOLD_INTERVALS, HOLD_SECONDS = 5, 1.0
 #: An index that falls silent amid a sweep, for so many seconds, ends it: each shard would wait anew.
 LONG_WAIT = 1.0
-#: The longest that publishing rests after errors of the broker, in seconds.
-LONGEST_REST = 30.0
+#: A rest from publishing after an error is twice as long as the one before. Seconds.
+FIRST_REST, LONGEST_REST = 1.0, 30.0
+#: After so many time-outs in a row the broker itself is taken to be away.
+TIME_OUTS = 3
 #: The next probe is sent after this part of `resend_after`, then at doubling intervals up to so many of it.
 FIRST_PROBE, LAST_PROBE = 0.5, 8.0
-
-
-@dataclass(slots=True)
-class _Probes:
-    """When the next probe of a shard may be sent. Times in seconds."""
-
-    interval: float
-    next_at: float = 0.0
-
-
-@dataclass(slots=True)
-class _Watched:
-    """What the last survey of a shard left."""
-
-    count: int
-    at: float  #: when the reply was there, in seconds
-    cursor: str | None = None  #: where a search for what a clock that was set back has put off goes on
-    search_at: float = 0.0  #: when the next one begins
 
 
 class Sweeper:
@@ -89,8 +76,7 @@ class Sweeper:
         self._random = parts.random
         self._probes: dict[tuple[str, int], _Probes] = {}
         self._watched: dict[tuple[str, int], _Watched] = {}
-        self._rest = 0.0  # how long publishing rests after the last error
-        self._rests_until = 0.0
+        self._rests = _Rests(parts.clock, parts.random)
         self._standing_at: dict[str, float] = {}  # per kind
         self._noted_at = 0.0
         self.problems: Mapping[str, Exception] = {}  #: where and why the last sweep failed
@@ -113,67 +99,33 @@ class Sweeper:
         What fails for a kind or a shard delays no other: it is logged, and is in `problems` until
         it works again.
         """
-        kinds = self._kinds()
-        surveys = self._survey(kinds)
-        problems: dict[str, Exception] = {}
+        problems = _Problems(self._clock)
+        works, more = self._end_all(problems)
         # A node that is away would let each of these wait.
-        away = {survey.kind for survey in surveys if isinstance(survey.error, IndexUnavailable)}
-        self._schedule_standing({name: kind for name, kind in kinds.items() if name not in away}, problems)
-        more = False
-        silence: Exception | None = None
-        for survey in surveys:
-            where, began = f"{survey.kind} (shard {survey.shard})", self._clock()
-            if trouble := survey.error or silence:
-                problems[where] = trouble
-            elif survey:
-                try:
-                    more |= self._sweep(kinds[survey.kind], survey)
-                except Exception as error:  # noqa: BLE001 - logged by `_report`
-                    problems[where] = error
-                    if isinstance(error, IndexUnavailable) and self._clock() - began >= LONG_WAIT:
-                        silence = error  # the next survey tells whose it is
-        self._report(problems)
+        self._schedule_standing([work for work in works if not work.is_away], problems)
+        more |= self._publish(works, problems)
+        self._report(problems.found)
         return more
 
     def sweep_out(self, *, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Sweep kinds that no worker sweeps, until nothing runs there but what is alive.
+        """End what is lost of kinds that no worker sweeps, until nothing runs there but what is alive.
 
         A lease is only as old as sweepers have counted, so this may take as long as one, and a fifth.
+        Nothing is published. Raises what `sweep` would log.
         """
         ends = self._clock() + 1.2 * self._settings.lease
         while True:
-            while self.sweep():
-                pass
+            problems, more = _Problems(self._clock), True
+            while more:
+                works, more = self._end_all(problems)
+                for error in problems.found.values():
+                    raise error
+                for work in works:
+                    self._index.put_back(work.kind.name, work.wakeups)
             running = sum(self._index.counts(kind)[Status.RUNNING] for kind in self._kinds())
             if not running or self._clock() >= ends:
                 return
             sleep(self._settings.sweep_every)
-
-    def _survey(self, kinds: Iterable[str]) -> list[Survey]:
-        """What there is to do. Leases grow older by the time since the last survey, by no other clock."""
-        hold = max(HOLD_INTERVALS * self._settings.sweep_every, HOLD_SECONDS)
-        now = self._clock()
-        for last in self._watched.values():
-            if last.cursor is None and now >= last.search_at:
-                last.cursor = ""
-        surveys = self._index.survey(
-            kinds,
-            sweeper=self._name,
-            hold=milliseconds(hold),
-            limit=LIMIT,
-            watched={
-                shard: Watch(last.count, milliseconds(now - last.at), last.cursor)
-                for shard, last in self._watched.items()
-            },
-        )
-        now = self._clock()
-        for survey in surveys:
-            if survey.error is None:
-                last = self._watched.setdefault((survey.kind, survey.shard), _Watched(survey.count, now))
-                last.count, last.at, last.cursor = survey.count, now, survey.cursor
-                if survey.set_back and survey.cursor is None:
-                    last.search_at = now + self._settings.resend_after
-        return surveys
 
     def check_server(self) -> None:
         """Warn of a server that may lose what the index holds."""
@@ -197,38 +149,64 @@ class Sweeper:
             logger.warning("the sweeper waits for the index of %s: %s", ", ".join(away), problems[away[0]])
         failed = [where for where, error in problems.items() if not isinstance(error, IndexUnavailable)]
         for where in failed:
-            if self._reported.get(where) != repr(problems[where]):
-                logger.error("the sweep of %s failed; it is tried again", where, exc_info=problems[where])
+            error = problems[where]
+            if isinstance(error, NotPublished):  # whatever the words: they may name what is sent
+                if where not in self._reported:
+                    _report_not_published(where, error)
+            elif self._reported.get(where) != repr(error):
+                logger.error("the sweep of %s failed; it is tried again", where, exc_info=error)
         if working := [where for where in self._reported if where not in problems]:
             logger.info("the sweeper works again for %s", ", ".join(working))
         self.problems = problems
         reported = {*away, *failed, *self._reported}
         self._reported = {where: repr(error) for where, error in problems.items() if where in reported}
 
-    def _sweep(self, kind: Kind, survey: Survey) -> bool:
-        """Whether a full batch was found and some of it was moved: then there is probably more."""
+    # What takes no broker ----------------------------------------------------------------------
+
+    def _end_all(self, problems: _Problems) -> tuple[Sequence[_Work], bool]:
+        """What there is to do, and whether there is probably more of what was ended and forgotten."""
+        works = {name: _Work(kind) for name, kind in self._kinds().items()}
         more = False
+        for survey in self._survey(works):
+            work = works[survey.kind]
+            if survey.error is not None:
+                problems.found[_where(survey)] = survey.error
+                work.is_away |= isinstance(survey.error, IndexUnavailable)
+            elif survey:
+                work.surveys.append(survey)
+                more |= problems.attempt(_where(survey), partial(self._end, work, survey))
+        return list(works.values()), more
+
+    def _survey(self, kinds: Iterable[str]) -> list[Survey]:
+        """Leases grow older by the time that has passed since the last survey, by no other clock."""
+        hold = max(HOLD_INTERVALS * self._settings.sweep_every, HOLD_SECONDS)
+        began = self._clock()
+        surveys = self._index.survey(
+            kinds,
+            sweeper=self._name,
+            hold=milliseconds(hold),
+            limit=LIMIT,
+            watched={shard: last.watch(began) for shard, last in self._watched.items()},
+        )
+        now = self._clock()
+        for survey in surveys:
+            if survey.error is None:
+                last = self._watched.setdefault((survey.kind, survey.shard), _Watched())
+                last.note(survey, now, search_again=now + self._settings.resend_after)
+        return surveys
+
+    def _end(self, work: _Work, survey: Survey) -> bool:
+        """Whether a full batch was found and some of it was ended: then there is probably more."""
+        kind, more = work.kind, False
         if survey.expired:
             more |= self._index.forget(kind.name, survey.expired) > 0 and len(survey.expired) == LIMIT
         if survey.lost:
-            more |= self._end_lost(kind, dict(survey.lost)) and len(survey.lost) == LIMIT
-        if self._clock() < self._rests_until:
-            return False
-        if survey.due:
-            wakeups = self._index.promote(kind.name, {id: random_id() for id in survey.due})
-            if not self._dispatch(kind, wakeups):
-                return False
-            more |= survey.cursor is not None or (bool(wakeups) and len(survey.due) >= LIMIT)
-        if survey.suspect:
-            wakeups = self._resend(kind, survey)
-            if not self._dispatch(kind, wakeups):
-                return False
-            more |= bool(wakeups) and len(survey.suspect) == LIMIT
+            more |= self._end_lost(work, dict(survey.lost)) and len(survey.lost) == LIMIT
         return more
 
-    def _end_lost(self, kind: Kind, ends: Mapping[str, int]) -> bool:
+    def _end_lost(self, work: _Work, ends: Mapping[str, int]) -> bool:
         """End evaluations whose lease ran out, unless it was renewed since. Whether one was ended."""
-        reports = []
+        kind, reports = work.kind, []
         for running in self._index.running(kind.name, list(ends)):
             outcome = failed(WorkerLost(), running.failures, kind.options, random=self._random)
             run = Run(running.id, running.lease)
@@ -240,56 +218,254 @@ class Sweeper:
                 logger.warning(
                     "%s/%s was being evaluated by a worker that fell silent", kind.name, printable(ended.id)
                 )
-        self._dispatch(kind, [finished.wakeup for finished in replies if finished.wakeup])
+        work.wakeups += [finished.wakeup for finished in replies if finished.wakeup]
         return any(finished.result is Finish.ACCEPTED for finished in replies)
 
-    def _resend(self, kind: Kind, survey: Survey) -> list[Wakeup]:
-        """Send lost messages again; where it is unknown how far a queue is, send one message to find out."""
-        now, after = self._clock(), self._settings.resend_after
-        probes = self._probes.setdefault((kind.name, survey.shard), _Probes(FIRST_PROBE * after))
-        if now > probes.next_at + LAST_PROBE * after:
-            probes.interval = FIRST_PROBE * after  # the last one was sent long ago, for something else
-        probe = survey.suspect[0] if now >= probes.next_at else None
-        wakeups = self._index.resend(kind.name, {id: random_id() for id in survey.suspect}, probe=probe)
-        if any(wakeup.id != probe for wakeup in wakeups):
-            probes.interval, probes.next_at = FIRST_PROBE * after, now
-        elif wakeups:
-            probes.next_at = now + probes.interval
-            probes.interval = min(2 * probes.interval, LAST_PROBE * after)
-        return wakeups
-
-    def _schedule_standing(self, kinds: Mapping[str, Kind], problems: dict[str, Exception]) -> None:
+    def _schedule_standing(self, works: Sequence[_Work], problems: _Problems) -> None:
         now = self._clock()
         if now >= self._noted_at:  # again and again, for the index may have lost it
             self._noted_at = now + self._settings.resend_after
-            try:
-                self._index.note(kinds)
-            except Exception as error:  # noqa: BLE001 - logged by `_report`
-                problems["the kinds"] = error
-                if not isinstance(error, IndexUnavailable):  # which takes its time
-                    self._noted_at = now
-        for kind in kinds.values():
-            if kind.standing and now >= self._standing_at.get(kind.name, 0.0):
-                request = Request(kind.standing, delay=0, task_id=random_id())
-                try:
-                    [scheduled] = self._index.enqueue(kind.name, [request], policy=Policy.REVIVE)
-                    if scheduled.wakeup:
-                        self._dispatch(kind, [scheduled.wakeup])
-                except Exception as error:  # noqa: BLE001 - logged by `_report`
-                    problems[f"the resync of {kind.name}"] = error
-                else:
-                    self._standing_at[kind.name] = now + self._settings.resend_after
+            problems.attempt("the kinds", partial(self._note, works))
+            error = problems.found.get("the kinds")
+            if error and not isinstance(error, IndexUnavailable):  # which takes its time
+                self._noted_at = now
+        for work in works:
+            name, standing = work.kind.name, work.kind.standing
+            if standing and now >= self._standing_at.get(name, 0.0):
+                where, schedule = f"the resync of {name}", partial(self._schedule, work, standing)
+                if problems.attempt(where, schedule):
+                    self._standing_at[name] = now + self._settings.resend_after
 
-    def _dispatch(self, kind: Kind, wakeups: Sequence[Wakeup]) -> bool:
+    def _note(self, works: Iterable[_Work]) -> bool:
+        self._index.note([work.kind.name for work in works])
+        return True
+
+    def _schedule(self, work: _Work, id: str) -> bool:
+        request = Request(id, delay=0, task_id=random_id())
+        [scheduled] = self._index.enqueue(work.kind.name, [request], policy=Policy.REVIVE)
+        if scheduled.wakeup:
+            work.wakeups.append(scheduled.wakeup)
+        return True
+
+    # Publishing --------------------------------------------------------------------------------
+
+    def _publish(self, works: Iterable[_Work], problems: _Problems) -> bool:
+        """Whether there is probably more of what was published."""
+        self._rests.begin_sweep()
+        more = False
+        for work in sorted(works, key=lambda work: self._rests.turn(work.kind.name)):
+            kind, messages = work.kind, f"the messages of {work.kind.name}"
+            if not work.is_to_publish and not work.is_away:
+                self._rests.end(kind.name)
+            if work.wakeups:
+                send, asks_index = partial(self._send, kind, work.wakeups), not self._rests.allow(kind.name)
+                problems.attempt(messages, send, asks_index=asks_index)
+            for survey in work.surveys:
+                if survey.due or survey.suspect:
+                    more |= problems.attempt(_where(survey), partial(self._send_found, kind, survey))
+            if error := self._rests.error(kind.name):
+                of_broker = isinstance(error, BrokerUnavailable)
+                problems.found["the broker" if of_broker else messages] = error
+        return more
+
+    def _send_found(self, kind: Kind, survey: Survey) -> bool:
+        """Whether a full batch was found and some of it was sent: then there is probably more."""
+        more = False
+        if survey.due and self._rests.allow(kind.name):
+            wakeups = self._index.promote(kind.name, {id: random_id() for id in survey.due})
+            more |= self._send(kind, wakeups) and len(survey.due) >= LIMIT
+            more |= survey.cursor is not None
+        if survey.suspect and self._rests.allow(kind.name):
+            more |= self._send(kind, self._resend(kind, survey)) and len(survey.suspect) == LIMIT
+        return more
+
+    def _send(self, kind: Kind, wakeups: Sequence[Wakeup]) -> bool:
+        """Whether there was something, and all of it was published. If not, it is parked."""
         if not wakeups:
-            return True  # the broker was not asked
-        if self._clock() < self._rests_until:
+            return False  # the broker was not asked
+        if not self._rests.allow(kind.name):
             self._index.put_back(kind.name, wakeups)
             return False
-        published = self._publisher.dispatch(kind, wakeups, wait=False)
-        if published:
-            self._rest = 0.0
-        else:
-            self._rest = min(LONGEST_REST, self._rest * 2 or self._settings.sweep_every)
-            self._rests_until = self._clock() + self._rest
-        return published
+        try:
+            self._publisher.publish_at_once(kind, wakeups)
+        except NotPublished as error:
+            self._rests.failed(kind.name, error)
+            return False
+        self._rests.succeeded(kind.name)
+        return True
+
+    def _resend(self, kind: Kind, survey: Survey) -> list[Wakeup]:
+        """Send lost messages again; where it is unknown how far a queue is, send one message to find out."""
+        first, last = (part * self._settings.resend_after for part in (FIRST_PROBE, LAST_PROBE))
+        now = self._clock()
+        probes = self._probes.get((kind.name, survey.shard))
+        if probes is None or probes.has_arrived(survey.claimed) or now > probes.next_at + last:
+            # None is under way, or one that was sent long ago, for something else.
+            probes = self._probes[kind.name, survey.shard] = _Probes(first)
+        probe = survey.suspect[0] if now >= probes.next_at else None
+        wakeups = self._index.resend(kind.name, {id: random_id() for id in survey.suspect}, probe=probe)
+        for wakeup in wakeups:
+            if wakeup.id == probe and wakeup.resent_at is not None:
+                probes.sent_at, probes.next_at = wakeup.resent_at, now + probes.interval
+                probes.interval = min(2 * probes.interval, last)
+        return wakeups
+
+
+@dataclass(slots=True)
+class _Watched:
+    """What the last survey of a shard left. Times in seconds."""
+
+    count: int = -1
+    at: float = 0.0  #: when the reply was there
+    cursor: str | None = None  #: where the search for what a clock that was set back has put off goes on
+    search_at: float = 0.0  #: when the next search begins
+
+    def watch(self, now: float) -> Watch:
+        cursor = "" if self.cursor is None and now >= self.search_at else self.cursor
+        return Watch(self.count, milliseconds(now - self.at), cursor)
+
+    def note(self, survey: Survey, now: float, *, search_again: float) -> None:
+        self.count, self.at, self.cursor = survey.count, now, survey.cursor
+        if survey.set_back and survey.cursor is None:
+            self.search_at = search_again
+
+
+@dataclass(slots=True)
+class _Work:
+    """What one sweep found of one kind."""
+
+    kind: Kind
+    surveys: list[Survey] = field(default_factory=list)
+    wakeups: list[Wakeup] = field(default_factory=list)  #: from the index already, to be published
+    is_away: bool = False  #: Was a shard of it out of reach?
+
+    @property
+    def is_to_publish(self) -> bool:
+        return bool(self.wakeups) or any(survey.due or survey.suspect for survey in self.surveys)
+
+
+class _Problems:
+    """What fails in one sweep, and where. It delays nothing else, unless the index falls silent."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.found: dict[str, Exception] = {}
+        self._clock = clock
+        self._silence: IndexUnavailable | None = None
+
+    def attempt(self, where: str, work: Callable[[], bool], *, asks_index: bool = True) -> bool:
+        """What `work` returns; False if it fails."""
+        if asks_index and self._silence is not None:  # the next survey tells whose it is
+            self.found[where] = self._silence
+            return False
+        began = self._clock()
+        try:
+            return work()
+        except Exception as error:  # noqa: BLE001 - logged by `_report`
+            self.found[where] = error
+            if isinstance(error, IndexUnavailable) and self._clock() - began >= LONG_WAIT:
+                self._silence = error
+            return False
+
+
+@dataclass(slots=True)
+class _Rest:
+    """Times in seconds."""
+
+    since: float = 0.0
+    length: float = 0.0
+    error: NotPublished | None = None  #: why
+
+    @property
+    def until(self) -> float:
+        return self.since + self.length
+
+    def grow(self, now: float) -> None:
+        self.since, self.length = now, min(LONGEST_REST, 2 * self.length or FIRST_REST)
+
+
+class _Rests:
+    """Who may publish, if not all that was published before has passed.
+
+    * A kind whose messages are refused, or time out, rests for longer and longer, until they pass.
+    * A time-out may be the broker's own. It ends a sweep's publishing, and the third in a row, while nothing
+      passes, lets all kinds rest, for longer and longer, until something passes.
+    * Whoever failed comes after all others, the longest ago first. Those others come in random order, or the
+      first three could all be such that time out.
+    """
+
+    def __init__(self, clock: Callable[[], float], random: Callable[[], float]) -> None:
+        self._clock, self._random = clock, random
+        self._of_kinds: dict[str, _Rest] = {}
+        self._of_all = _Rest()
+        self._time_outs = 0  # in a row
+        self._ended = False  # is this sweep's publishing over?
+
+    def begin_sweep(self) -> None:
+        self._ended = False
+
+    def turn(self, kind: str) -> tuple[bool, float]:
+        """The lower, the earlier it tries."""
+        rest = self._of_kinds.get(kind)
+        return (True, rest.since) if rest else (False, self._random())
+
+    def allow(self, kind: str) -> bool:
+        """Whether this kind may publish now."""
+        rest, now = self._of_kinds.get(kind), self._clock()
+        return not self._ended and now >= self._of_all.until and (rest is None or now >= rest.until)
+
+    def error(self, kind: str) -> NotPublished | None:
+        """Why the kind could not publish when it last tried; None: it could."""
+        rest = self._of_kinds.get(kind)
+        return rest.error if rest else None
+
+    def end(self, kind: str) -> None:
+        """The kind has nothing more to publish: when it has again, it tries at once."""
+        self._of_kinds.pop(kind, None)
+
+    def succeeded(self, kind: str) -> None:
+        self._of_kinds.pop(kind, None)
+        self._of_all, self._time_outs = _Rest(), 0
+
+    def failed(self, kind: str, error: NotPublished) -> None:
+        rest = self._of_kinds.setdefault(kind, _Rest())
+        rest.error = error
+        rest.grow(self._clock())
+        if isinstance(error, BrokerUnavailable):
+            self._timed_out()
+
+    def _timed_out(self) -> None:
+        self._ended = True
+        self._time_outs += 1
+        if self._time_outs >= TIME_OUTS:
+            self._of_all.grow(self._clock())
+
+
+@dataclass(slots=True)
+class _Probes:
+    """When the next probe of a shard may be sent: when the last one has arrived, or after an interval.
+
+    Seconds, but for `sent_at`.
+    """
+
+    interval: float
+    next_at: float = 0.0
+    sent_at: float = math.inf  #: the last one; in milliseconds of the index's clock
+
+    def has_arrived(self, claimed: int) -> bool:
+        """The last one, or what was sent after it. `claimed` as in `Survey`."""
+        return claimed >= self.sent_at
+
+
+def _where(survey: Survey) -> str:
+    return f"{survey.kind} (shard {survey.shard})"
+
+
+def _report_not_published(where: str, error: NotPublished) -> None:
+    if isinstance(error, MessagesRefused):
+        logger.error(
+            "%s cannot be published: what is due of this kind waits, and nothing else does. Mend the"
+            " configuration of the app or of the broker (task_routes, task_queues, a queue's arguments): %s",
+            where, error.reason, exc_info=error.__cause__,
+        )  # fmt: skip
+    else:
+        logger.warning("the sweeper waits for the broker: %s", error.reason)

@@ -57,13 +57,12 @@ class Workplace:
         due = None if at is None else round(at * 1000)
         requests = [Request(id, 0 if due is None else None, due, uuid()) for id in ids]
         replies = self.index.enqueue(KIND, requests)
-        self.dispatch(KIND, [reply.wakeup for reply in replies if reply.wakeup])
+        self.publish_at_once(KIND, [reply.wakeup for reply in replies if reply.wakeup])
 
-    def dispatch(self, kind: str, wakeups: Sequence[Wakeup], *_: Any, **__: Any) -> bool:
+    def publish_at_once(self, _kind: Any, wakeups: Sequence[Wakeup]) -> None:
         """What a `Publisher` does."""
         self.queue.extend(wakeups)
         self.sent.update(wakeup.id for wakeup in wakeups)
-        return True
 
     def drop(self, *ids: str) -> None:
         """Their messages are lost."""
@@ -147,6 +146,40 @@ def test_a_lost_message_is_found_when_the_backlog_is_gone(workplace: Open) -> No
     place.drain(*lost)
     assert place.now - own_delay <= 2 * RESEND_AFTER
     assert place.extra <= 10
+
+
+def test_single_losses_of_a_sparse_kind_are_each_found_within_a_period(workplace: Open) -> None:
+    """Each probe arrives: however many have been sent, the next one need not wait."""
+    place = workplace()
+    for n in range(10):
+        place.enqueue(f"e{n}")
+        place.drop(f"e{n}")
+        assert place.drain(f"e{n}") <= RESEND_AFTER + 2, "which a sweep finds, and a worker takes"
+        for _ in range(20):
+            place.second()
+    assert place.extra == 10
+
+
+def test_what_a_killed_worker_held_is_found_within_a_period_of_each_deadline(workplace: Open) -> None:
+    """Messages ahead of their time, all lost at once."""
+    place = workplace()
+    due = {f"e{n}": place.now + n for n in range(30)}
+    for id, at in due.items():
+        place.enqueue(id, at=at)
+    place.drop(*due)
+    place.drain(*due)
+    late = {id: place.arrived[id] - at for id, at in due.items()}
+    assert max(late.values()) <= RESEND_AFTER + 3
+    assert place.extra == len(due)
+
+
+def test_a_slow_queue_gets_few_probes(workplace: Open) -> None:
+    """Five periods of other tasks before it: one probe at a time, at intervals that double."""
+    place = workplace(rate=1)
+    place.queue.extend([OTHER] * 5 * RESEND_AFTER)
+    place.enqueue("e")
+    place.drain("e")
+    assert 1 <= place.extra <= 4
 
 
 def test_a_queue_that_is_never_empty_changes_neither(workplace: Open) -> None:

@@ -13,8 +13,7 @@ from celery import Celery
 from kombu.utils.uuid import uuid
 
 from celery_goalstate import Engine, Entity
-from celery_goalstate.index.base import Wakeup
-from celery_goalstate.messages.publisher import AT_ONCE_TIMEOUT
+from celery_goalstate.index.base import Request, Wakeup
 from celery_goalstate.registry import Kind
 from celery_goalstate.settings import KindOptions
 from tests.servers import RabbitMQ, Valkey, frozen, poll
@@ -98,14 +97,20 @@ def test_many_wait_no_longer_than_one(server: Server) -> None:
 
 
 def test_a_sweep_waits_for_a_second_at_most(server: Server) -> None:
+    """However many kinds have something to publish."""
     shop = Shop(server)
     index = shop.engine.parts.index
+    kinds = [f"kind-{n}" for n in range(30)]
+    for kind in kinds:
+        shop.engine.register(type("Thing", (shop.entity,), {"kind": kind}))
+        [scheduled] = index.enqueue(kind, [Request("1", delay=0, task_id=uuid())])
+        index.put_back(kind, [scheduled.wakeup] if scheduled.wakeup else [])
     with frozen(server.pid):
         shop.engine.enqueue_many(map(shop.entity, range(300)))
         sweeper = shop.engine._open_sweeper("test")
-        with within(AT_ONCE_TIMEOUT):
+        with within(shop.engine.settings.sweep_timeout):
             assert sweeper.sweep() is False
-    assert index.counts("order")["parked"] == 300
+    assert [index.counts(kind)["parked"] for kind in ("order", *kinds)] == [300] + [1] * 30
 
 
 @pytest.mark.parametrize(

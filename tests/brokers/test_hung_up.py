@@ -45,10 +45,7 @@ def test_who_was_hung_up_on_sends_at_once_all_the_same(
         app.conf.goalstate_index_url = "memory://"
         publisher = Engine(app).parts.publisher
 
-        def is_sent_at_once() -> bool:
-            return publisher.dispatch(ORDERS, [Wakeup("1", "1", 0, uuid())], wait=False)
-
         for _ in range(2):
-            assert is_sent_at_once()
+            publisher.publish_at_once(ORDERS, [Wakeup("1", "1", 0, uuid())])
             hang_up(server)
         publisher._by_messages._hasty.close()

@@ -168,7 +168,7 @@ def test_it_is_what_celery_makes_of_the_same_call(
     with seen_by_others(app) as seen:
         by_celery()
         assert publisher.dispatch(engine.kind("order"), [wakeup], enqueued=True)
-        assert publisher.dispatch(engine.kind("order"), [wakeup], wait=False)
+        publisher.publish_at_once(engine.kind("order"), [wakeup])
         by_celery()
         assert publisher.dispatch(engine.kind("order"), [wakeup] * 2, enqueued=True)
     celerys, *ours = with_times(seen)

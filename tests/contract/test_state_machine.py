@@ -444,6 +444,8 @@ class Machine(RuleBasedStateMachine):
             done = self.index.delete_all(KIND)
             assert (done.count, {run.id for run in done.runs}, done.away) == (sum(known), runs, {})
             assert self.index.forget_kind(KIND) == (not runs and not self.paused)
+            if not runs and not self.paused:
+                self.sweeper, self.swept_until = "", 0
 
     @precondition(lambda self: self.paused)
     @rule()

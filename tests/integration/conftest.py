@@ -120,7 +120,7 @@ class World:
         self.keeper = keeper(self.index, settings.lease, clock=self.clock)
         self.engine._opened = Parts(
             index=self.index,
-            publisher=open_publisher(app, self.index, timeout=5.0),
+            publisher=open_publisher(app, self.index, settings),
             keeper=self.keeper,
             clock=self.clock,
         )

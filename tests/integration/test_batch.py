@@ -22,6 +22,7 @@ from celery import states
 from celery_goalstate import Entity, Requeue
 from celery_goalstate.exceptions import IndexUnavailable, PermanentError
 from celery_goalstate.index.base import Request, Wakeup
+from celery_goalstate.messages.errors import BrokerUnavailable
 from celery_goalstate.registry import Kind
 from celery_goalstate.settings import KindOptions
 from celery_goalstate.worker.batch import SLICE
@@ -552,17 +553,15 @@ def test_a_message_stays_small_however_large_the_batch(world: World) -> None:
     assert [len(message.args[0]) for message in messages] == [500, 500, 200]
 
 
-def test_without_a_broker_all_are_parked(
-    make_app: MakeApp, truth: Truth, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_a_broker_all_are_parked(make_app: MakeApp, truth: Truth) -> None:
     nobody = f"redis://{HOST}:{free_port()}/0"
     world = World(make_app(broker=nobody, goalstate_index_url="memory://"), truth)
     host = world.register("host", batch_size=8)
     scheduled = world.index.enqueue("host", [Request(str(id), delay=0, task_id=f"t{id}") for id in range(20)])
     published = [each.wakeup for each in scheduled if each.wakeup]
     kind = world.engine.kind("host")
-    assert not world.engine.parts.publisher.dispatch(kind, published, wait=False)
-    assert "could not publish 20 of kind host" in caplog.text
+    with pytest.raises(BrokerUnavailable, match="could not publish 20 of kind host"):
+        world.engine.parts.publisher.publish_at_once(kind, published)
     for id in range(20):
         described = world.engine.describe(host(id))
         assert described is not None

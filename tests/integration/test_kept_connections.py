@@ -330,7 +330,10 @@ def test_what_kombu_does_not_repeat_is_sent_though_the_broker_has_just_hung_up(
     publisher = Engine(app).parts.publisher
     wakeups = [Wakeup(str(n), "1", 0, uuid()) for n in range(1 + wait)]
     for _ in range(3):
-        assert publisher.dispatch(ORDERS, wakeups, wait=wait)
+        if wait:
+            assert publisher.dispatch(ORDERS, wakeups)
+        else:
+            publisher.publish_at_once(ORDERS, wakeups)
         with valkey.client() as client:
             client.client_kill_filter(skipme=True)
 

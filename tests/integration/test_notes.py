@@ -19,6 +19,7 @@ from celery_goalstate.index.memory import MemoryIndex
 from celery_goalstate.messages import notes, open_publisher
 from celery_goalstate.messages.notes import LINK, note_of, read_note
 from celery_goalstate.registry import Kind
+from celery_goalstate.settings import Settings
 from tests.integration.conftest import MakeApp, Message, Truth, World
 
 tenant: ContextVar[str | None] = ContextVar("tenant", default=None)
@@ -375,7 +376,7 @@ def headers_of(app: Celery, kind: Kind, note: str) -> dict[str, Any]:
     def keep(headers: Any, **_: Any) -> None:
         seen.update(headers)
 
-    publisher = open_publisher(app, MemoryIndex(Limits()), timeout=5.0)
+    publisher = open_publisher(app, MemoryIndex(Limits()), Settings(index_url="memory://"))
     before_task_publish.connect(keep)
     try:
         assert publisher.dispatch(kind, [Wakeup("1", "1", 0, uuid(), note=note)])

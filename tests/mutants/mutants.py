@@ -9,6 +9,7 @@ from typing import Any
 
 from celery_goalstate.index.base import Policy, Scheduled, Status, Verdict
 from celery_goalstate.index.transitions import Entity, earliest
+from celery_goalstate.messages.errors import BrokerUnavailable
 from tests.mutants.seams import Lua, Python, Seam
 
 #: The state machine comes last: it is needed for what the contract's examples do not show.
@@ -229,6 +230,18 @@ def after_the_first_success(original: Any) -> Any:
     return failed
 
 
+def refusals_count_as_time_outs(original: Any) -> Any:
+    return lambda self, kind, error: original(self, kind, BrokerUnavailable(str(error)))
+
+
+def at_the_first_one(original: Any) -> Any:
+    def timed_out(self: Any) -> None:
+        self._time_outs = max(self._time_outs, 2)
+        original(self)
+
+    return timed_out
+
+
 def within(suite: str) -> tuple[str, ...]:
     return (f"tests/{suite}.py",)
 
@@ -257,6 +270,53 @@ AROUND_THE_INDEX = [
         "the evaluation of a lost worker is not ended",
         Python("Sweeper._end_lost", always(False), "worker.sweeper"),
         within("integration/test_sweeper"),
+    ),
+    *(
+        Mutant(rule, Python(where, instead, "worker.sweeper"), within(suite))
+        for rule, where, instead, suite in [
+            (
+                "a refusal lets all kinds rest",
+                "_Rests.failed",
+                refusals_count_as_time_outs,
+                "integration/test_rests",
+            ),
+            (
+                "a time-out lets the next kind try",
+                "_Rests._timed_out",
+                lambda _: lambda self: None,
+                "integration/test_rests",
+            ),
+            (
+                "the first time-out lets all kinds rest",
+                "_Rests._timed_out",
+                at_the_first_one,
+                "integration/test_rests",
+            ),
+            (
+                "a broker that is away is asked in each sweep",
+                "_Rests._timed_out",
+                lambda _: lambda self: setattr(self, "_ended", True),
+                "integration/test_rests",
+            ),
+            (
+                "a success ends no rest",
+                "_Rests.succeeded",
+                lambda _: lambda self, kind: None,
+                "integration/test_rests",
+            ),
+            (
+                "kinds try in the order in which they were registered",
+                "_Rests.turn",
+                lambda _: lambda self, kind: (False, 0.0),
+                "integration/test_rests",
+            ),
+            (
+                "a probe that has arrived lets the next one wait",
+                "_Probes.has_arrived",
+                always(False),
+                "backlog/test_simulated",
+            ),
+        ]
     ),
     Mutant(
         "a lost message is not sent again",
@@ -597,6 +657,11 @@ OF_THE_INDEX = [
                   reached = math.max(reached, header.resent_at or 0)
                 end""",
             ),
+        ),
+        (
+            "a survey believes in an arrival that is yet to come",
+            Python("Surveying.arrived", lambda _: lambda self: self.shard.newest_arrival),
+            Lua("survey", "arrived", "function() return newest_arrival() end"),
         ),
         (
             "two sweepers at a time",

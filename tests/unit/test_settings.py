@@ -45,6 +45,11 @@ def test_the_defaults_are_those_of_the_docs() -> None:
     )
 
 
+@pytest.mark.parametrize(("lease", "seconds"), [(30.0, 1.0), (10.0, 1.0), (2.0, 0.2)])
+def test_a_sweep_waits_for_a_second_or_a_tenth_of_a_lease(lease: float, seconds: float) -> None:
+    assert Settings(index_url="memory://", lease=lease).sweep_timeout == seconds
+
+
 def test_an_option_takes_the_place_of_its_default() -> None:
     options = KindOptions(max_failures=3).override(failure_retry_delay=timedelta(minutes=1), converge=False)
     assert options == KindOptions(max_failures=3, failure_retry_delay=60.0, converge=False)
