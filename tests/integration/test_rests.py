@@ -194,7 +194,7 @@ def test_a_frozen_broker() -> None:
     assert broker.longest_sweep <= 2.0
     pauses = [round(later - earlier) for earlier, later in pairwise(broker.attempts())]
     assert pauses == [2, 2, 2, 3, 5, 9, 17, 31, 31], "three in a row, then after rests of 1, 2, 4, ... s"
-    assert ended[0] - began <= LEASE + 1.5, "a lost lease waits for no broker"
+    assert ended[0] - began <= 1.1 * LEASE + 1.5, "a lost lease waits for no broker"
 
     broker.forget_the_past()
     broker.frozen, thawed = False, broker.clock()
