@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial as call_of
 from typing import Any, TypeVar, Unpack, overload
 
 from celery import Celery
@@ -27,7 +28,7 @@ from celery_goalstate.description import (
 from celery_goalstate.entity import Entity, EntityLike, EntityRef, IdLike, can_resync, checked_id
 from celery_goalstate.exceptions import ImproperlyConfigured, UnknownKind
 from celery_goalstate.hooks import AroundAction, AroundEvaluation, BeforeEnqueue, Hooks
-from celery_goalstate.index.base import Policy, Request
+from celery_goalstate.index.base import Partial, Policy, Request
 from celery_goalstate.index.base import Status as IndexStatus
 from celery_goalstate.messages import open_publisher
 from celery_goalstate.registry import (
@@ -319,27 +320,41 @@ class Engine:
         return described
 
     def list(self, kind: KindLike, status: str | None = None, limit: int = 100) -> builtins.list[Description]:
-        """Up to `limit` entities of a kind, in one status or in all: those that are due first come first."""
+        """Up to `limit` entities of a kind, in one status or in all: those that are due first come first.
+
+        Raises `IndexUnavailable`: what is known all the same, where a part of a cluster answers, is in its
+        `known`, and what is missing there in `away`.
+        """
         name = self._known_name(kind)
         wanted = list(IndexStatus) if status is None else index_statuses(status)
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise ValueError(f"limit is {limit!r}; give an integer, 1 or more")
+        partial, index = Partial(), self.parts.index
         found = [
             description_of(name, record)
             for each in wanted
-            for record in self.parts.index.records(name, each, limit)
+            for record in partial.known(call_of(index.records, name, each, limit)) or ()
         ]
         if status == Status.SCHEDULED:  # parked or sent: two orders
             found.sort(key=lambda description: description.deadline or _NEVER)
+        partial.raise_if_away(found[:limit])
         return found[:limit]
 
     def counts(self, kind: KindLike | None = None) -> dict[str, dict[Status, int]]:
-        """How many entities are in each status, by kind: of one kind, or of all that this process knows."""
+        """How many entities are in each status, by kind: of one kind, or of all that this process knows.
+
+        Raises `IndexUnavailable` as `list` does.
+        """
+        index, partial = self.parts.index, Partial()
         if kind is None:
-            return {name: public_counts(self.parts.index.counts(name)) for name in self.kinds}
-        name = self._known_name(kind)
-        kept = self.parts.index if name in self._kinds else self.parts.index.as_kept(name)
-        return {name: public_counts(kept.counts(name) if kept else {})}
+            counted = {name: partial.known(call_of(index.counts, name)) for name in self.kinds}
+        else:
+            name = self._known_name(kind)
+            kept = index if name in self._kinds else index.as_kept(name)
+            counted = {name: partial.known(call_of(kept.counts, name)) if kept else {}}
+        counts = {name: public_counts(found) for name, found in counted.items() if found is not None}
+        partial.raise_if_away(counts)
+        return counts
 
     def foreign_kinds(self) -> builtins.list[str]:
         """Kinds that the index keeps and this process does not know.
@@ -350,8 +365,13 @@ class Engine:
 
     def orphans(self) -> dict[str, dict[Status, int]]:
         """Foreign kinds that have entities; how many, as in `counts`."""
-        counted = {name: self.counts(name)[name] for name in self.foreign_kinds()}
-        return {name: counts for name, counts in counted.items() if any(counts.values())}
+        counted: dict[str, dict[Status, int]] = {}
+        partial = Partial()
+        for name in self.foreign_kinds():
+            counted |= partial.known(call_of(self.counts, name)) or {}
+        orphans = {name: counts for name, counts in counted.items() if any(counts.values())}
+        partial.raise_if_away(orphans)
+        return orphans
 
     # -- operating
 

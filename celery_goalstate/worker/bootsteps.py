@@ -9,14 +9,15 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 from celery import Celery, bootsteps
+from celery.exceptions import WorkerShutdown
+from celery.platforms import EX_FAILURE
 from celery.utils.quorum_queues import detect_quorum_queues
 from kombu.utils.uuid import uuid
 
-from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
+from celery_goalstate.exceptions import AccessDenied, ImproperlyConfigured, IndexUnavailable
 from celery_goalstate.index.url import safe_url
 from celery_goalstate.messages.producers import keep_client
 from celery_goalstate.settings import Settings
@@ -88,8 +89,13 @@ class SweeperStep(bootsteps.StartStopStep):
         )
         for warning in broker_warnings(parent.app, settings.eta_horizon):
             logger.warning("%s", warning)
-        with suppress(IndexUnavailable):  # the first sweep says so
+        try:
             self._open().prepare()
+        except (AccessDenied, ImproperlyConfigured) as error:  # which does not pass while one waits
+            logger.critical("this worker ends, since it cannot use the index: %s", error)
+            raise WorkerShutdown(EX_FAILURE) from error
+        except IndexUnavailable:
+            pass  # the first sweep says so
         self._timer = parent.timer
         self._running = True
         self._sweep_in(0.0)

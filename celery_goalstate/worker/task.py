@@ -58,10 +58,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two attempts to reach an index that did not answer ...
+#: Seconds between two attempts to reach an index that did not answer.
 TRY_AGAIN_AFTER = 0.2
-#: ... and how many a claim makes. A wake-up that is given up is found and sent again by the sweeper.
-CLAIM_ATTEMPTS = 10
+#: Seconds that a claim tries for, or that the index has been away: others want this place in the pool. A
+#: wake-up that is given up is found and sent again by the sweeper.
+CLAIM_PATIENCE = 2.0
 
 #: How long a task with batches takes more entities, in seconds: other tasks want their turn.
 TAKE_FOR = 1.0
@@ -75,6 +76,7 @@ REFUSALS = {
     Refused.STALE: "nothing to do: superseded by another wake-up",
     Refused.PAUSED: "nothing to do: the kind is paused",
     Refused.EARLY: "nothing to do yet: sent again",
+    Refused.AWAY: "not evaluated, since the index did not answer: the sweeper sends it again",
 }
 
 
@@ -248,18 +250,18 @@ class Evaluator:
     ) -> tuple[list[Claim | Refusal], float]:
         """The index's replies, and a time by this process's clock from which their leases last at least."""
         nonce = random_id()  # tells this claim, made again, from a second message of the same task id
-        for attempt in range(1, CLAIM_ATTEMPTS + 1):
+        gives_up_at = self._parts.clock() + CLAIM_PATIENCE
+        while True:
             claimed_at = self._keeper.clock()
             try:
                 claims = self._index.claim(
                     self._kind.name, pairs, nonce=nonce, task_id=task_id, resent_at=resent_at
                 )
                 return claims, claimed_at
-            except IndexUnavailable:
-                if attempt == CLAIM_ATTEMPTS:
-                    raise
+            except IndexUnavailable as error:
+                if error.away_for >= CLAIM_PATIENCE or self._parts.clock() >= gives_up_at:
+                    return [Refusal(id, Refused.AWAY) for id, _ in pairs], claimed_at
                 time.sleep(TRY_AGAIN_AFTER)  # this evaluation has nothing else to do
-        raise AssertionError("unreachable")
 
     def _keep(self, run: Run, claimed_at: float) -> AbstractContextManager[Lease]:
         max_run = self._kind.options.max_run
