@@ -75,6 +75,9 @@ UNAVAILABLE_CODES = ("BUSY ", "MISCONF ", "NOREPLICAS ")
 #: The errors of a script that may not run one of its commands.
 FORBIDDEN = ("ACL failure in script", "The user executing the script can't")
 
+#: What Redis says to those who give no password.
+GIVEN_NONE = ("Authentication required", "already authenticated")
+
 #: The keys of one shard, in the order in which the scripts know them; then come the records.
 SHARD_KEYS = ("parked", "sent", "running", "idle", "failed", "token", "paused", "claimed", "sweeper")
 
@@ -581,6 +584,8 @@ def _refusal(error: Exception) -> str:
             " a password (requirepass, or a user of its ACL), and write that into the index's URL"
         )
     if any(isinstance(each, errors.AuthenticationError) for each in (error, error.__cause__)):
+        if any(text in words for text in GIVEN_NONE):
+            words = "it asks for them, and none is given"
         return (
             f"the index refused the user or the password: {words}; the index's URL has them, or"
             " goalstate_index_credentials"

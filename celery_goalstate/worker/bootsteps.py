@@ -94,8 +94,8 @@ class SweeperStep(bootsteps.StartStopStep):
         except (AccessDenied, ImproperlyConfigured) as error:  # which does not pass while one waits
             logger.critical("this worker ends, since it cannot use the index: %s", error)
             raise WorkerShutdown(EX_FAILURE) from error
-        except IndexUnavailable:
-            pass  # the first sweep says so
+        except IndexUnavailable as error:
+            self._wait(error)
         self._timer = parent.timer
         self._running = True
         self._sweep_in(0.0)
@@ -125,8 +125,7 @@ class SweeperStep(bootsteps.StartStopStep):
         try:
             more = self._sweep()
         except IndexUnavailable as error:
-            if self._is_news("away"):  # whatever the words: while it fails over, they change
-                logger.warning("the sweeper waits for the index: %s", error)
+            self._wait(error)
         except Exception as error:
             if self._is_news(repr(error)):
                 logger.exception("a sweep failed; it is tried again and again")
@@ -151,6 +150,10 @@ class SweeperStep(bootsteps.StartStopStep):
         if self._sweeper is None:
             self._sweeper = type(self).open_sweeper(self._name)
         return self._sweeper
+
+    def _wait(self, error: IndexUnavailable) -> None:
+        if self._is_news("away"):  # whatever the words: while it fails over, they change
+            logger.warning("the sweeper waits for the index: %s", error)
 
     def _is_news(self, problem: str) -> bool:
         before, self._problem = self._problem, problem
