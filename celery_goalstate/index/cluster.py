@@ -71,13 +71,13 @@ class Cluster:
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        self._timeout: float = client.get_connection_kwargs().get("socket_timeout") or math.inf
+        self.timeout: float = client.get_connection_kwargs().get("socket_timeout") or math.inf
         self._may_ask_at = 0.0
         self._outages: dict[str, Outage] = {}  # by the node's name
 
     def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """As `Server.exchange`, with all nodes at the same time."""
-        until = time.monotonic() + self._timeout
+        until = time.monotonic() + self.timeout
         clients: dict[str, Any] = {}  # by the node's name. They are held: with them end their connections
         asked: defaultdict[str, list[int]] = defaultdict(list)
         nobody = errors.ClusterDownError("CLUSTERDOWN no node serves the slot")
@@ -191,7 +191,7 @@ class Cluster:
         answering = {name: node for name, node in known.items() if name not in self._outages}
         if began < self._may_ask_at or not answering:
             return
-        self._may_ask_at = began + PAUSE * self._timeout  # other threads need not ask the same
+        self._may_ask_at = began + PAUSE * self.timeout  # other threads need not ask the same
         nodes.startup_nodes = answering
         try:
             with suppress(*REDIS_ERRORS):  # the next call fails with it

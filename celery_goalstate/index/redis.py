@@ -14,6 +14,7 @@ import copy
 import hashlib
 import json
 import math
+import time
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -516,6 +517,7 @@ class RedisIndex:
 
     def _replies(self, commands: Sequence[Command], attempts: int = ATTEMPTS) -> list[Any]:
         """Send commands in one round trip per node. Errors are among the replies, in our own words."""
+        until = time.monotonic() + self._servers.timeout
         replies = self._servers.exchange(commands) if commands else []
         for _ in range(1, attempts):
             again = [
@@ -523,7 +525,7 @@ class RedisIndex:
                 for n, reply in enumerate(replies)
                 if isinstance(reply, Exception) and _may_pass_at_once(reply)
             ]
-            if not again:
+            if not again or time.monotonic() >= until:
                 break
             for n, reply in zip(again, self._servers.exchange([commands[n] for n in again]), strict=True):
                 replies[n] = reply
@@ -571,8 +573,11 @@ def _limits_lua(limits: Limits) -> str:
 
 
 def _words(error: Exception) -> str:
-    """Redis' own words, which name hosts and ports, never a password; but not where in a script it was."""
-    return str(error).partition(" script: ")[0]
+    """Redis' own words, which name hosts and ports, never a password.
+
+    But neither where in a script it was, nor the inside of redis-py's clients of sentinels.
+    """
+    return str(error).partition(" script: ")[0].partition(" : <redis.")[0]
 
 
 def _refusal(error: Exception) -> str:
