@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial as call_of
 from typing import Any, TypeVar, Unpack, overload
 
 from celery import Celery
@@ -30,7 +31,7 @@ from celery_goalstate.description import (
 from celery_goalstate.entity import Entity, EntityLike, EntityRef, IdLike, can_resync, checked_id
 from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable, UnknownKind
 from celery_goalstate.hooks import AroundAction, AroundEvaluation, BeforeEnqueue, Hooks
-from celery_goalstate.index.base import LONGEST_PAGE, Index, Policy, Position, Request
+from celery_goalstate.index.base import LONGEST_PAGE, Index, Partial, Policy, Position, Request
 from celery_goalstate.messages import open_publisher
 from celery_goalstate.registry import (
     DEFAULT_NAMESPACE,
@@ -328,6 +329,9 @@ class Engine:
 
         `after` is the `cursor` of the last entity of the page before. An entity that stays where it is, is on
         one page; one that moves on between two calls may be on two, or on none.
+
+        Raises `IndexUnavailable`: what is known all the same, where a part of a cluster answers, is in its
+        `known`, and what is missing there in `away`.
         """
         name = self._known_name(kind)
         if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= LONGEST_PAGE:
@@ -342,30 +346,40 @@ class Engine:
                 raise ValueError(f"after is {after!r}, which is on no page of {status or 'all'} of {name!r}")
             wanted = wanted[wanted.index(its_status) :]
         found: builtins.list[Description] = []
+        partial = Partial()
         for each in wanted:
             if len(found) < limit:
-                found += self._list(name, each, limit - len(found), position)
+                found += self._list(name, each, limit - len(found), position, partial)
             position = None
+        partial.raise_if_away(found)
         return found
 
     def _list(
-        self, kind: str, status: Status, limit: int, after: Position | None
+        self, kind: str, status: Status, limit: int, after: Position | None, partial: Partial
     ) -> builtins.list[Description]:
         records = [
             record
             for each in index_statuses(status)
-            for record in self.parts.index.records(kind, each, limit, after)
+            for record in partial.known(call_of(self.parts.index.records, kind, each, limit, after)) or ()
         ]
         records.sort(key=lambda record: (record.score, record.id.encode()))  # parked and sent
         return [description_of(kind, record) for record in records[:limit]]
 
     def counts(self, kind: KindLike | None = None) -> dict[str, dict[Status, int]]:
-        """How many entities are in each status, by kind: of one kind, or of all that this process knows."""
+        """How many entities are in each status, by kind: of one kind, or of all that this process knows.
+
+        Raises `IndexUnavailable` as `list` does.
+        """
+        index, partial = self.parts.index, Partial()
         if kind is None:
-            return {name: public_counts(self.parts.index.counts(name)) for name in self.kinds}
-        name = self._known_name(kind)
-        kept = self.parts.index if name in self._kinds else self.parts.index.as_kept(name)
-        return {name: public_counts(kept.counts(name) if kept else {})}
+            counted = {name: partial.known(call_of(index.counts, name)) for name in self.kinds}
+        else:
+            name = self._known_name(kind)
+            kept = index if name in self._kinds else index.as_kept(name)
+            counted = {name: partial.known(call_of(kept.counts, name)) if kept else {}}
+        counts = {name: public_counts(found) for name, found in counted.items() if found is not None}
+        partial.raise_if_away(counts)
+        return counts
 
     def foreign_kinds(self) -> builtins.list[str]:
         """Kinds that the index keeps and this process does not know.
@@ -376,8 +390,13 @@ class Engine:
 
     def orphans(self) -> dict[str, dict[Status, int]]:
         """Foreign kinds that have entities; how many, as in `counts`."""
-        counted = {name: self.counts(name)[name] for name in self.foreign_kinds()}
-        return {name: counts for name, counts in counted.items() if any(counts.values())}
+        counted: dict[str, dict[Status, int]] = {}
+        partial = Partial()
+        for name in self.foreign_kinds():
+            counted |= partial.known(call_of(self.counts, name)) or {}
+        orphans = {name: counts for name, counts in counted.items() if any(counts.values())}
+        partial.raise_if_away(orphans)
+        return orphans
 
     # -- operating
 

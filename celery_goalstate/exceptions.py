@@ -1,7 +1,7 @@
 """Every error of this package, split by what the caller does next.
 
 * Fix the call: `ImproperlyConfigured`, `UnknownKind` (and `ValueError` / `TypeError` for a bad argument).
-* Try again: `IndexUnavailable`.
+* Try again: `IndexUnavailable`. (`AccessDenied`, which is one, is for whoever operates the index's server.)
 * Raised *by an action*: `RetryAfter`, `PermanentError`, `EntityGone`.
 * Raised or recorded by the engine: `ActionTimeout`, `Interrupted`, `LeaseLost`, `WorkerLost`.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import timedelta
+from typing import Any
 
 
 class GoalStateError(Exception):
@@ -28,12 +29,31 @@ class UnknownKind(GoalStateError, LookupError):
 
 
 class IndexUnavailable(GoalStateError):
-    """The index did not answer; the change may or may not have been noted, and asking again is safe."""
+    """The index did not answer; the change may or may not have been noted, and asking again is safe.
 
-    def __init__(self, message: str | None = None, *, left: Iterable[int] = ()) -> None:
+    Of an index of several servers a part may have answered. Then what `counts` or `list` would have returned
+    is in `known`, as far as it is known, and what is missing there in `away`.
+    """
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        known: Any = None,
+        away: Iterable[str] = (),
+        away_for: float = 0.0,
+        left: Iterable[int] = (),
+    ) -> None:
         super().__init__(message)
+        self.known = known  #: what the servers told that did answer; None: nothing
+        self.away = tuple(away)  #: the shards that did not, as "order (shard 0)"; empty: none did
+        self.away_for = away_for  #: seconds for which this process knows that the server does not answer
         #: Of `delete_kind`: the numbers of the shards in which entities may be left. Elsewhere empty.
         self.left = tuple(left)
+
+
+class AccessDenied(IndexUnavailable):
+    """The index's server refuses this process, until somebody changes its settings or ours."""
 
 
 class RetryAfter(GoalStateError):

@@ -12,6 +12,7 @@ import click
 from celery.bin.base import CeleryOption
 from celery.exceptions import QueueNotFound
 
+from celery_goalstate.display import printable
 from celery_goalstate.engine import Engine
 from celery_goalstate.entity import EntityRef
 from celery_goalstate.exceptions import GoalStateError, IndexUnavailable
@@ -82,7 +83,7 @@ def engine_of_command(ctx: click.Context) -> Iterator[Engine]:
         yield engine
     except IndexUnavailable as error:
         where = "" if "://" in str(error) else f" ({safe_url(url)})"  # `move` names the old index itself
-        raise _Unavailable(f"{error}{where}") from error
+        raise _Unavailable(printable(f"{error}{where}")) from error
     except GoalStateError as error:
         hint = " Or name yours: celery -A PROJECT goalstate ..." if app.main == "default" else ""
         raise click.UsageError(f"{error}.{hint}" if hint else str(error)) from error

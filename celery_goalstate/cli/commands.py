@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from functools import partial as call_of
 
 import click
 from celery.bin.base import CeleryCommand, CeleryOption
@@ -39,7 +40,7 @@ from celery_goalstate.description import Description, Status, position_of
 from celery_goalstate.display import printable
 from celery_goalstate.engine import Engine
 from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable, UnknownKind
-from celery_goalstate.index.base import LONGEST_PAGE
+from celery_goalstate.index.base import LONGEST_PAGE, Partial
 
 #: In which order `list` shows entities: first what a person may have to do something about.
 ORDER = (Status.FAILED, Status.RUNNING, Status.SCHEDULED, Status.IDLE)
@@ -177,24 +178,26 @@ def list_(
         kinds = engine.kinds if kind is None else (kind,)
         statuses = ORDER if status is None else (Status(status),)
         lists = [(name, wanted) for wanted in statuses for name in kinds]
-        found = _page(engine, lists, limit, after)
+        partial = Partial()
+        found = _page(engine, lists, limit, after, partial)
         if as_json:
             print_json([asdict(each) for each in found])
-        if not found:
+        if not found and not partial.away:
             words = ["no", after and "further", status, "entities", kind and f"of kind {kind}"]
             what = " ".join(filter(None, words))
             not_found(ctx, engine, kind or next(iter(engine.kinds), ""), what)
         elif not as_json:
             print_table(["entity", "status", "when", "goal", "failures", "error"], [row_of(d) for d in found])
-        if found and _page(engine, lists, 1, found[-1].cursor):
+        if found and _page(engine, lists, 1, found[-1].cursor, Partial()):
             cursor = printable(shlex.quote(found[-1].cursor))
             click.echo(f"There are more than these {len(found)}: --after {cursor}", err=True)
+        partial.raise_if_away(found)
 
 
 def _page(
-    engine: Engine, lists: Sequence[tuple[str, Status]], limit: int, after: str | None
+    engine: Engine, lists: Sequence[tuple[str, Status]], limit: int, after: str | None, partial: Partial
 ) -> list[Description]:
-    """One page over the lists of kinds and statuses, one after the other."""
+    """One page over the lists of kinds and statuses, one after the other; `partial` is told what is away."""
     if after is not None:
         try:
             status, kind, _ = position_of(after)
@@ -206,7 +209,7 @@ def _page(
     found: list[Description] = []
     for kind, status in lists:
         if len(found) < limit:
-            found += engine.list(kind, status, limit - len(found), after)
+            found += partial.known(call_of(engine.list, kind, status, limit - len(found), after)) or ()
         after = None
     return found
 
@@ -362,17 +365,22 @@ def resync(ctx: click.Context, kind: str, spread: timedelta | None, revive: bool
 
 
 def _list_counts(ctx: click.Context, engine: Engine, as_json: bool) -> None:
-    registered = engine.counts()
-    orphans, unreadable = _orphans(engine)
+    partial = Partial()
+    registered = partial.known(engine.counts) or {}
+    paused = {kind for kind in registered if partial.known(call_of(engine.paused, kind))}
+    orphans, unreadable = _orphans(engine, partial)
     counts = {**registered, **orphans}
-    remarks = {
-        **{kind: "paused" * engine.paused(kind) for kind in registered},
-        **dict.fromkeys(orphans, "not registered"),
-    }
+    incomplete = {shard.partition(" ")[0] for shard in partial.away}
+    remarks = {"not registered": orphans, "paused": paused, "incomplete": incomplete}
     if as_json:
         print_json(
             {
-                kind: {**counts[kind], "paused": remarks[kind] == "paused", "registered": kind in registered}
+                kind: {
+                    **counts[kind],
+                    "paused": kind in paused,
+                    "registered": kind in registered,
+                    "complete": kind not in incomplete,
+                }
                 for kind in counts
             }
             | {kind: {"registered": False, "error": error} for kind, error in unreadable.items()}
@@ -380,11 +388,18 @@ def _list_counts(ctx: click.Context, engine: Engine, as_json: bool) -> None:
     elif counts:
         print_table(
             ["kind", *Status, ""],
-            [[kind, *map(str, counts[kind].values()), remarks[kind]] for kind in counts],
+            [
+                [
+                    kind,
+                    *map(str, counts[kind].values()),
+                    ", ".join(remark for remark, kinds in remarks.items() if kind in kinds),
+                ]
+                for kind in counts
+            ],
         )
     for error in unreadable.values():
         click.echo(f"not counted: {printable(error)}", err=True)
-    if not registered:
+    if not engine.kinds:
         click.echo("no entity classes are registered", err=True)
         ctx.exit(NOT_FOUND)
     for kind in map(printable, orphans):
@@ -394,14 +409,23 @@ def _list_counts(ctx: click.Context, engine: Engine, as_json: bool) -> None:
             f" Removed? `goalstate delete {kind} --all`.",
             err=True,
         )
+    partial.raise_if_away(counts)
 
 
-def _orphans(engine: Engine) -> tuple[dict[str, dict[Status, int]], dict[str, str]]:
+def _orphans(engine: Engine, partial: Partial) -> tuple[dict[str, dict[Status, int]], dict[str, str]]:
     """How many entities kinds have that are not registered, and why some of these kinds cannot be read."""
-    counted, unreadable = {}, {}
-    for kind in engine.foreign_kinds():
+    counted: dict[str, dict[Status, int]] = {}
+    unreadable: dict[str, str] = {}
+    try:
+        foreign = engine.foreign_kinds()
+    except IndexUnavailable as error:
+        partial.away["the kinds that are not registered"] = error
+        return {}, {}
+    for kind in foreign:
         try:
-            counted[kind] = engine.counts(kind)[kind]
-        except (ImproperlyConfigured, IndexUnavailable) as error:  # another release's; on a node that is away
+            found = partial.known(call_of(engine.counts, kind))
+        except ImproperlyConfigured as error:  # another release's
             unreadable[kind] = str(error)
+        else:
+            counted |= found or {}
     return {kind: counts for kind, counts in counted.items() if any(counts.values())}, unreadable

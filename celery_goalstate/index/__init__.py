@@ -184,8 +184,9 @@ def _sentinel_master(url: str, options: dict[str, Any]) -> Redis:
             **{name: value for name, value in parsed.items() if name.startswith("ssl")},
             "password": sentinel_password,
             "retry": options["retry"],
-            "socket_timeout": options["socket_timeout"],
-            "socket_connect_timeout": options["socket_connect_timeout"],
+            # They are asked one after the other, until one answers.
+            "socket_timeout": options["socket_timeout"] / len(parts),
+            "socket_connect_timeout": options["socket_connect_timeout"] / len(parts),
         },
     )
     credentials = {

@@ -39,9 +39,11 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from celery_goalstate.exceptions import IndexUnavailable
+
+T = TypeVar("T")
 
 
 def random_id() -> str:
@@ -160,6 +162,7 @@ class Refused(enum.StrEnum):
     STALE = "stale"  #: superseded, a duplicate, or already claimed
     PAUSED = "paused"  #: the kind is paused; the entity is parked again
     EARLY = "early"  #: a clock is wrong; `Refusal.wakeup` is to be published. None: too early, parked again
+    AWAY = "away"  #: the index did not answer for this entity; the wake-up is lost, if it did not claim
 
 
 class Refusal(NamedTuple):
@@ -325,11 +328,44 @@ class Survey:
         return bool(self.due or self.suspect or self.lost or self.expired)
 
 
+class Partial:
+    """Puts results together of calls to an index of which a part may not answer."""
+
+    def __init__(self) -> None:
+        self.away: dict[str, IndexUnavailable] = {}  #: why which shards did not answer
+
+    def known(self, call: Callable[[], T]) -> T | None:
+        """What a call returns, or as much of it as is known; None: nothing.
+
+        Raises the `IndexUnavailable` of an index that does not answer as a whole.
+        """
+        try:
+            return call()
+        except IndexUnavailable as error:
+            if not error.away:
+                raise
+            self.away |= dict.fromkeys(error.away, error)
+            known: T | None = error.known
+            return known
+
+    def raise_if_away(self, known: Any) -> None:
+        """Raise `IndexUnavailable` with what is known of the result, if something is missing in it."""
+        for error in self.away.values():
+            why = error.__cause__ or error
+            raise IndexUnavailable(
+                f"{why}; not known is what is in {', '.join(self.away)}",
+                known=known,
+                away=self.away,
+                away_for=error.away_for,
+            ) from why
+
+
 class Index(Protocol):
     """What every index can do; the module's docstring has the guarantees.
 
     A call is about one kind and as many entities as you like; replies are in the order of what was given.
     Any method may raise `IndexUnavailable`: then the call may have been made or not, and can be repeated.
+    That of `records`, `counts` and `paused` has what is known, if a part of the index has answered.
     Any method raises `ImproperlyConfigured` for a kind that is kept in another layout or number of shards.
     """
 
@@ -376,7 +412,8 @@ class Index(Protocol):
         """Exchange (id, token) pairs for leases.
 
         A repeated call has the same `nonce`: it gets the same leases, which last from then. `resent_at` is
-        the wake-up's own.
+        the wake-up's own. Where a part of the index does not answer, its entities are refused as `AWAY`;
+        `IndexUnavailable` is raised if none does.
 
         Several pairs are a batch. When a worker is lost with a batch, any of its entities may be to blame:
         each is evaluated again, alone, and none counts a failure. Only a loss alone counts.
@@ -385,7 +422,7 @@ class Index(Protocol):
     def take(self, kind: str, limit: int, *, nonce: str, task_id: str) -> list[Claim]:
         """Claim, as a batch, up to `limit` entities that are due and parked, without any message.
 
-        Not those with a note, which is for a message to carry.
+        Not those with a note, which is for a message to carry, nor those of a part that does not answer.
         """
 
     def renew(self, kind: str, runs: Sequence[Run]) -> list[bool]:

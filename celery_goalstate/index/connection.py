@@ -7,7 +7,9 @@ them, knows which server they are to lead to, and ends them.
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -36,6 +38,8 @@ class Server:
 
     def __init__(self, client: Any) -> None:
         self._pool = client.connection_pool
+        #: Seconds that it has for its replies; infinite: what the connections have.
+        self.timeout: float = self._pool.connection_kwargs.get("socket_timeout") or math.inf
         self._idle: deque[Any] = deque()  # connections between two calls; the pool counts them as in use
 
     def __del__(self) -> None:
@@ -43,8 +47,15 @@ class Server:
             self._idle.pop().disconnect()
 
     def exchange(self, commands: Sequence[Command]) -> list[Any]:
-        """The server's reply to each command. Errors are among the replies."""
-        replies: list[Any] = []
+        """The server's reply to each command. Errors are among the replies.
+
+        The time-out is that of all replies together.
+        """
+        until = time.monotonic() + self.timeout
+        return self.send(commands).replies(until)
+
+    def send(self, commands: Sequence[Command]) -> Sent:
+        """Send commands, and wait for no reply."""
         try:
             connection = self._take_idle() or self._pool.get_connection(*_FOR_COMMAND)
             try:
@@ -53,15 +64,40 @@ class Server:
                     connection.disconnect()
                     connection.connect()
                 connection.send_packed_command(connection.pack_commands(commands))
-                while len(replies) < len(commands):
-                    replies.append(_reply_of(connection))
             except BaseException:
-                self._give_up(connection)  # replies to this call must not be taken for those to the next
+                self.give_up(connection)
                 raise
-            self._idle.append(connection)
         except errors.RedisError as error:
-            replies += [error] * (len(commands) - len(replies))
-        return replies
+            return Sent(self, len(commands), error=error)
+        return Sent(self, len(commands), connection)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the next call probably finds a connection."""
+        with suppress(IndexError):
+            return bool(self._idle[-1].pid == os.getpid())
+        return False
+
+    def connect(self) -> None:
+        """Have a connection for the next call. Raises `RedisError`."""
+        if connection := self._take_idle():
+            self.keep(connection)
+        else:
+            self.keep(self._pool.get_connection(*_FOR_COMMAND))
+
+    def try_out(self, timeout: float) -> None:
+        """Raise `RedisError` if the server does not answer a fresh connection within so many seconds."""
+        bounds = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), min(timeout, self.timeout))
+        connection = self._pool.connection_class(**{**self._pool.connection_kwargs, **bounds})
+        try:
+            connection.send_command("TIME")  # which our user may say, unlike PING
+            connection.read_response()
+        finally:
+            connection.disconnect()
+
+    def keep(self, connection: Any) -> None:
+        """Keep a connection for the next call."""
+        self._idle.append(connection)
 
     def _take_idle(self) -> Any:
         while self._idle:
@@ -71,16 +107,59 @@ class Server:
                     return connection
         return None
 
-    def _give_up(self, connection: Any) -> None:
-        """Close a connection that broke, and those that are idle: they may lead to a former master, too."""
+    def give_up(self, connection: Any) -> None:
+        """Close a connection whose replies must not be taken for those to the next call.
+
+        And those that are idle: they may lead to a former master, too.
+        """
         while connection:
             connection.disconnect()
             self._pool.release(connection)
             connection = self._take_idle()
 
 
-def _reply_of(connection: Any) -> Any:
+class Sent:
+    """Commands that were sent to one server, or could not be."""
+
+    def __init__(
+        self, server: Server, number: int, connection: Any = None, error: Exception | None = None
+    ) -> None:
+        self._server = server
+        self._number = number
+        self._connection = connection
+        self._error = error
+
+    def replies(self, until: float) -> list[Any]:
+        """The reply to each command. Errors are among the replies.
+
+        They are waited for until a time of the monotonic clock.
+        """
+        replies: list[Any] = []
+        error = self._error
+        if error is None:
+            try:
+                while len(replies) < self._number:
+                    replies.append(_reply_of(self._connection, until))
+            except errors.RedisError as lost:
+                self.give_up()
+                error = lost
+            except BaseException:
+                self.give_up()
+                raise
+            else:
+                self._server.keep(self._connection)
+        return replies + [error] * (self._number - len(replies))
+
+    def give_up(self) -> None:
+        """Wait for no reply any more."""
+        if self._connection is not None:
+            self._server.give_up(self._connection)
+
+
+def _reply_of(connection: Any, until: float) -> Any:
     """The next reply; an error of the command is one. Raises `RedisError` if there is none."""
+    if until != math.inf and not connection.can_read(timeout=max(0.0, until - time.monotonic())):
+        raise errors.TimeoutError("Timeout reading from socket")
     try:
         return connection.read_response()
     except errors.ResponseError as error:

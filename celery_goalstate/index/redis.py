@@ -29,13 +29,14 @@ from redis import Redis, RedisCluster
 from redis import exceptions as errors
 
 from celery_goalstate.display import DOCS
-from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
+from celery_goalstate.exceptions import AccessDenied, ImproperlyConfigured, IndexUnavailable
 from celery_goalstate.index.base import (
     Claim,
     DeletedAll,
     Finish,
     Finished,
     Limits,
+    Partial,
     Policy,
     Position,
     Record,
@@ -53,7 +54,7 @@ from celery_goalstate.index.base import (
     check_notes,
     records_after,
 )
-from celery_goalstate.index.cluster import REDIS_ERRORS, Cluster
+from celery_goalstate.index.cluster import REDIS_ERRORS, Cluster, NodeAway
 from celery_goalstate.index.connection import Command, raise_first, server_of
 
 #: Which keys, fields and statuses there are. One more with every change that older processes cannot bear.
@@ -61,9 +62,6 @@ LAYOUT = 2
 
 ENTITIES_PER_CALL = 256  #: of a script: a few milliseconds of the server's time
 ATTEMPTS = 2  #: a connection that broke is replaced once; the transitions are safe to repeat
-
-#: Seconds. A cluster's node that lets a survey wait until its time is over is left out of the next ones.
-REST = 20.0
 
 #: What passes by itself. Anything else that Redis refuses is a mistake, and raised as it is.
 UNAVAILABLE = (
@@ -84,6 +82,9 @@ UNAVAILABLE_CODES = ("BUSY ", "MISCONF ", "NOREPLICAS ")
 FORBIDDEN = ("ACL failure in script", "The user executing the script can't")
 #: The error of a script that would write to a kind which is not kept (any more) as we agreed.
 NOT_KEPT = "NOTKEPT "
+
+#: What Redis says to those who give no password.
+GIVEN_NONE = ("Authentication required", "already authenticated")
 
 #: The keys of one shard, in the order in which the scripts know them; then come the records, and their notes.
 SHARD_KEYS = (
@@ -143,7 +144,6 @@ class RedisIndex:
         self._known_keys: dict[tuple[str, int], list[bytes]] = {}
         self._agreed: set[str] = set()  # kinds that are kept as we would keep them
         self._form = json.dumps({"layout": LAYOUT, "shards": shards})
-        self._at_rest: dict[str, tuple[float, Exception]] = {}  # nodes: until when, and why
 
     # -- kinds
 
@@ -173,9 +173,14 @@ class RedisIndex:
             if isinstance(reply, str):
                 _check_form(kind, reply, self._shards)
                 self._agreed.add(kind)
-        for (kind, _), reply in zip(shards, replies, strict=True):
-            if kind not in self._agreed and isinstance(reply, Exception):
+        partial = Partial()
+        for shard, reply in zip(shards, replies, strict=True):
+            if isinstance(reply, IndexUnavailable):
+                if shard[0] not in self._agreed:
+                    self._note_away(partial, *shard, reply)
+            elif isinstance(reply, Exception):
                 raise reply
+        partial.raise_if_away(None)
         return [shard for shard, reply in zip(shards, replies, strict=True) if reply is None]
 
     def _begin(self, kind: str) -> None:
@@ -233,17 +238,27 @@ class RedisIndex:
     ) -> list[Claim | Refusal]:
         header = _given(nonce=nonce, task_id=task_id, resent_at=resent_at, batch=len(wakeups) > 1)
         rows = [{"id": id, "token": token} for id, token in wakeups]
-        replies = self._transition("claim", kind, rows, header)
+        replies = self._transition_each("claim", kind, rows, header)
+        if not _is_answered(replies):
+            raise_first(replies)
         return [_claimed(id, reply) for (id, _), reply in zip(wakeups, replies, strict=True)]
 
     def take(self, kind: str, limit: int, *, nonce: str, task_id: str) -> list[Claim]:
         if kind not in self._agreed:
             self._agree([kind])
-        overdue = self._run("overdue", self._calls(kind, {"limit": limit}))
-        ids = [id for found in overdue for id in found][:limit]
+        overdue = self._run_each("overdue", self._calls(kind, {"limit": limit}))
+        if not _is_answered(overdue):
+            raise_first(overdue)
+        ids = [id for found in overdue if not isinstance(found, Exception) for id in found][:limit]
         header = {"nonce": nonce, "task_id": task_id}
-        replies = self._transition("take", kind, _rows(ids), header)
-        return [Claim(id, **reply) for id, reply in zip(ids, replies, strict=True) if reply]
+        replies = self._transition_each("take", kind, _rows(ids), header)
+        if ids and not _is_answered(replies):
+            raise_first(replies)
+        return [
+            Claim(id, **reply)
+            for id, reply in zip(ids, replies, strict=True)
+            if reply and not isinstance(reply, Exception)
+        ]
 
     def renew(self, kind: str, runs: Sequence[Run]) -> list[bool]:
         return self._transition("renew", kind, [run._asdict() for run in runs])
@@ -298,7 +313,8 @@ class RedisIndex:
     def forget_kind(self, kind: str) -> bool:
         if any(self.counts(kind).values()) or self.paused(kind):
             return False
-        forgotten = self._run("forget_kind", self._calls(kind))
+        forgotten = self._run_each("forget_kind", self._calls(kind))
+        raise_first(forgotten)
         self._agreed.discard(kind)
         if all(forgotten):
             self._commands([("SREM", self._kinds_key, kind)])
@@ -315,35 +331,79 @@ class RedisIndex:
         self._commands([("DEL", key) for key in self._keys(kind, "paused")])
 
     def paused(self, kind: str) -> bool:
-        return any(self._commands([("EXISTS", key) for key in self._keys(kind, "paused")]))
+        partial = Partial()
+        commands = [[("EXISTS", key)] for key in self._keys(kind, "paused")]
+        paused = any(there for [there] in self._of_shards(kind, commands, partial))
+        if not paused:
+            partial.raise_if_away(paused)
+        return paused
 
     def describe(self, kind: str, ids: Sequence[str]) -> list[Record | None]:
         replies = self._transition("describe", kind, _rows(ids))
         return [_record(id, reply) for id, reply in zip(ids, replies, strict=True)]
 
     def records(self, kind: str, status: Status, limit: int, after: Position | None = None) -> list[Record]:
-        return records_after(
+        partial = Partial()
+        records = records_after(
             after,
             status,
             limit,
-            page=lambda size, after: self._page(kind, status, size, after),
+            page=lambda size, after: self._page(kind, status, size, after, partial),
             describe=lambda ids: self.describe(kind, ids),
         )
+        partial.raise_if_away(records)
+        return records
 
-    def _page(self, kind: str, status: Status, size: int, after: Position | None) -> list[Position]:
+    def _page(
+        self, kind: str, status: Status, size: int, after: Position | None, partial: Partial
+    ) -> list[Position]:
         """Ids and scores are all that is needed to merge the shards."""
         if kind not in self._agreed:
             self._agree([kind])
         last = after and {"score": f"{after.score:.0f}", "id": after.id}
-        pages = self._run("page", self._calls(kind, _given(status=status, limit=size, after=last)))
-        found = [Position(float(score), id) for page in pages for id, score in page]
+        pages = self._run_each("page", self._calls(kind, _given(status=status, limit=size, after=last)))
+        answers = self._answers(kind, [[page] for page in pages], partial)
+        found = [Position(float(score), id) for [page] in answers for id, score in page]
         return sorted(found, key=lambda each: (each.score, each.id.encode()))[:size]
 
     def counts(self, kind: str) -> Mapping[Status, int]:
-        counted = self._commands([("ZCARD", key) for status in Status for key in self._keys(kind, status)])
-        return {
-            status: sum(counted[n * self._shards : (n + 1) * self._shards]) for n, status in enumerate(Status)
-        }
+        keys = zip(*(self._keys(kind, status) for status in Status), strict=True)
+        partial = Partial()
+        commands = [[("ZCARD", key) for key in of_shard] for of_shard in keys]
+        replies = self._of_shards(kind, commands, partial)
+        counts = dict(zip(Status, map(sum, zip(*replies, strict=True)), strict=True))
+        partial.raise_if_away(counts)
+        return counts
+
+    def _of_shards(
+        self, kind: str, commands: Sequence[Sequence[Command]], partial: Partial
+    ) -> list[list[Any]]:
+        """What the shards reply to their commands, but for those that are away, of which `partial` is told.
+
+        Raises `IndexUnavailable` if none answers.
+        """
+        replies = iter(self._replies([command for of_shard in commands for command in of_shard]))
+        return self._answers(kind, [[next(replies) for _ in of_shard] for of_shard in commands], partial)
+
+    def _answers(self, kind: str, replies: Sequence[list[Any]], partial: Partial) -> list[list[Any]]:
+        """The replies of those shards that are not away; the others `partial` is told of."""
+        answers = []
+        for shard, its_replies in enumerate(replies):
+            try:
+                raise_first(its_replies)
+            except IndexUnavailable as error:
+                self._note_away(partial, kind, shard, error)
+            else:
+                answers.append(its_replies)
+        if not answers:
+            partial.raise_if_away(None)
+        return answers
+
+    def _note_away(self, partial: Partial, kind: str, shard: int, error: IndexUnavailable) -> None:
+        """A shard is away. Raises the error if that is no part of the index, but all of it."""
+        if self._cluster is None:
+            raise error
+        partial.away[f"{kind} (shard {shard})"] = error
 
     # -- what the sweeper does
 
@@ -356,37 +416,21 @@ class RedisIndex:
         limit: int,
         watched: Mapping[tuple[str, int], Watch] = MappingProxyType({}),
     ) -> list[Survey]:
-        now = time.monotonic()
-        self._at_rest = {node: rest for node, rest in self._at_rest.items() if rest[0] > now}
-        for node in self._at_rest:
-            if self._cluster:  # another node may have taken over
-                self._cluster.find_slots(last=node)
-        node_of = {(kind, shard): self._node(kind, shard) for kind in kinds for shard in range(self._shards)}
-        resting = {shard: self._at_rest[node][1] for shard, node in node_of.items() if node in self._at_rest}
-        surveys = [Survey(*shard, error=error) for shard, error in resting.items()]
-        asked = [shard for shard in node_of if shard not in resting]
-        answered = False
+        asked = [(kind, shard) for kind in kinds for shard in range(self._shards)]
+        surveys: list[Survey] = []
         header = {"sweeper": sweeper, "hold": hold, "limit": limit}
         calls = [
             self._call(*shard, (), {**header, **_given(watch=_watch(watched.get(shard)))}) for shard in asked
         ]
-        for shard, reply in zip(asked, self._run_each("survey", calls), strict=True):
+        replies = self._run_each("survey", calls)
+        for shard, reply in zip(asked, replies, strict=True):
             if isinstance(reply, Exception):
                 surveys.append(Survey(*shard, error=reply))
-                if self._cluster and isinstance(reply.__cause__, errors.TimeoutError):
-                    self._at_rest[node_of[shard]] = time.monotonic() + REST, reply
-            else:
-                answered = True
-                if reply:
-                    surveys.append(_survey(*shard, reply))
-        if not answered:
-            raise_first(survey.error for survey in surveys)
+            elif reply:
+                surveys.append(_survey(*shard, reply))
+        if all(isinstance(reply, Exception) for reply in replies):
+            raise_first(replies)
         return surveys
-
-    def _node(self, kind: str, shard: int) -> str:
-        """The name of the node that has a shard; without a cluster, there is but one."""
-        node = self._cluster.node_of(self._key(kind, shard, "form")) if self._cluster else None
-        return node.name if node else ""
 
     def promote(self, kind: str, requests: Mapping[str, str]) -> list[Wakeup]:
         replies = self._transition("promote", kind, _with_task_ids(requests))
@@ -406,10 +450,12 @@ class RedisIndex:
     # -- moving
 
     def as_kept(self, kind: str) -> RedisIndex | None:
-        forms = self._replies([("GET", self._key(kind, shard, "form")) for shard in range(self._shards)])
-        form = next((reply for reply in forms if isinstance(reply, str)), None)
+        commands = [[("GET", self._key(kind, shard, "form"))] for shard in range(self._shards)]
+        partial = Partial()
+        forms = [form for [form] in self._of_shards(kind, commands, partial)]
+        form = next((form for form in forms if form is not None), None)
         if form is None:  # a shard that is away says nothing
-            raise_first(forms)
+            partial.raise_if_away(None)
             return None
         other = copy.copy(self)
         other._shards = _known_shards(kind, form)
@@ -547,12 +593,6 @@ class RedisIndex:
                 replies[n] = reply
         return replies
 
-    def _run(self, name: str, calls: Sequence[_Call]) -> list[Any]:
-        """What a script replies to each call. Raises the first error."""
-        replies = self._run_each(name, calls)
-        raise_first(replies)
-        return replies
-
     def _run_each(self, name: str, calls: Sequence[_Call], attempts: int = ATTEMPTS) -> list[Any]:
         """What a script replies to each call. Errors are among the replies."""
         script = self._script(name)
@@ -574,6 +614,7 @@ class RedisIndex:
 
     def _replies(self, commands: Sequence[Command], attempts: int = ATTEMPTS) -> list[Any]:
         """Send commands in one round trip per node. Errors are among the replies, in our own words."""
+        until = time.monotonic() + self._servers.timeout
         replies = self._servers.exchange(commands) if commands else []
         for _ in range(1, attempts):
             again = [
@@ -581,7 +622,7 @@ class RedisIndex:
                 for n, reply in enumerate(replies)
                 if isinstance(reply, Exception) and _may_pass_at_once(reply)
             ]
-            if not again:
+            if not again or time.monotonic() >= until:
                 break
             for n, reply in zip(again, self._servers.exchange([commands[n] for n in again]), strict=True):
                 replies[n] = reply
@@ -612,8 +653,11 @@ def in_our_words(error: Exception) -> Exception:
             f"the index's Redis user lacks a right: {_words(error)};"
             f" ACL LOG names it, and {DOCS}how-to/deployment.html lists all that are needed"
         )
+    elif refusal := _refusal(error):
+        ours = AccessDenied(refusal)
     elif is_absence(error):
-        ours = IndexUnavailable(_why(error))
+        away_for = error.seconds if isinstance(error, NodeAway) else 0.0
+        ours = IndexUnavailable(_why(error), away_for=away_for)
     else:
         return error
     ours.__cause__ = error
@@ -632,18 +676,47 @@ def _limits_lua(limits: Limits) -> str:
 
 
 def _words(error: Exception) -> str:
-    """Redis' own words, which name hosts and ports, never a password; but not where in a script it was."""
-    return str(error).partition(" script: ")[0]
+    """Redis' own words, which name hosts and ports, never a password.
+
+    But neither where in a script it was, nor the inside of redis-py's clients of sentinels.
+    """
+    return str(error).partition(" script: ")[0].partition(" : <redis.")[0]
+
+
+def _refusal(error: Exception) -> str:
+    """What is to be done where the server lets this process not in; empty: it does."""
+    words = _words(error)
+    if "DENIED Redis is running in protected mode" in words:
+        return (
+            "the index's Redis is in protected mode, and refuses whoever comes from another machine: give it"
+            " a password (requirepass, or a user of its ACL), and write that into the index's URL"
+        )
+    if any(isinstance(each, errors.AuthenticationError) for each in (error, error.__cause__)):
+        if any(text in words for text in GIVEN_NONE):
+            words = "it asks for them, and none is given"
+        return (
+            f"the index refused the user or the password: {words}; the index's URL has them, or"
+            " goalstate_index_credentials"
+        )
+    return ""
 
 
 def _why(error: Exception) -> str:
     words = _words(error)
     if "CERTIFICATE_VERIFY_FAILED" in words:
         return f"the index's certificate is refused (?ssl_ca_certs= names the authority to trust): {words}"
-    if any(isinstance(each, errors.AuthenticationError) for each in (error, error.__cause__)):
-        return f"the index refused the user or the password: {words}"
     if isinstance(error, errors.OutOfMemoryError):
-        return f"the index is full, and takes nothing new until its Redis has memory again: {words}"
+        return (
+            "the index is full, and takes nothing new until its Redis has memory again (raise its maxmemory):"
+            f" {words}"
+        )
+    if words.startswith("MISCONF "):
+        return (
+            "the index takes nothing new until its Redis can save its data again (is its disk full? its log"
+            f" says why): {words}"
+        )
+    if isinstance(error, errors.BusyLoadingError):
+        return f"the index's Redis has just started, and answers when it has loaded its data: {words}"
     return f"the index did not answer: {type(error).__name__}: {words}"
 
 
@@ -730,7 +803,15 @@ def _wakeups(ids: Iterable[str], replies: Iterable[Any]) -> list[Wakeup]:
     return [Wakeup(id, **reply) for id, reply in zip(ids, replies, strict=True) if reply]
 
 
-def _claimed(id: str, reply: Mapping[str, Any]) -> Claim | Refusal:
+def _is_answered(replies: Sequence[Any]) -> bool:
+    """Whether a shard at least has answered, and the others were only away."""
+    errors = [reply for reply in replies if isinstance(reply, Exception)]
+    return len(errors) < len(replies) and all(isinstance(error, IndexUnavailable) for error in errors)
+
+
+def _claimed(id: str, reply: Mapping[str, Any] | IndexUnavailable) -> Claim | Refusal:
+    if isinstance(reply, IndexUnavailable):
+        return Refusal(id, Refused.AWAY)
     if "refused" in reply:
         return Refusal(id, Refused(reply["refused"]), _wakeup(id, reply))
     return Claim(id, **reply)

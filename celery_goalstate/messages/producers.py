@@ -28,8 +28,10 @@ from celery_goalstate.messages.errors import BrokerUnavailable
 
 logger = logging.getLogger(__name__)
 
-#: Seconds to wait for one of the kept producers, if others use all of them.
+#: Seconds to wait for one of the kept producers, if others use all of them ...
 BORROW_TIMEOUT = 1.0
+#: ... and no more than this part of the time that there is.
+BORROW_SHARE = 1 / 5
 
 #: Seconds. Of one that was idle for longer it is asked whether the broker, or a proxy, has hung up.
 FRESH = 1.0
@@ -50,7 +52,8 @@ class Producers:
 
     def __init__(self, app: Celery, timeout: float) -> None:
         self._app = app
-        self._timeout = timeout
+        self._borrow_timeout = min(BORROW_TIMEOUT, timeout * BORROW_SHARE)
+        self._timeout = timeout - self._borrow_timeout  # in all no longer than `timeout`
         # By process: those of a parent are not its fork's. Each with the time of its last use.
         self._kept: dict[int, LifoQueue[tuple[Any, float]]] = {}
 
@@ -79,7 +82,7 @@ class Producers:
         kept = self._kept.get(os.getpid()) or self._places()
         producer: Any
         try:
-            producer, used = kept.get(timeout=BORROW_TIMEOUT) if kept is not None else (None, 0.0)
+            producer, used = kept.get(timeout=self._borrow_timeout) if kept is not None else (None, 0.0)
         except Empty:
             kept, producer, used = None, None, 0.0
         try:
@@ -196,7 +199,8 @@ def _bound(connection: Any, timeout: float) -> None:
     options.pop("retry_on_timeout", None)  # kombu itself tries again, for as long as there is time
     if "master_name" in options:  # sentinels are asked first, over connections of their own
         own = options.get("sentinel_kwargs") or {}
-        bounds = {name: options[name] for name in SOCKET_TIMEOUTS["redis"]}
+        several = max(1, len(connection.alt))  # asked one after the other, until one answers
+        bounds = {name: options[name] / several for name in SOCKET_TIMEOUTS["redis"]}
         options["sentinel_kwargs"] = {**own, **bounds, "retry": Retry(NoBackoff(), 0)}
     connection.connect_timeout = min(connection.connect_timeout or timeout, timeout)
     connection.switch = partial(_switch, connection)

@@ -9,14 +9,15 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 from celery import Celery, bootsteps
+from celery.exceptions import WorkerShutdown
+from celery.platforms import EX_FAILURE
 from celery.utils.quorum_queues import detect_quorum_queues
 from kombu.utils.uuid import uuid
 
-from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
+from celery_goalstate.exceptions import AccessDenied, ImproperlyConfigured, IndexUnavailable
 from celery_goalstate.index.url import safe_url
 from celery_goalstate.messages.producers import keep_client
 from celery_goalstate.settings import Settings
@@ -88,8 +89,13 @@ class SweeperStep(bootsteps.StartStopStep):
         )
         for warning in broker_warnings(parent.app, settings.eta_horizon):
             logger.warning("%s", warning)
-        with suppress(IndexUnavailable):  # the first sweep says so
+        try:
             self._open().prepare()
+        except (AccessDenied, ImproperlyConfigured) as error:  # which does not pass while one waits
+            logger.critical("this worker ends, since it cannot use the index: %s", error)
+            raise WorkerShutdown(EX_FAILURE) from error
+        except IndexUnavailable as error:
+            self._wait(error)
         self._timer = parent.timer
         self._running = True
         self._sweep_in(0.0)
@@ -119,8 +125,7 @@ class SweeperStep(bootsteps.StartStopStep):
         try:
             more = self._sweep()
         except IndexUnavailable as error:
-            if self._is_news("away"):  # whatever the words: while it fails over, they change
-                logger.warning("the sweeper waits for the index: %s", error)
+            self._wait(error)
         except Exception as error:
             if self._is_news(repr(error)):
                 logger.exception("a sweep failed; it is tried again and again")
@@ -145,6 +150,10 @@ class SweeperStep(bootsteps.StartStopStep):
         if self._sweeper is None:
             self._sweeper = type(self).open_sweeper(self._name)
         return self._sweeper
+
+    def _wait(self, error: IndexUnavailable) -> None:
+        if self._is_news("away"):  # whatever the words: while it fails over, they change
+            logger.warning("the sweeper waits for the index: %s", error)
 
     def _is_news(self, problem: str) -> bool:
         before, self._problem = self._problem, problem

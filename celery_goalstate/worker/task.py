@@ -58,10 +58,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two attempts to reach an index that did not answer ...
+#: Seconds between two attempts to reach an index that did not answer.
 TRY_AGAIN_AFTER = 0.2
-#: ... and how many a claim makes. A wake-up that is given up is found and sent again by the sweeper.
-CLAIM_ATTEMPTS = 10
+#: Seconds that a claim tries for, or that the index has been away: others want this place in the pool. A
+#: wake-up that is given up is found and sent again by the sweeper.
+CLAIM_PATIENCE = 2.0
 
 #: How long a task with batches takes more entities, in seconds: other tasks want their turn.
 TAKE_FOR = 1.0
@@ -75,6 +76,7 @@ REFUSALS = {
     Refused.STALE: "nothing to do: superseded by another wake-up",
     Refused.PAUSED: "nothing to do: the kind is paused",
     Refused.EARLY: "nothing to do yet: sent again",
+    Refused.AWAY: "not evaluated, since the index did not answer: the sweeper sends it again",
 }
 
 
@@ -248,18 +250,18 @@ class Evaluator:
     ) -> tuple[list[Claim | Refusal], float]:
         """The index's replies, and a time by this process's clock from which their leases last at least."""
         nonce = random_id()  # tells this claim, made again, from a second message of the same task id
-        for attempt in range(1, CLAIM_ATTEMPTS + 1):
+        gives_up_at = self._parts.clock() + CLAIM_PATIENCE
+        while True:
             claimed_at = self._keeper.clock()
             try:
                 claims = self._index.claim(
                     self._kind.name, pairs, nonce=nonce, task_id=task_id, resent_at=resent_at
                 )
                 return claims, claimed_at
-            except IndexUnavailable:
-                if attempt == CLAIM_ATTEMPTS:
-                    raise
+            except IndexUnavailable as error:
+                if error.away_for >= CLAIM_PATIENCE or self._parts.clock() >= gives_up_at:
+                    return [Refusal(id, Refused.AWAY) for id, _ in pairs], claimed_at
                 time.sleep(TRY_AGAIN_AFTER)  # this evaluation has nothing else to do
-        raise AssertionError("unreachable")
 
     def _keep(self, run: Run, claimed_at: float) -> AbstractContextManager[Lease]:
         max_run = self._kind.options.max_run
@@ -296,17 +298,20 @@ class Evaluator:
     def _finish(self, reports: list[Report], held: Callable[[], bool]) -> list[Finished]:
         """Report to the index, again and again while the lease lasts: the actions have been executed.
 
-        Of one that had begun an action the index wants to know also when its lease is over, as often as a
+        Of one that had begun an action the index wants to know also when its lease is over, for as long as a
         claim tries: its late write may have undone what another evaluation did.
         """
-        late = CLAIM_ATTEMPTS if any(report.began for report in reports) else 1
+        patience = CLAIM_PATIENCE if any(report.began for report in reports) else 0.0
+        gives_up_at = None
         while True:
             try:
                 try:
                     return self._index.finish(self._kind.name, reports)
                 except IndexUnavailable:
-                    late -= not held()
-                    if not late:
+                    now = self._parts.clock()
+                    if gives_up_at is None and not held():
+                        gives_up_at = now + patience
+                    if gives_up_at is not None and now >= gives_up_at:
                         raise
                     time.sleep(TRY_AGAIN_AFTER)  # this evaluation has nothing else to do
             except SoftTimeLimitExceeded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from kombu.utils.uuid import uuid
 
 from celery_goalstate import Engine, Entity
 from celery_goalstate.index.base import Request, Wakeup
+from celery_goalstate.messages import producers
 from celery_goalstate.registry import Kind
 from celery_goalstate.settings import KindOptions
 from tests.servers import RabbitMQ, Valkey, frozen, poll
@@ -94,6 +96,55 @@ def test_many_wait_no_longer_than_one(server: Server) -> None:
         assert shop.sent() == 0
     sweeper = shop.engine._open_sweeper("test")
     poll("many are sent", lambda: sweeper.sweep() or shop.sent() >= 400)
+
+
+def test_many_threads_wait_no_longer_than_one(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though they use the same few producers, and wait for each other."""
+    monkeypatch.setattr(producers, "BORROW_TIMEOUT", 60.0)
+    shop = Shop(server, broker_pool_limit=1)
+    took: list[float] = []
+
+    def enqueue(id: str) -> None:
+        began = time.monotonic()
+        shop.engine.enqueue(shop.entity(id))
+        took.append(time.monotonic() - began)
+
+    with frozen(server.pid):
+        threads = [threading.Thread(target=enqueue, args=(str(n),)) for n in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(took) == 12
+    assert max(took) < TIMEOUT + SLACK
+    assert shop.sent() == 0
+
+
+def test_an_evaluation_that_fails_ends_and_its_retry_is_sent_later(server: Server) -> None:
+    shop = Shop(server)
+
+    @shop.engine.register(failure_retry_delay=0.01)
+    class Broken(Entity):
+        def get_state(self) -> None:
+            raise ValueError("no")
+
+        def get_action_list(self, state: Any, goal_state: Any) -> None: ...
+
+    index = shop.engine.parts.index
+    [scheduled] = index.enqueue("broken", [Request("1", 0)])
+    assert scheduled.wakeup
+    task = shop.app.tasks["goalstate.broken"]
+    with frozen(server.pid):
+        with within(TIMEOUT):
+            result = task.apply([[["1", scheduled.wakeup.token]]], throw=False)
+        assert result.state == "RETRY"
+        described = shop.engine.describe(Broken("1"))
+        assert described is not None
+        assert (described.status, described.failures, described.sent) == ("scheduled", 1, False)
+    poll(
+        "it is sent",
+        lambda: shop.engine._open_sweeper("test").sweep() or shop.engine.describe(Broken("1")).sent,
+    )
 
 
 def test_a_sweep_waits_for_a_second_at_most(server: Server) -> None:

@@ -334,7 +334,7 @@ def test_an_enqueue_that_comes_in_between_keeps_the_kind(
     """By a process that has known the kind all along: before the shards are forgotten, and after."""
     other, index = open_index(4), open_index(4)
     ids = {index._shard(str(n)): str(n) for n in range(20)}
-    for name, shard in [("counts", 0), ("_run", 3), ("_commands", 0), ("_commands", 2)]:
+    for name, shard in [("counts", 0), ("_run_each", 3), ("_commands", 0), ("_commands", 2)]:
         other.enqueue(KIND, [Request("a", 0)])
         index.delete_all(KIND)
         with monkeypatch.context() as patch:

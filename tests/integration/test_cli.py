@@ -19,7 +19,6 @@ from click.testing import CliRunner, Result
 
 from celery_goalstate import Description, Engine, Entity, EntityRef, Rules, Status, cli
 from celery_goalstate.cli import output
-from celery_goalstate.exceptions import IndexUnavailable
 from celery_goalstate.index import open_index
 from celery_goalstate.index.base import Claim, Report, Run, Verdict
 from celery_goalstate.worker.lease import LeaseKeeper
@@ -351,6 +350,7 @@ class TestList:
             "failed": 1,
             "paused": False,
             "registered": True,
+            "complete": True,
         }
 
     def test_a_kind_that_nobody_registers_is_told_with_what_to_do(
@@ -462,25 +462,6 @@ class TestList:
         assert found["order"]["scheduled"] == found["old"]["scheduled"] == 1
         assert found["future"]["registered"] is False
         assert "in layout " in found["future"]["error"]
-
-    def test_a_foreign_kind_on_a_node_that_is_away_is_in_no_other_s_way(
-        self, engine: Engine, goalstate: Command, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        others = engine_of_others(engine, "away", "old")
-        for kind in ("away", "old"):
-            others.enqueue(others.ref(kind, "1"), 60)
-        as_kept = engine.parts.index.as_kept
-
-        def or_away(kind: str) -> Any:
-            if kind == "away":
-                raise IndexUnavailable("the index did not answer: its node is away")
-            return as_kept(kind)
-
-        monkeypatch.setattr(engine.parts.index, "as_kept", or_away)
-        result = goalstate("list")
-        assert result.exit_code == 0
-        assert "old" in result.stdout
-        assert "not counted: the index did not answer: its node is away" in result.stderr
 
     def test_the_name_of_a_foreign_kind_steers_no_terminal(
         self, engine: Engine, goalstate: Command, valkey: Valkey

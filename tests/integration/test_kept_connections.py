@@ -19,6 +19,7 @@ from redis import Redis, Sentinel
 from redis.backoff import NoBackoff
 from redis.credentials import UsernamePasswordCredentialProvider
 from redis.exceptions import ConnectionError as Unreachable
+from redis.exceptions import TimeoutError as TooLate
 from redis.retry import Retry
 
 from celery_goalstate import Engine, Entity, Rules
@@ -106,6 +107,17 @@ def test_a_fork_gets_a_connection_of_its_own(server: Server) -> None:
     its = int(in_a_fork(lambda: own_id(server)))
     assert its != mine
     assert own_id(server) == mine, "which the fork did not close"
+
+
+def test_all_replies_share_the_time(valkey: Valkey) -> None:
+    """Of a server that always answers at the last moment."""
+    with Redis.from_url(
+        valkey.url, decode_responses=True, retry=Retry(NoBackoff(), 0), socket_timeout=1.0
+    ) as client:
+        first, *others = server_of(client).exchange([("BLPOP", "empty", "0.6")] * 6)
+        assert first is None
+        assert all(isinstance(reply, TooLate) for reply in others)
+        assert server_of(client).exchange([("ECHO", "mine")]) == ["mine"]
 
 
 def test_threads_do_not_share_a_connection(server: Server) -> None:

@@ -15,6 +15,7 @@ from celery_goalstate.exceptions import IndexUnavailable, LeaseLost
 from celery_goalstate.index.base import Claim, Limits, Request, Run
 from celery_goalstate.index.memory import MemoryIndex
 from celery_goalstate.worker.lease import THREAD_NAME, LeaseKeeper
+from celery_goalstate.worker.task import CLAIM_PATIENCE
 from tests.integration.conftest import Truth, World, untimed
 from tests.servers import Valkey, poll
 
@@ -251,11 +252,12 @@ def test_a_claim_is_made_again_and_then_left_to_the_sweeper(
     monkeypatch.setattr("celery_goalstate.worker.task.TRY_AGAIN_AFTER", 0)
     claim, asked = world.index.claim, []
 
-    def unavailable(until: int) -> Callable[..., Any]:
+    def unavailable(until: int, away_for: float = 0.0) -> Callable[..., Any]:
         def claim_or_not(*args: Any, **kwargs: Any) -> Any:
             asked.append(kwargs["nonce"])
+            world.clock.advance(0.5)
             if len(asked) < until:
-                raise IndexUnavailable
+                raise IndexUnavailable(away_for=away_for)
             return claim(*args, **kwargs)
 
         return claim_or_not
@@ -266,11 +268,15 @@ def test_a_claim_is_made_again_and_then_left_to_the_sweeper(
     assert truth.looks("1") == 1
     assert len(set(asked)) == 1, "the same nonce, or it would be superseded by itself"
 
-    asked.clear()
-    world.index.claim = unavailable(1000)
-    world.engine.enqueue(world.entity("2"))
-    [result] = world.run()
-    assert isinstance(result.result, IndexUnavailable)
+    for id, away_for, attempts in (("2", 0.0, CLAIM_PATIENCE / 0.5), ("3", CLAIM_PATIENCE, 1)):
+        asked.clear()
+        world.index.claim = unavailable(1000, away_for)
+        world.engine.enqueue(world.entity(id))
+        [result] = world.run()
+        assert result.result == (
+            f"order/{id}: not evaluated, since the index did not answer: the sweeper sends it again"
+        )
+        assert len(asked) == attempts, "others want the place in the pool"
     world.index.claim = claim
     world.clock.advance(61)
     world.sweeper().sweep()

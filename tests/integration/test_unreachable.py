@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from celery import Celery
 from celery_goalstate import Engine, Entity, Requeue
 from celery_goalstate.exceptions import IndexUnavailable
 from tests.integration.conftest import MakeApp, Truth, World, worker_of
-from tests.servers import HOST, Cluster, Process, Valkey, free_port, poll, require
+from tests.servers import HOST, Cluster, Process, Valkey, free_port, frozen, poll, require
 from tests.versions import needs_redis_py_8
 
 PASSWORD = "s3cr%3At"
+TIMEOUT = 0.5  # seconds
+SLACK = 1.5  # on a busy machine
 
 
 def nobody(scheme: str = "redis") -> str:
@@ -250,6 +253,26 @@ def test_an_index_that_accepts_and_says_nothing(
         engine, entity = engine_on(make_app(goalstate_index_url=url, goalstate_index_timeout=0.05), truth)
         with pytest.raises(IndexUnavailable, match=r"Timeout"):
             engine.enqueue(entity("1"))
+
+
+def test_a_frozen_index_holds_no_call_up_for_longer_than_the_time(
+    make_app: MakeApp, truth: Truth, server: Valkey
+) -> None:
+    """Whether connected to it or not, and however much the call is about."""
+    app = make_app(goalstate_index_url=server.url, goalstate_index_timeout=TIMEOUT)
+    engine, entity = engine_on(app, truth)
+    for number in range(3):
+        engine.register(truth.entity(f"kind-{number}"))
+    engine.enqueue(entity("1"))
+    many = [entity(str(number)) for number in range(5000)]
+    every = {**calls(engine, entity("1")), "enqueue_many": lambda: engine.enqueue_many(many)}
+    del every["resync"]
+    with frozen(server.pid):
+        for name, call in every.items():
+            began = time.monotonic()
+            with pytest.raises(IndexUnavailable, match="Timeout"):
+                call()
+            assert time.monotonic() - began < TIMEOUT + SLACK, name
 
 
 def test_an_index_that_comes_up_later(make_app: MakeApp, truth: Truth, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class Sentinels:
             # It will be a replica one day.
             self.master.command += ["--replica-announce-port", str(self.link.port)]
         self.replica = server("two", "--replicaof", f"{HOST} {self.addresses[self.master]}")
-        self._sentinels = []
+        self.processes: list[Process] = []  #: the sentinels themselves, in the order of `url`
         for port in self.ports:
             file = directory / f"sentinel-{port}.conf"
             lines = [
@@ -59,7 +59,7 @@ class Sentinels:
             ]
             file.write_text("".join(f"{line}\n" for line in lines))
             command = [require("redis-server"), str(file), "--sentinel"]
-            self._sentinels.append(Process(command, log=directory / f"sentinel-{port}.log"))
+            self.processes.append(Process(command, log=directory / f"sentinel-{port}.log"))
 
     @property
     def url(self) -> str:
@@ -101,7 +101,7 @@ class Sentinels:
         with contextlib.ExitStack() as stack:
             if self.link:
                 stack.enter_context(self.link)
-            for server in (self.master, self.replica, *self._sentinels):
+            for server in (self.master, self.replica, *self.processes):
                 stack.enter_context(server)
             self.in_sync()
             for client in self._clients():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,20 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery.bin.base import CLIContext
+from click.testing import CliRunner
 from redis import exceptions as errors
 
+from celery_goalstate import cli
 from celery_goalstate import index as indexes
 from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
 from celery_goalstate.index import open_index
-from celery_goalstate.index import redis as redis_index
-from celery_goalstate.index.base import Claim, Finish, Report, Request, Run, Verdict
-from celery_goalstate.index.connection import Server
+from celery_goalstate.index.base import Claim, Finish, Refusal, Refused, Report, Request, Run, Verdict
+from celery_goalstate.index.cluster import LONGEST_REST
+from celery_goalstate.index.connection import Sent
 from celery_goalstate.index.redis import RedisIndex
 from celery_goalstate.settings import Settings
-from tests.servers import Cluster, RedisServer, Valkey, poll
+from celery_goalstate.worker.task import CLAIM_PATIENCE
+from tests.servers import HOST, Cluster, RedisServer, Valkey, poll
 from tests.topologies.conftest import EngineOn
+from tests.topologies.polling import KINDS, Worker, open_app
 
-KINDS = [f"kind-{number}" for number in range(12)]
 TIMEOUT = 1.0  # seconds until a node counts as silent, here
 
 
@@ -87,10 +94,7 @@ def survey(index: RedisIndex) -> tuple[set[str], set[str], float]:
     return {s.kind for s in surveys if s}, {s.kind for s in surveys if s.error}, took
 
 
-def test_a_silent_node_is_in_no_other_s_way(
-    cluster: Cluster, open_index_on: OpenIndex, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(redis_index, "REST", rest := 3 * TIMEOUT)
+def test_a_silent_node_is_in_no_other_s_way(cluster: Cluster, open_index_on: OpenIndex) -> None:
     index = open_index_on()
     index.note(KINDS)
     for kind in KINDS:
@@ -117,28 +121,176 @@ def test_a_silent_node_is_in_no_other_s_way(
         with pytest.raises(IndexUnavailable):
             fresh.enqueue(min(there), many)
         assert time.monotonic() - began < 3 * TIMEOUT, "one time-out, however many commands there are"
-    poll("it is swept again", lambda: not survey(index)[1], timeout=rest + 10)
+    poll("it is swept again", lambda: not survey(index)[1], timeout=LONGEST_REST + 10)
 
 
-def test_silent_nodes_cost_each_of_them_one_time_out(
-    cluster: Cluster, open_index_on: OpenIndex, monkeypatch: pytest.MonkeyPatch
+def test_silent_nodes_cost_one_time_out_together(cluster: Cluster, open_index_on: OpenIndex) -> None:
+    """Whether a process is connected to them or not; and none while they rest."""
+    connected, fresh = open_index_on(), open_index_on()
+    connected.note(KINDS)
+    survey(connected)
+    with ExitStack() as stack:
+        for node in cluster.nodes[:3]:
+            stack.enter_context(silent(node))
+        for index in (connected, fresh):
+            began = time.monotonic()
+            with pytest.raises(IndexUnavailable):
+                survey(index)
+            asked = time.monotonic()
+            assert asked - began < 2.5 * TIMEOUT, "of three nodes that have slots"
+            with pytest.raises(IndexUnavailable):
+                survey(index)
+            assert time.monotonic() - asked < TIMEOUT, "they are left out"
+    for index in (connected, fresh):
+        poll("they are swept again", lambda index=index: _is_swept(index))
+
+
+def test_an_outage_is_told_once_and_so_is_its_end(
+    cluster: Cluster, open_index_on: OpenIndex, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And one more when they are asked who has which slots: a worker's loop waits for all that."""
-    monkeypatch.setattr(redis_index, "REST", rest := 10 * TIMEOUT)
+    """By each process, however often and by how many threads the node is asked for."""
+    caplog.set_level(logging.INFO, "celery_goalstate.index.cluster")
     index = open_index_on()
     index.note(KINDS)
-    with ExitStack() as stack:
-        for node in cluster.nodes:
-            stack.enter_context(silent(node))
+    node = cluster.nodes[0]
+    there, *_ = of(cluster, node)
+
+    def ask_for(seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            with pytest.raises(IndexUnavailable):
+                index.counts(there)
+
+    with silent(node):
+        threads = [threading.Thread(target=ask_for, args=(LONGEST_REST + 2 * TIMEOUT,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        with pytest.raises(IndexUnavailable) as caught:
+            index.counts(there)
+        assert caught.value.away_for > LONGEST_REST
+    poll("it answers", lambda: _answers(index, [there]))
+    first, *others = [record.getMessage() for record in caplog.records]
+    assert f"the index's node {HOST}:{node.port} does not answer" in first
+    [last] = others
+    assert f"the index's node {HOST}:{node.port} answers again, after " in last
+
+
+def test_a_claim_gives_its_place_in_the_pool_up_soon(cluster: Cluster, engine_on: EngineOn) -> None:
+    """Or those that wait for a silent node fill the pool, and its other entities wait as well."""
+    engine, entity = engine_on(cluster.url, goalstate_index_timeout=TIMEOUT)
+    node = cluster.owner(form("host"))
+    ids = [str(n) for n in range(20)]
+    engine.enqueue_many(map(entity, ids))
+    task = engine.app.tasks["goalstate.host"]
+    with silent(node):
         began = time.monotonic()
-        with pytest.raises(IndexUnavailable):
-            survey(index)
-        asked = time.monotonic()
-        assert asked - began < 10 * TIMEOUT, "three have slots, and four know who has"
-        with pytest.raises(IndexUnavailable):
-            survey(index)
-        assert time.monotonic() - asked < TIMEOUT, "they are left out"
-    poll("they are swept again", lambda: _is_swept(index), timeout=rest + 10)
+        for id in ids:
+            result = task.apply([[[id, "1"]]])
+            assert "not evaluated, since the index did not answer" in result.result
+        assert time.monotonic() - began < len(ids) * CLAIM_PATIENCE / 2
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_worker_goes_on_with_what_other_nodes_keep(
+    tmp_path: Path, how: signal.Signals, record_property: Callable[[str, object], None]
+) -> None:
+    with Cluster(tmp_path / "index", cluster_require_full_coverage="no") as cluster, ExitStack() as stack:
+        broker = stack.enter_context(Valkey(tmp_path / "broker"))
+        settings = {
+            "broker_url": broker.url,
+            "goalstate_index_url": cluster.url,
+            "goalstate_index_timeout": TIMEOUT,
+        }
+        app, engine = open_app(settings)
+        stack.callback(app.close)
+        for kind in KINDS:
+            engine.enqueue_many(engine.ref(kind, id) for id in range(5))
+        worker = stack.enter_context(Worker(tmp_path, settings))
+        worker.poll_until(
+            "all kinds are evaluated", lambda: worker.evaluations().keys() >= {*KINDS}, timeout=60
+        )
+        node = cluster.nodes[0]
+        there = set(of(cluster, node))
+
+        def elsewhere() -> int:
+            return sum(count for kind, count in worker.evaluations().items() if kind not in there)
+
+        pid = node.pid
+        os.kill(pid, how)
+        stack.callback(lambda: how == signal.SIGSTOP and os.kill(pid, signal.SIGCONT))
+        away = f"the index's node {HOST}:{node.port} does not answer"
+        worker.poll_until("all processes know", lambda: len(worker.lines(away)) == 3, timeout=60)
+        before, began = elsewhere(), time.monotonic()
+        worker.poll_until("others go on", lambda: elsewhere() >= before + 300, timeout=60)
+        record_property(
+            "summary", f"{how.name} of one node: 300 evaluations in {time.monotonic() - began:.1f} s"
+        )
+        assert len(worker.lines(away)) == 3, "one line for each process"
+        assert worker.lines("Traceback") == []
+
+
+def test_what_is_known_is_told_and_what_is_away(cluster: Cluster, engine_on: EngineOn) -> None:
+    """By `counts` and `list` of an engine, and on the command line."""
+    shards = 3
+    engine, entity = engine_on(cluster.url, goalstate_index_timeout=TIMEOUT, goalstate_shards=shards)
+    ids = [str(n) for n in range(30)]
+    engine.enqueue_many(map(entity, ids), 3600)
+    index = engine.parts.index
+    assert isinstance(index, RedisIndex)
+    owners = [cluster.owner(form("host", shard)) for shard in range(shards)]
+    node = owners[0]
+    away = [shard for shard in range(shards) if owners[shard] is node]
+    known = [id for id in ids if index._shard(id) not in away]
+    names = tuple(f"host (shard {shard})" for shard in away)
+    assert known
+    with silent(node):
+        with pytest.raises(IndexUnavailable, match=f"{HOST}:{node.port} .*host .shard {away[0]}") as caught:
+            engine.counts("host")
+        assert caught.value.away == names
+        assert caught.value.known["host"]["scheduled"] == len(known)
+        with pytest.raises(IndexUnavailable) as caught:
+            engine.list("host", limit=1000)
+        assert caught.value.away == names
+        assert {described.id for described in caught.value.known} == set(known)
+
+        context = CLIContext(app=engine.app, no_color=True, workdir=None)
+        result = CliRunner().invoke(cli.goalstate, ["list"], obj=context)
+        assert result.exit_code == 3
+        [line] = [line.split() for line in result.stdout.splitlines() if line.startswith("host ")]
+        assert line == ["host", str(len(known)), "0", "0", "0", "incomplete"]
+        assert f"not known is what is in {', '.join(names)}" in result.stderr
+        result = CliRunner().invoke(cli.goalstate, ["list", "--kind", "host", "--json"], obj=context)
+        assert result.exit_code == 3
+        assert {found["id"] for found in json.loads(result.stdout)} == set(known)
+        assert f"not known is what is in {', '.join(names)}" in result.stderr
+
+
+def test_a_shard_that_is_away_is_in_no_other_entity_s_way(cluster: Cluster, open_index_on: OpenIndex) -> None:
+    """Of one kind, in one batch: what was claimed is evaluated."""
+    shards = 3
+    index = open_index_on(shards=shards)
+    ids = [str(n) for n in range(30)]
+    tokens = {
+        each.wakeup.id: each.wakeup.token
+        for each in index.enqueue("order", [Request(id, 0) for id in ids])
+        if each.wakeup
+    }
+    owners = [cluster.owner(form("order", shard)) for shard in range(shards)]
+    reachable = {id for id in ids if owners[index._shard(id)] is not owners[0]}
+    assert reachable
+    with silent(owners[0]):
+        claims = index.claim("order", list(tokens.items()), nonce="n", task_id="t")
+        assert {claim.id for claim in claims if isinstance(claim, Claim)} == reachable
+        assert {claim.id for claim in claims if claim == Refusal(claim.id, Refused.AWAY)} == {
+            *ids
+        } - reachable
+        index.finish(
+            "order",
+            [Report(each.id, each.lease, Verdict.DONE, 0) for each in claims if isinstance(each, Claim)],
+        )
 
 
 def _is_swept(index: RedisIndex) -> bool:
@@ -151,7 +303,7 @@ def _is_swept(index: RedisIndex) -> bool:
 def test_a_silent_node_s_replica_is_swept_as_soon_as_it_takes_over(
     cluster: Cluster, open_index_on: OpenIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_index, "REST", 600)
+
     for node in cluster.nodes:
         with node.client() as client:
             client.config_set("cluster-node-timeout", 1000)
@@ -283,7 +435,7 @@ def test_a_second_redirect_to_a_node_that_has_just_joined_says_unavailable(
 
     def meanwhile() -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(Server, "exchange", lambda _, commands: too_early * len(commands))
+            patch.setattr(Sent, "replies", lambda sent, until: too_early * sent._number)
             with pytest.raises(IndexUnavailable):
                 index.enqueue("kind-0", [Request("a", 0)])
 
