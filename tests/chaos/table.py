@@ -13,7 +13,7 @@ from tests.chaos.harness import Options
 
 #: Which guarantees each rule stands for, as `docs/explanation/guarantees.md` numbers them.
 GUARANTEES = {
-    "lost": "4, 8",
+    "lost": "3, 4, 8",
     "unsettled": "4",
     "doubled": "1",
     "overlap": "3",
@@ -24,6 +24,8 @@ GUARANTEES = {
     "back-off": "5",
     "far": "7",
     "untold": "8",
+    "held up": "8",
+    "delayed": "9",
 }
 
 SETTINGS = ("minutes", "seed", "pace", "calm", "workers", "producers")
@@ -36,7 +38,8 @@ def title(run: Run) -> str:
     options, default = run["options"], Options()
     parts = [options["broker"]]
     parts += [options["pool"]] if options["pool"] != default.pool else []
-    parts += ["index on the broker"] if options["index"] != default.index else []
+    indexes = {"redis": [], "cluster": ["index on a cluster"], "same": ["index on the broker"]}
+    parts += indexes[options["index"]]
     parts += [options["fsync"]] if options["fsync"] != default.fsync else []
     parts += [f"calm {options['calm']:g}"] if options["calm"] != default.calm else []
     return ", ".join(parts)
