@@ -264,7 +264,6 @@ class NotingIndex:
         self._ledger = ledger
         self._own = threading.local()  # the tokens of the entities that this thread evaluates
         self.after_enqueue: Callable[[], None] | None = None
-        self.after_delete: Callable[[], None] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._index, name)
@@ -277,20 +276,6 @@ class NotingIndex:
     def seconds(self) -> float:
         """How long enqueues of this thread have waited for the index."""
         return getattr(self._own, "seconds", 0.0)
-
-    def as_kept(self, kind: str) -> Any:
-        kept = self._index.as_kept(kind)
-        if kept is None:
-            return None
-        noting = NotingIndex(kept, self._ledger)
-        noting.after_delete = self.after_delete
-        return noting
-
-    def delete(self, *args: Any, **kwargs: Any) -> Any:
-        deleted = self._index.delete(*args, **kwargs)
-        if self.after_delete:
-            self.after_delete()
-        return deleted
 
     def enqueue(self, *args: Any, **kwargs: Any) -> Any:
         began = time.monotonic()
@@ -522,14 +507,9 @@ class Things:
         with self._noted("delete", "deleted", [ref]):
             self.engine.delete(ref)
 
-    def delete_kind(self, kind: str) -> None:
-        call = self.ledger.call()
+    def delete_kind(self, kind: str, call: str) -> None:
         self.ledger.write("delete-kind", kind=kind, call=call)
-        self.index.after_delete = lambda: self.ledger.write("deleting-kind", kind=kind, call=call)
-        try:
-            self.engine.delete_kind(kind)
-        finally:
-            self.index.after_delete = None
+        self.engine.delete_kind(kind)
         self.ledger.write("deleted-kind", kind=kind, call=call)
 
     def resync(self) -> None:

@@ -291,8 +291,7 @@ class _Reader:
                 call = self._calls["", fields["call"]] = Call(line.at, latest=line.at + LONGEST_CALL)
                 self.kind_deletes[fields["kind"]].append(call)
             case "deleting-kind":
-                call = self._calls["", fields["call"]]
-                call.first = min(call.first, line.at)
+                self._calls["", fields["call"]].first = line.at
             case "deleted-kind":
                 self._calls["", fields["call"]].done = line.at
             case "clock":

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from tests.chaos.harness import Stage
     from tests.chaos.processes import Victim
 
+DAY = 86_400.0  # seconds
+MARKERS = 8  # entities that nobody else enqueues: enough for one in each shard
+
 Inject = Callable[["Stage", random.Random], bool]
 
 
@@ -305,15 +308,26 @@ def _delete_kind(stage: Stage, draw: random.Random) -> bool:
     kinds = [kind for kind, plan in KINDS.items() if plan.weight and not plan.far and stage.has(kind)]
     kind = draw.choice(kinds)
     refs = [EntityRef(kind, str(n)) for n in range(min(100, KINDS[kind].entities))]
-    things = stage.things
-    things.insist(lambda: things.enqueue(refs))
-    with ThreadPoolExecutor(1) as pool:
-        deleting = pool.submit(things.insist, lambda: things.delete_kind(kind))
-        while not deleting.done():
-            stage.want_more(draw.choice(refs))
-        deleting.result()
+    stage.things.insist(lambda: stage.things.enqueue(refs))
+    stage.things.insist(lambda: _delete_meanwhile(stage, kind, lambda: stage.want_more(draw.choice(refs))))
     stage.want_more(draw.choice(refs))
     return True
+
+
+def _delete_meanwhile(stage: Stage, kind: str, enqueue: Callable[[], None]) -> None:
+    """Raises `IndexUnavailable`. Once all markers are gone, in whatever shard, the delete has begun."""
+    engine, ledger = stage.things.engine, stage.things.ledger
+    markers = [EntityRef(kind, f"marker-{n}") for n in range(MARKERS)]
+    engine.enqueue_many(markers, DAY)
+    call, begun = ledger.call(), False
+    with ThreadPoolExecutor(1) as pool:
+        deleting = pool.submit(stage.things.delete_kind, kind, call)
+        while not deleting.done():
+            if not begun and not any(engine.describe_many(markers)):
+                ledger.write("deleting-kind", call=call)
+                begun = True
+            enqueue()
+        deleting.result()
 
 
 def poison_for(pool: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,17 @@ def tables(runs: list[Run]) -> str:
     def row(section: str, name: str, *heads: str) -> list[str]:
         return [*(heads or (name,)), *(_number(run[section].get(name, 0)) for run in runs)]
 
+    totals: dict[str, Callable[[Run], int]] = {
+        "faults": lambda run: sum(run["faults"].values()),
+        "evaluations": lambda run: run["figures"]["evaluations"],
+        "broken guarantees": lambda run: sum(run["violations"].values()),
+    }
+    of_runs = [row("options", name) for name in SETTINGS]
+    of_runs += [[name, *(_number(total(run)) for run in runs)] for name, total in totals.items()]
     broken = [row("violations", rule, GUARANTEES[rule], f"{rule}: {text}") for rule, text in RULES.items()]
     return "\n\n".join(
         [
-            _table(["run", *titles], [row("options", name) for name in SETTINGS], 1),
+            _table(["run", *titles], of_runs, 1),
             _table(["guarantee", "what would break it", *titles], broken, 2),
             _table(
                 ["injected", *titles], [row("faults", name) for name in sorted(_union(runs, "faults"))], 1

@@ -38,9 +38,9 @@ class Story:
         return self.enqueue(at, by=by)
 
     def delete_kind(self, at: float, *, first: float, done: float) -> Story:
-        kind = {"of": "", "kind": self.entity.partition("/")[0], "call": f"k{at}"}
-        self.line("delete-kind", at, **kind).line("deleting-kind", first, **kind)
-        return self.line("deleted-kind", done, **kind)
+        call: dict[str, Any] = {"of": "", "kind": self.entity.partition("/")[0], "call": f"k{at}"}
+        self.line("delete-kind", at, **call).line("deleting-kind", first, **call)
+        return self.line("deleted-kind", done, **call)
 
     def step(self, at: float, before: int, after: int) -> Story:
         """Of the index's clock."""
