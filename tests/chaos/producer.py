@@ -63,7 +63,7 @@ class Producer:
         kind = draw.choices(kinds, [KINDS[kind].weight for kind in kinds])[0]
         refs = [draw.choice(self.refs[kind])]
         if (chance := draw.random()) < 0.08:
-            verb, options = "delete", {}
+            verb, options = "vanish" if KINDS[kind].vanishes and draw.random() < 0.7 else "delete", {}
             if self.latest and draw.random() < 0.5:
                 refs = [self.latest]  # which is probably still scheduled
         elif chance < 0.2:
@@ -89,7 +89,7 @@ class Producer:
         new.replace(self.intent)
         act: Callable[[], object]
         for ref in refs:
-            things.world.mark(ref, gone=verb == "delete")
+            things.world.mark(ref, gone=verb in ("delete", "vanish"))
             if verb == "want":
                 things.world.want_more(ref)
         if verb == "delete":

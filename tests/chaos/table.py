@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from tests.chaos.harness import Options
 
 #: Which guarantees each rule stands for, as `docs/explanation/guarantees.md` numbers them.
 GUARANTEES = {
-    "lost": "4, 8",
+    "lost": "3, 4, 8",
     "unsettled": "4",
     "doubled": "1",
     "overlap": "3",
@@ -24,6 +24,8 @@ GUARANTEES = {
     "back-off": "5",
     "far": "7",
     "untold": "8",
+    "held up": "8",
+    "delayed": "9",
 }
 
 SETTINGS = ("minutes", "seed", "pace", "calm", "workers", "producers")
@@ -36,7 +38,8 @@ def title(run: Run) -> str:
     options, default = run["options"], Options()
     parts = [options["broker"]]
     parts += [options["pool"]] if options["pool"] != default.pool else []
-    parts += ["index on the broker"] if options["index"] != default.index else []
+    indexes = {"redis": [], "cluster": ["index on a cluster"], "same": ["index on the broker"]}
+    parts += indexes[options["index"]]
     parts += [options["fsync"]] if options["fsync"] != default.fsync else []
     parts += [f"calm {options['calm']:g}"] if options["calm"] != default.calm else []
     return ", ".join(parts)
@@ -63,10 +66,17 @@ def tables(runs: list[Run]) -> str:
     def row(section: str, name: str, *heads: str) -> list[str]:
         return [*(heads or (name,)), *(_number(run[section].get(name, 0)) for run in runs)]
 
+    totals: dict[str, Callable[[Run], int]] = {
+        "faults": lambda run: sum(run["faults"].values()),
+        "evaluations": lambda run: run["figures"]["evaluations"],
+        "broken guarantees": lambda run: sum(run["violations"].values()),
+    }
+    of_runs = [row("options", name) for name in SETTINGS]
+    of_runs += [[name, *(_number(total(run)) for run in runs)] for name, total in totals.items()]
     broken = [row("violations", rule, GUARANTEES[rule], f"{rule}: {text}") for rule, text in RULES.items()]
     return "\n\n".join(
         [
-            _table(["run", *titles], [row("options", name) for name in SETTINGS], 1),
+            _table(["run", *titles], of_runs, 1),
             _table(["guarantee", "what would break it", *titles], broken, 2),
             _table(
                 ["injected", *titles], [row("faults", name) for name in sorted(_union(runs, "faults"))], 1

@@ -167,6 +167,21 @@ BREAKAGES = [
         faults="connections",
     ),
     known("the latest deadline wins", "later", faults="connections"),
+    Breakage(
+        "what is parked is never sent",
+        Lua("survey", "due", "function() return {} end"),
+        {"delayed"},
+        faults="connections",
+        load=("--latest", "5", "--kinds", "steady", "--trouble", "0"),
+    ),
+    Breakage(
+        "a broker is waited for as long as it takes",
+        Text("messages/producers.py", "min(options.get(name) or timeout, timeout)", "None"),
+        {"held up"},
+        faults="the broker stands still",
+        minutes=0.6,
+        load=("--kinds", "steady"),
+    ),
 ]
 
 

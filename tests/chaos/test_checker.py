@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.acceptance.ledger import Line
-from tests.chaos.app import LEASE, RETRY_DELAY
-from tests.chaos.checker import LONGEST_CALL, STANDSTILL, Final, check
+from tests.chaos.app import HELD_UP, LEASE, RETRY_DELAY
+from tests.chaos.checker import AFTERMATH, LONGEST_CALL, STANDSTILL, Final, check
 
 AT_GOAL = Final("idle", "", 1, 1, gone=False)
 UNKNOWN = Final(None, "", 1, 1, gone=True)
@@ -32,6 +32,24 @@ class Story:
 
     def delete(self, at: float) -> Story:
         return self.line("delete", at, call=f"d{at}").line("deleted", at + 0.001, call=f"d{at}")
+
+    def word(self, at: float, by: int) -> Story:
+        """What an evaluation enqueues of its own entity."""
+        return self.enqueue(at, by=by)
+
+    def delete_kind(self, at: float, *, first: float, done: float) -> Story:
+        call: dict[str, Any] = {"of": "", "kind": self.entity.partition("/")[0], "call": f"k{at}"}
+        self.line("delete-kind", at, **call).line("deleting-kind", first, **call)
+        return self.line("deleted-kind", done, **call)
+
+    def step(self, at: float, before: int, after: int) -> Story:
+        """Of the index's clock."""
+        self.line("index-step", at, of="", before=before, after=after)
+        return self.line("index-stepped", at + 0.001, of="")
+
+    def fault(self, name: str, began: float, ended: float) -> Story:
+        self.line("fault", began, of="", name=name, call=f"f{began}")
+        return self.line("over", ended, of="", call=f"f{began}")
 
     def claim(
         self,
@@ -74,8 +92,9 @@ class Story:
         """An evaluation that succeeds within a tenth of a second."""
         return self.claim(token, at, **claim).act(token, at + 0.05).finish(token, at + 0.1)
 
-    def broken(self, final: Final = AT_GOAL) -> list[str]:
-        found = check(self.lines, {self.entity: final})
+    def broken(self, final: Final = AT_GOAL, **options: float) -> list[str]:
+        lines = sorted(self.lines, key=lambda line: line.at)
+        found = check(lines, {self.entity: final}, **options)
         return [violation.rule for violation in found.violations]
 
 
@@ -464,3 +483,217 @@ def test_a_call_of_unknown_effect_may_have_had_it_or_not() -> None:
     story = Story().line("enqueue", 1, call="e", delay=0.0)
     assert story.broken(Final(None, "", 1, 0, gone=False)) == []
     assert story.run(10, 1.1).broken() == []
+
+
+# Words of evaluations about their own entity ------------------------------------------------------
+
+
+def test_what_an_evaluation_enqueues_of_its_own_entity_is_looked_at() -> None:
+    def story() -> Story:
+        return Story("restless/1").enqueue(1).claim(10, 1.1).act(10, 1.2).word(1.3, by=10).finish(10, 1.4)
+
+    assert story().run(11, 1.5).broken() == []
+    assert story().broken() == ["lost"]
+    assert story().delete(1.45).broken(UNKNOWN) == []
+    assert story().delete(1.45).run(11, 1.5).broken(UNKNOWN) == ["posthumous"]
+
+
+def test_it_never_outlives_a_delete_not_even_one_before_it() -> None:
+    story = Story("restless/1").enqueue(1).claim(10, 1.1).delete(1.2).word(1.3, by=10).finish(10, 1.4)
+    assert story.broken(UNKNOWN) == []
+    assert "posthumous" in story.run(11, 1.5).broken(UNKNOWN)
+
+
+def test_a_deadline_that_replaces_all_others_does_not_replace_it() -> None:
+    story = Story("restless/1").enqueue(1).claim(10, 1.1).word(1.2, by=10)
+    story.enqueue(1.3, 3, replaces=True, told=1.2).finish(10, 1.4)
+    assert story.run(11, 1.5).broken() == []
+
+
+def test_in_a_new_life_it_leads_to_a_look() -> None:
+    story = Story("restless/1").enqueue(1).claim(10, 1.1).delete(1.2).enqueue(1.25)
+    assert story.word(1.6, by=10).finish(10, 1.5).run(11, 1.55).run(12, 1.8).broken() == []
+
+
+def test_it_never_comes_before_the_back_off() -> None:
+    def story(again: float) -> Story:
+        told = Story("restless/1").enqueue(1).claim(10, 1.1).word(1.15, by=10)
+        return told.finish(10, 1.2, "failed", RETRY_DELAY).run(11, again, failures=1)
+
+    assert story(1.31).broken() == []
+    assert story(1.25).broken() == ["early"]
+
+
+def test_from_outside_it_may() -> None:
+    story = Story("outsider/1").enqueue(1).claim(10, 1.1).delete(1.12).enqueue(1.15)
+    assert story.finish(10, 1.2, "failed", RETRY_DELAY).run(11, 1.25).broken() == []
+
+
+# Late writes and refused reports ------------------------------------------------------------------
+
+
+def stalled(kind: str, *, heard: bool = True) -> Story:
+    """An action stood still while another evaluation did everything, and wrote then."""
+    told = lost_worker(Story(f"{kind}/1").enqueue(1), 10, 1.1)
+    told.line("start", 1.2, token=10, action="stall+overwrite").line("freeze", 1.21, of="", pids=[1])
+    told.claim(11, 3, failures=1, pid=2).line("overwrite", 3.1, pid=2, token=11, version=2)
+    told.finish(11, 3.2).line("thaw", 4, of="", pids=[1]).line("overwrite", 4.01, token=10, version=1)
+    return told.finish(10, 4.1, result="fenced") if heard else told
+
+
+def test_after_a_refused_report_there_is_one_more_look() -> None:
+    undone = Final("idle", "", 2, 1, gone=False)
+    assert stalled("careless").run(12, 4.2).broken() == []
+    assert sorted(stalled("careless").broken(undone)) == ["lost", "unsettled"]
+    assert stalled("guarded").broken() == ["lost"]
+    assert stalled("careless").run(12, 4.2).run(13, 4.5).broken() == ["early"], "one"
+    assert stalled("careless").delete(4.05).broken(UNKNOWN) == []
+
+
+def test_nobody_can_know_of_the_late_write_of_a_process_that_died_then() -> None:
+    undone = Final("idle", "", 2, 1, gone=False)
+    assert stalled("careless", heard=False).broken(undone) == []
+
+
+def test_an_evaluation_that_had_not_begun_to_act_is_not_looked_after() -> None:
+    story = lost_worker(Story().enqueue(1), 10, 1.1).run(11, 3, failures=1)
+    assert story.finish(10, 4, result="fenced").broken() == []
+    assert story.run(12, 4.1).broken() == ["early"]
+
+
+def test_a_retry_and_a_requeue_are_looked_at() -> None:
+    story = Story("polling/1").enqueue(1).run(10, 1.1).enqueue(2).claim(11, 2.1).finish(11, 2.2, delay=2.0)
+    assert story.broken() == ["lost"]
+    assert story.run(12, 4.21).broken() == []
+
+
+# Deletes of whole kinds ---------------------------------------------------------------------------
+
+
+def test_nothing_of_a_deleted_kind_is_evaluated_any_more() -> None:
+    story = Story("polling/1").enqueue(1).claim(10, 1.1).finish(10, 1.2, delay=2.0)
+    story.delete_kind(2, first=2.1, done=2.5)
+    assert story.broken(UNKNOWN) == []
+    assert story.broken() == ["unsettled"]
+    assert story.run(11, 3.21).broken(UNKNOWN) == ["posthumous"]
+
+
+def test_what_is_enqueued_meanwhile_lives() -> None:
+    def story(enqueued: float) -> Story:
+        return Story("polling/1").enqueue(1).run(10, 1.1).delete_kind(2, first=2.1, done=9).enqueue(enqueued)
+
+    assert story(2.2).run(11, 2.3).broken() == []
+    assert sorted(story(2.2).broken(UNKNOWN)) == ["lost", "unsettled"]
+    assert story(2.05).broken(UNKNOWN) == []
+
+
+# Clocks -------------------------------------------------------------------------------------------
+
+
+def test_a_step_of_the_indexs_clock_ends_no_lease() -> None:
+    story = Story().enqueue(1).claim(10, 1.1).step(1.2, 0, 3600)
+    story.finish(10, 1.3, "failed", RETRY_DELAY, sweeper=True)
+    assert "overlap" in story.run(11, 1.5, failures=1, pid=2).broken()
+
+
+def test_a_step_ahead_brings_what_waits_forward_and_nothing_else() -> None:
+    def story(*step: int) -> Story:
+        told = Story().enqueue(1, 100)
+        return told.step(2, *step) if step else told
+
+    assert story(0, 3600).run(10, 2.1).broken() == []
+    assert story(0, -3600).run(10, 2.1).broken() == ["early"]
+    assert story(0, 3600).run(10, 2.1).run(11, 2.5).broken() == ["early"], "without any cause"
+
+
+def test_what_an_enqueue_is_told_is_by_the_indexs_clock() -> None:
+    def story(told: float, *, replaces: bool = True) -> Story:
+        return Story().step(0.5, 0, 60).enqueue(1, 2, told=told, replaces=replaces).run(10, 3.1)
+
+    assert story(63).broken() == []
+    assert story(3).broken() == ["untold"]
+    assert story(3, replaces=False).broken() == []
+    assert story(65, replaces=False).broken() == ["untold"]
+
+
+def test_the_time_of_what_is_far_away_may_be_off_by_the_steps() -> None:
+    def broken(deadline: float) -> list[str]:
+        return Story("distant/1").enqueue(1, FAR).step(2, 0, -60).enqueue(3, 2 * FAR).broken(far(deadline))
+
+    assert broken(FAR - 59) == broken(FAR + 1) == []
+    assert broken(FAR - 62) == broken(FAR + 9) == ["unsettled"]
+
+
+# Announced shutdowns ------------------------------------------------------------------------------
+
+
+def cut_off(*, failures: int, stop: str = "soft shutdown of a worker") -> Story:
+    told = Story("delicate/1").fault(stop, 99, 102).enqueue(100).claim(10, 100.1)
+    told.line("stop", 100.2, of="", pids=[1]).finish(10, 100.2 + LEASE, "failed", RETRY_DELAY, sweeper=True)
+    return told.run(11, 100.4 + LEASE, failures=failures, pid=2)
+
+
+def test_an_evaluation_that_only_a_shutdown_cut_off_counts_no_failure() -> None:
+    assert cut_off(failures=0).broken() == []
+    assert cut_off(failures=1).broken() == ["back-off"]
+    assert cut_off(failures=1, stop="SIGKILL of a worker").broken() == []
+    assert cut_off(failures=1).fault("SIGKILL of a worker", 101, 101.1).broken() == []
+    assert cut_off(failures=1).fault("SIGKILL of a worker", 99 - AFTERMATH, 89).broken() == ["back-off"]
+
+
+def test_nor_does_it_lead_to_quarantine() -> None:
+    failed = Final("failed", "WorkerLost", 1, 0, gone=False)
+
+    def story(name: str) -> Story:
+        told = Story("delicate/1").fault(name, 99, 110).enqueue(100)
+        for n, at in enumerate((100.1, 103)):
+            told.claim(10 + n, at, pid=n, failures=n).line("stop", at + 0.1, of="", pids=[n])
+            told.finish(10 + n, at + 0.1 + LEASE, "failed", RETRY_DELAY, sweeper=True)
+        return told
+
+    assert story("cold shutdown of a worker").broken(failed) == ["back-off", "unsettled"]
+    assert story("SIGKILL of a worker").broken(failed) == []
+
+
+# Servers that do not answer, and kinds that cannot be published -----------------------------------
+
+
+def test_an_enqueue_does_not_wait_for_a_broker_that_does_not_answer() -> None:
+    def story(seconds: float, **fields: Any) -> Story:
+        told = Story().line("enqueue", 1, call="e", delay=0.0)
+        return told.line("enqueued", 1 + seconds, call="e", **fields).run(10, 1.1 + seconds)
+
+    assert story(HELD_UP - 0.1, in_index=0.0).broken() == []
+    assert story(HELD_UP + 0.1, in_index=0.0).broken() == ["held up"]
+    assert story(HELD_UP + 0.1, in_index=0.2).broken() == []
+    frozen = story(HELD_UP + 0.1, in_index=0.0).line("freeze", 1.1, of="", pids=[1])
+    assert frozen.line("thaw", 1.2, of="", pids=[1]).broken() == []
+
+
+def test_the_delay_beside_a_kind_that_cannot_be_published_is_bounded() -> None:
+    def story(kind: str) -> Story:
+        return Story(f"{kind}/1").enqueue(1, 1).run(10, 9)
+
+    assert story("steady").broken() == []
+    assert story("steady").broken(latest=7.1) == []
+    assert story("steady").broken(latest=6.9) == ["delayed"]
+    assert story("refused").broken(latest=6.9) == []
+    assert Story().enqueue(1, 1).delete(3).enqueue(8).run(10, 9).broken(latest=2) == []
+
+
+# Entities that are gone ---------------------------------------------------------------------------
+
+
+def test_an_entity_that_is_gone_is_forgotten_as_by_a_delete() -> None:
+    def story() -> Story:
+        return Story("vanishing/1").enqueue(1).claim(10, 1.1, failures=0).finish(10, 1.2, "gone")
+
+    gone = Final(None, "", 1, 0, gone=True)
+    assert story().broken(gone) == []
+    assert story().broken(Final("idle", "", 1, 0, gone=True)) == ["unsettled"]
+    assert story().run(11, 1.3).broken(gone) == ["early"]
+    assert story().enqueue(2).run(11, 2.1).broken() == []
+    assert story().enqueue(2).run(11, 2.1, failures=1).broken() == ["back-off"]
+    meanwhile = Story("vanishing/1").enqueue(1).claim(10, 1.1).enqueue(1.15).finish(10, 1.2, "gone")
+    assert sorted(meanwhile.broken(gone)) == ["lost", "unsettled"]
+    assert meanwhile.run(11, 1.3).broken() == []

@@ -28,7 +28,8 @@ def test_each_run_has_a_column_in_each_table() -> None:
     )
     assert "| run | redis, calm 3 | redis, everysec |\n| --- | --: | --: |\n" in text
     assert "| seed | 7 | 1 |" in text
-    assert "| 4, 8 | lost: an enqueue without a later evaluation | 0 | 1 |" in text
+    assert "| faults | 1,200 | 2 |\n| evaluations | 3 | 4 |\n| broken guarantees | 0 | 1 |" in text
+    assert f"| 3, 4, 8 | lost: {RULES['lost']} | 0 | 1 |" in text
     assert "| cut | 0 | 2 |\n| kill | 1,200 | 0 |" in text
     assert "| evaluations | 3 | 4 |\n| latest | 0 | 0.5 |" in text
 
