@@ -8,6 +8,7 @@ What every index guarantees (numbers as in the docs):
    evaluation (a fencing token).
 4. A deadline noted while the entity is evaluated survives that evaluation, however it ends.
 6. After `delete`, nothing of the entity's old life can be claimed, and a running evaluation leaves no trace.
+   `delete_all` does so for all of a kind at one moment.
 
 An index knows ids, deadlines, tokens and leases. It knows nothing of entities' behaviour, nor of Celery.
 Every transition is atomic per entity, takes many entities, and is safe to repeat: a caller whose

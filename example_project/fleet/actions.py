@@ -1,7 +1,8 @@
 """What the engine does to a host: one function for each action.
 
 Each is idempotent and short: it takes the host's row, moves it one step, and commits before it says how it
-went, so that a worker killed at any point leaves a host that the next look can go on with.
+went, so that a worker killed at any point leaves a host that the next look can go on with. A worker that was
+stalled meanwhile, and wakes up when another has gone on with the host, writes nothing: see `locked`.
 """
 
 import random
@@ -22,18 +23,25 @@ class DrainError(Exception):
     """A workload refused to leave its host."""
 
 
+class StaleWrite(Exception):
+    """A newer evaluation has written to this host."""
+
+
 @contextmanager
-def locked(name):
-    """The host's row, for one short transaction that saves it."""
+def locked(ctx, entity):
+    """The host's row, for one short transaction that saves it, unless a newer evaluation has written it."""
     with transaction.atomic():
-        host = Host.objects.select_for_update().get(pk=name)
+        host = Host.objects.select_for_update().get(pk=entity.get_id())
+        if ctx.fencing_token < host.fence:
+            raise StaleWrite(f"a newer evaluation has written to {host.name}")
+        host.fence = ctx.fencing_token
         yield host
         host.save()
 
 
 def drain(ctx, entity):
     """Move a few workloads to other hosts, and look again while some are left."""
-    with locked(entity.get_id()) as host:
+    with locked(ctx, entity) as host:
         host.state = State.DRAINING
         host.drain_looks += 1
         host.trouble = refusal(host, host.drain_looks)
@@ -57,14 +65,14 @@ def drain(ctx, entity):
 
 
 def power_off(ctx, entity):
-    with locked(entity.get_id()) as host:
+    with locked(ctx, entity) as host:
         host.state = State.DOWN
         host.events.create(kind=Event.Kind.DONE, text="powered off")
 
 
 def power_on(ctx, entity):
     """Put a host back into service: switched on if it was off, and given work again."""
-    with locked(entity.get_id()) as host:
+    with locked(ctx, entity) as host:
         text = "powered on" if host.state == State.DOWN else "back in service"
         host.state = State.UP
         host.workloads = host.slots
@@ -73,7 +81,7 @@ def power_on(ctx, entity):
 
 
 def change_pool(ctx, entity):
-    with locked(entity.get_id()) as host:
+    with locked(ctx, entity) as host:
         if host.pool != host.goal_pool:
             host.events.create(kind=Event.Kind.DONE, text=f"moved from pool {host.pool} to {host.goal_pool}")
             host.pool = host.goal_pool

@@ -51,6 +51,9 @@ class Host(models.Model):
     drain_failures = models.PositiveSmallIntegerField(default=0)
     trouble = models.CharField(max_length=200, blank=True)
 
+    # The fencing token of the evaluation that wrote last.
+    fence = models.BigIntegerField(default=0)
+
     objects = HostQuerySet.as_manager()
 
     class Meta:

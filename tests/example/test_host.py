@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from celery_goalstate import Requeue
 from celery_goalstate.exceptions import PermanentError
 from example_project.celery import engine
-from example_project.fleet.actions import DrainError, change_pool, drain, power_off, power_on, refusal
+from example_project.fleet.actions import (
+    DrainError,
+    StaleWrite,
+    change_pool,
+    drain,
+    power_off,
+    power_on,
+    refusal,
+)
 from example_project.fleet.entities import HostEntity
 from example_project.fleet.models import Event, Goal, Host, State
 
 pytestmark = pytest.mark.usefixtures("fleet")
+
+CTX = SimpleNamespace(fencing_token=1)
 
 
 def names(state: State, goal: Goal) -> list[str]:
@@ -48,7 +60,7 @@ def drained(host: Host) -> Host:
     """Drain it, look by look, as the engine would."""
     while host.state != State.DRAINED:
         try:
-            said = drain(None, HostEntity(host.name))
+            said = drain(CTX, HostEntity(host.name))
         except DrainError:
             failures = host.drain_failures + 1
         else:
@@ -73,7 +85,7 @@ def test_every_rack_has_a_drain_that_fails_and_one_of_several_looks(rack: str) -
 def test_a_failed_look_is_remembered_and_moves_nothing() -> None:
     before = next(host for host in Host.objects.all() if refusal(host, look=1))
     with pytest.raises(DrainError) as raised:
-        drain(None, HostEntity(before.name))
+        drain(CTX, HostEntity(before.name))
     after = Host.objects.get(pk=before.name)
     assert str(raised.value) == f"{after.name}: {after.trouble}"
     assert after.workloads == before.workloads
@@ -82,18 +94,31 @@ def test_a_failed_look_is_remembered_and_moves_nothing() -> None:
 
 def test_down_and_up_again() -> None:
     host = drained(Host.objects.get(pk="web-017"))
-    power_off(None, HostEntity("web-017"))
+    power_off(CTX, HostEntity("web-017"))
     host.refresh_from_db()
     assert host.state == State.DOWN
-    power_on(None, HostEntity("web-017"))
+    power_on(CTX, HostEntity("web-017"))
     host.refresh_from_db()
     assert (host.state, host.workloads) == (State.UP, host.slots)
+
+
+def test_a_stalled_worker_that_wakes_up_writes_nothing() -> None:
+    """Another has switched the host on again meanwhile."""
+    power_off(CTX, HostEntity("web-017"))
+    power_on(SimpleNamespace(fencing_token=2), HostEntity("web-017"))
+    before = Host.objects.filter(pk="web-017").values().get()
+    for late in (drain, power_off, power_on, change_pool):
+        with pytest.raises(StaleWrite, match="a newer evaluation has written to web-017"):
+            late(CTX, HostEntity("web-017"))
+    host = Host.objects.get(pk="web-017")
+    assert Host.objects.filter(pk="web-017").values().get() == before
+    assert [event.text for event in host.events.all()] == ["powered on", "powered off"]
 
 
 def test_a_change_of_pool_happens_once() -> None:
     Host.objects.filter(pk="web-017").update(goal_pool="api")
     for _ in range(2):
-        change_pool(None, HostEntity("web-017"))
+        change_pool(CTX, HostEntity("web-017"))
     host = Host.objects.get(pk="web-017")
     assert host.pool == "api"
     assert [event.text for event in host.events.all()] == ["moved from pool web to api"]

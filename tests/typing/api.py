@@ -113,6 +113,7 @@ assert_type(engine.describe(order), Description | None)
 assert_type(engine.describe_many([order, engine.ref("parcel", "1")]), list[Description | None])
 assert_type(engine.list(Order, status=Status.FAILED, limit=50), list[Description])
 assert_type(engine.list("order", status="failed"), list[Description])
+assert_type(engine.list("order", after=engine.list("order")[-1].cursor), list[Description])
 assert_type(engine.counts(), dict[str, dict[Status, int]])
 assert_type(engine.orphans(), dict[str, dict[Status, int]])
 

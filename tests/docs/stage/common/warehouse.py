@@ -2,7 +2,10 @@
 
 import sqlite3
 
-_SCHEMA = "create table if not exists orders (id text primary key, status text, wanted text, weighed int)"
+_SCHEMA = (
+    "create table if not exists orders"
+    " (id text primary key, status text, wanted text, weighed int, fence int default 0)"
+)
 
 
 def _run(sql, *values):
@@ -12,7 +15,7 @@ def _run(sql, *values):
 
 
 def place(id):
-    _run("insert or replace into orders values (?, 'paid', 'shipped', 0)", id)
+    _run("insert or replace into orders (id, status, wanted, weighed) values (?, 'paid', 'shipped', 0)", id)
 
 
 def cancel(id):
