@@ -50,6 +50,7 @@ from celery_goalstate.messages.wakeup import read_message, rejection
 from celery_goalstate.registry import Kind
 from celery_goalstate.worker.batch import NOTHING_TO_DO, SLICE, Batch, Tally, ending
 from celery_goalstate.worker.caller import call_until_postrun, calling
+from celery_goalstate.worker.databases import usable_afterwards
 from celery_goalstate.worker.lease import Lease
 from celery_goalstate.worker.parts import Parts
 
@@ -279,7 +280,8 @@ class Evaluator:
             task=request,
         )
         # In a context of its own: nothing of it reaches the next entity, or what Celery does afterwards.
-        return copy_context().run(self._evaluate_here, evaluation, lease.run)
+        with usable_afterwards():
+            return copy_context().run(self._evaluate_here, evaluation, lease.run)
 
     def _evaluate_here(self, evaluation: Evaluation, run: Run) -> Outcome:
         with calling(self._index, self._kind.name, run):
