@@ -109,6 +109,7 @@ class Engine:
             app,
             namespace,
             settings=lambda: self.settings,
+            kinds=self._swept,
             open_sweeper=self._open_sweeper,
         )
 

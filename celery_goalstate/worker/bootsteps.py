@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -19,7 +19,8 @@ from kombu.utils.uuid import uuid
 from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable
 from celery_goalstate.index.url import safe_url
 from celery_goalstate.messages.producers import keep_client
-from celery_goalstate.settings import Settings
+from celery_goalstate.registry import Kind
+from celery_goalstate.settings import TIME_LIMITS, Settings, refuse_limit_of_batch
 from celery_goalstate.worker.sweeper import Sweeper
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class SweeperStep(bootsteps.StartStopStep):
 
     requires = ("celery.worker.components:Timer", "celery.worker.components:Pool")
     settings: Callable[[], Settings]
+    kinds: Callable[[], Mapping[str, Kind]]
     open_sweeper: Callable[[str], Sweeper]
 
     def __init__(self, worker: Any, **options: Any) -> None:
@@ -76,6 +78,8 @@ class SweeperStep(bootsteps.StartStopStep):
         settings = type(self).settings()
         if settings.index_url == "memory://":
             _refuse_processes(parent)
+        batched = [kind for kind in type(self).kinds().values() if kind.options.batch_size > 1]
+        _refuse_limits(parent.app, batched)
         self._name = f"{parent.hostname}:{os.getpid()}:{uuid()[:8]}"
         self._interval = settings.sweep_interval
         # An index other than the producers' is the classic mistake: they enqueue, and here nothing is known.
@@ -86,7 +90,7 @@ class SweeperStep(bootsteps.StartStopStep):
             settings.key_prefix,
             settings.shards,
         )
-        for warning in broker_warnings(parent.app, settings.eta_horizon):
+        for warning in (*broker_warnings(parent.app, settings.eta_horizon), *limit_warnings(parent, batched)):
             logger.warning("%s", warning)
         with suppress(IndexUnavailable):  # the first sweep says so
             self._open().prepare()
@@ -161,6 +165,29 @@ def _refuse_processes(worker: Any) -> None:
         )
 
 
+def _refuse_limits(app: Celery, batched: Iterable[Kind]) -> None:
+    """A limit that the task of a kind got from an annotation, or from the class of all tasks."""
+    for kind in batched:
+        for name in TIME_LIMITS:
+            limit = getattr(app.tasks[kind.task], name)
+            if limit != app.conf.get(f"task_{name}"):
+                try:
+                    refuse_limit_of_batch(name, limit, kind.options.batch_size)
+                except ImproperlyConfigured as error:
+                    raise ImproperlyConfigured(f"kind {kind.name!r}: {error}") from None
+
+
+def limit_warnings(worker: Any, batched: Iterable[Kind]) -> Iterator[str]:
+    """What is wrong with a time limit of the worker, which is for all its tasks."""
+    limits = [limit for limit in (worker.soft_time_limit, worker.time_limit) if limit]
+    if limits and (names := ", ".join(kind.name for kind in batched)):
+        yield (
+            f"the worker's time limit ({min(limits):g} s) is of a task, and entities of {names} share one: it"
+            " may interrupt one of them for what others took. Bound each evaluation by"
+            " ActionList(..., timeout=...), and keep that well below the limit; or set batch_size=1"
+        )
+
+
 def broker_warnings(app: Celery, eta_horizon: float) -> Iterator[str]:
     """What is wrong with the broker's settings, if messages are published `eta_horizon` seconds ahead."""
     if not eta_horizon:
@@ -188,7 +215,12 @@ def broker_warnings(app: Celery, eta_horizon: float) -> Iterator[str]:
 
 
 def install(
-    app: Celery, name: str, *, settings: Callable[[], Settings], open_sweeper: Callable[[str], Sweeper]
+    app: Celery,
+    name: str,
+    *,
+    settings: Callable[[], Settings],
+    kinds: Callable[[], Mapping[str, Kind]],
+    open_sweeper: Callable[[str], Sweeper],
 ) -> None:
     """Add the sweeper of one engine to every worker of the app."""
     sweeper = type(
@@ -197,6 +229,7 @@ def install(
         {
             "name": f"celery_goalstate.Sweeper.{name}",
             "settings": staticmethod(settings),
+            "kinds": staticmethod(kinds),
             "open_sweeper": staticmethod(open_sweeper),
         },
     )
