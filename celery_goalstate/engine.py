@@ -110,6 +110,7 @@ class Engine:
             namespace,
             settings=lambda: self.settings,
             kinds=self._swept,
+            parts=lambda: self.parts,
             open_sweeper=self._open_sweeper,
         )
 

@@ -1,4 +1,4 @@
-"""What the engine adds to a Celery worker: the sweeper, on the timer of the worker's main process.
+"""What the engine adds to a Celery worker's main process: the sweeper, on its timer, and what is done last.
 
 A callback must neither block for long nor let an error escape: either would hold up the consumer.
 """
@@ -21,6 +21,8 @@ from celery_goalstate.index.url import safe_url
 from celery_goalstate.messages.producers import keep_client
 from celery_goalstate.registry import Kind
 from celery_goalstate.settings import TIME_LIMITS, Settings, refuse_limit_of_batch
+from celery_goalstate.worker.parts import Parts
+from celery_goalstate.worker.shutdown import give_back, is_ending, name_worker
 from celery_goalstate.worker.sweeper import Sweeper
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,43 @@ class ResumeStep(bootsteps.StartStopStep):
         for step in parent.controller.steps:
             if isinstance(step, SweeperStep):
                 step.resume()
+
+
+class GiveBackStep(bootsteps.StartStopStep):
+    """Gives back what a cold shutdown has cut off, when all else of the worker has stopped."""
+
+    settings: Callable[[], Settings]
+    kinds: Callable[[], Mapping[str, Kind]]
+    parts: Callable[[], Parts]
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        name_worker()  # before its pool has processes
+
+    def include(self, parent: Any) -> bool:
+        """The first step to start is the last one to stop: after the pool, whatever that stands behind."""
+        included: bool = super().include(parent)
+        parent.steps.remove(self)
+        parent.steps.insert(0, self)
+        return included
+
+    def stop(self, parent: Any) -> None:  # noqa: ARG002 - bootsteps' signature
+        """Also a warm shutdown may have turned into a cold one."""
+        if not is_ending():
+            return
+        try:
+            step = type(self)
+            give_back(step.parts(), step.kinds().values(), wait=step.settings().lease)
+        except IndexUnavailable as error:
+            logger.warning(
+                "evaluations that were cut off could not be given back: each counts a failure when its lease"
+                " has run out, and begins anew: %s",
+                error,
+            )
+
+    def terminate(self, parent: Any) -> None:
+        """A cold shutdown's `stop`."""
+        self.stop(parent)
 
 
 class SweeperStep(bootsteps.StartStopStep):
@@ -220,9 +259,10 @@ def install(
     *,
     settings: Callable[[], Settings],
     kinds: Callable[[], Mapping[str, Kind]],
+    parts: Callable[[], Parts],
     open_sweeper: Callable[[str], Sweeper],
 ) -> None:
-    """Add the sweeper of one engine to every worker of the app."""
+    """Add what one engine needs to every worker of the app."""
     sweeper = type(
         f"GoalStateSweeper({name})",
         (SweeperStep,),
@@ -238,5 +278,15 @@ def install(
         (KeepClientStep,),
         {"name": f"celery_goalstate.KeepClient.{name}", "settings": staticmethod(settings)},
     )
-    app.steps["worker"].add(sweeper)
+    give_back = type(
+        f"GoalStateGiveBack({name})",
+        (GiveBackStep,),
+        {
+            "name": f"celery_goalstate.GiveBack.{name}",
+            "settings": staticmethod(settings),
+            "kinds": staticmethod(kinds),
+            "parts": staticmethod(parts),
+        },
+    )
+    app.steps["worker"] |= {sweeper, give_back}
     app.steps["consumer"] |= {keep_client, ResumeStep}
