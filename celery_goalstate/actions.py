@@ -337,6 +337,8 @@ class Context(_Known):
     def check(self) -> None:
         """Raise `LeaseLost` if another evaluation may have begun, or `ActionTimeout` if time is up.
 
+        Also `LeaseLost` if the worker ends: the evaluation begins anew elsewhere.
+
         For an action that takes long, between two of its steps. The engine does it before every action.
         """
         if not self._held():

@@ -110,6 +110,8 @@ class Engine:
             app,
             namespace,
             settings=lambda: self.settings,
+            kinds=self._swept,
+            parts=lambda: self.parts,
             open_sweeper=self._open_sweeper,
         )
 

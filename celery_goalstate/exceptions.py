@@ -90,7 +90,7 @@ class Interrupted(GoalStateError):
 
 
 class LeaseLost(GoalStateError):
-    """The evaluation no longer holds its entity's lease; another may be under way, so it stops here."""
+    """The evaluation no longer holds its entity's lease, or its worker ends: another one goes on."""
 
 
 class WorkerLost(GoalStateError):

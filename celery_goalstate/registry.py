@@ -114,7 +114,8 @@ class Kinds:
             # Its tasks go where those of the kind go, to workers that know it; limits of a single evaluation
             # are not for them. Whether it is asked for is only known with the settings.
             routing = {name: value for name, value in options.items() if name in ROUTING_OPTIONS}
-            new += self.register(resync_class(cls), {"converge": False, "max_failures": None, **routing})
+            own = {"converge": False, "max_failures": None, "batch_size": 1}
+            new += self.register(resync_class(cls), {**own, **routing})
         return new
 
     def registered(self) -> list[Registration]:
@@ -197,8 +198,11 @@ class Kinds:
     def _resolve(self, name: str, defaults: KindOptions) -> Kind:
         cls, options = self._registered.get(name) or (None, self._declared.get(name, {}))
         standing = _is_resync(cls) and self._resolve(cls.of, defaults).options.resync_every is not None
-        task = task_name(name, self.namespace)
-        return Kind(name, task, cls, defaults.override(**options), RESYNC_ID if standing else "")
+        try:
+            resolved = defaults.override(**options)
+        except ImproperlyConfigured as error:  # what goes together is known with the settings
+            raise ImproperlyConfigured(f"kind {name!r}: {error}") from None
+        return Kind(name, task_name(name, self.namespace), cls, resolved, RESYNC_ID if standing else "")
 
     def task(self, kind: str) -> str:
         """The name of a kind's Celery task."""

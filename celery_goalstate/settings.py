@@ -254,7 +254,26 @@ class KindOptions:
                     f" Accepted: {', '.join(checks)};"
                     f" of Celery's task options {', '.join(sorted(TASK_OPTIONS))}"
                 )
-        return dataclasses.replace(self, task_options=task_options, **own)
+        overridden = dataclasses.replace(self, task_options=task_options, **own)
+        base = task_options.get("base")
+        for name in TIME_LIMITS:
+            refuse_limit_of_batch(
+                name, task_options.get(name, getattr(base, name, None)), overridden.batch_size
+            )
+        return overridden
+
+
+TIME_LIMITS = ("soft_time_limit", "time_limit")
+
+
+def refuse_limit_of_batch(name: str, limit: float | None, batch_size: int) -> None:
+    """Raise `ImproperlyConfigured` for one of Celery's time limits on the task of a kind that has batches."""
+    if limit and batch_size > 1:
+        raise ImproperlyConfigured(
+            f"{name}={limit!r} and batch_size={batch_size} cannot go together: Celery's limits are of a task,"
+            " which the entities of a batch share, so one would be interrupted for what others took. Bound"
+            " each evaluation by ActionList(..., timeout=...), or set batch_size=1"
+        )
 
 
 #: All Celery task options that `register` accepts and passes on unchanged.

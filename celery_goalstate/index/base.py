@@ -180,7 +180,7 @@ class Verdict(enum.StrEnum):
     DONE = "done"  #: no failure: the failure count is reset
     FAILED = "failed"  #: a failure, to be evaluated again after `Report.delay`
     QUARANTINED = "quarantined"  #: a failure that is not to be tried again
-    UNSTARTED = "unstarted"  #: claimed with a batch, then given back: as if it had not been claimed
+    UNSTARTED = "unstarted"  #: given back, never begun or cut off: as if it had not been claimed
     GONE = "gone"  #: the entity does not exist any more: it is forgotten, as by `delete`
 
 
@@ -230,6 +230,7 @@ class Record:
     token: str = ""  #: expected wake-up
     task_id: str = ""  #: of the wake-up under way, of the run, or of the last run
     lease: str = ""  #: fencing token of the evaluation under way
+    nonce: str = ""  #: of the claim that holds the lease
     lease_expires: int | None = None  #: when it may be lost, unless it is renewed: while sweepers count
     failures: int = 0
     rounds: int = 0

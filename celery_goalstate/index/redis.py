@@ -841,6 +841,7 @@ def _record(id: str, reply: Mapping[str, Any]) -> Record | None:
         token=fields.get("token", ""),
         task_id=fields.get("task_id", ""),
         lease=fields.get("lease", ""),
+        nonce=fields.get("nonce", ""),
         lease_expires=int(score) if running else None,
         failures=_number(fields, "failures") or 0,
         rounds=_number(fields, "rounds") or 0,

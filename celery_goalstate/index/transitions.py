@@ -721,6 +721,7 @@ class Describing(Transition):
             token=entity.token,
             task_id=entity.task_id,
             lease=entity.lease,
+            nonce=entity.nonce,
             lease_expires=self.now + int(left) if running else None,
             failures=entity.failures,
             rounds=entity.rounds,

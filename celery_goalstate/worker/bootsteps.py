@@ -1,4 +1,4 @@
-"""What the engine adds to a Celery worker: the sweeper, on the timer of the worker's main process.
+"""What the engine adds to a Celery worker's main process: the sweeper, on its timer, and what is done last.
 
 A callback must neither block for long nor let an error escape: either would hold up the consumer.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from celery import Celery, bootsteps
@@ -20,7 +20,10 @@ from kombu.utils.uuid import uuid
 from celery_goalstate.exceptions import AccessDenied, ImproperlyConfigured, IndexUnavailable
 from celery_goalstate.index.url import safe_url
 from celery_goalstate.messages.producers import keep_client
-from celery_goalstate.settings import Settings
+from celery_goalstate.registry import Kind
+from celery_goalstate.settings import TIME_LIMITS, Settings, refuse_limit_of_batch
+from celery_goalstate.worker.parts import Parts
+from celery_goalstate.worker.shutdown import give_back, is_ending, name_worker
 from celery_goalstate.worker.sweeper import Sweeper
 
 logger = logging.getLogger(__name__)
@@ -55,11 +58,49 @@ class ResumeStep(bootsteps.StartStopStep):
                 step.resume()
 
 
+class GiveBackStep(bootsteps.StartStopStep):
+    """Gives back what a cold shutdown has cut off, when all else of the worker has stopped."""
+
+    settings: Callable[[], Settings]
+    kinds: Callable[[], Mapping[str, Kind]]
+    parts: Callable[[], Parts]
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        name_worker()  # before its pool has processes
+
+    def include(self, parent: Any) -> bool:
+        """The first step to start is the last one to stop: after the pool, whatever that stands behind."""
+        included: bool = super().include(parent)
+        parent.steps.remove(self)
+        parent.steps.insert(0, self)
+        return included
+
+    def stop(self, parent: Any) -> None:  # noqa: ARG002 - bootsteps' signature
+        """Also a warm shutdown may have turned into a cold one."""
+        if not is_ending():
+            return
+        try:
+            step = type(self)
+            give_back(step.parts(), step.kinds().values(), wait=step.settings().lease)
+        except IndexUnavailable as error:
+            logger.warning(
+                "evaluations that were cut off could not be given back: each counts a failure when its lease"
+                " has run out, and begins anew: %s",
+                error,
+            )
+
+    def terminate(self, parent: Any) -> None:
+        """A cold shutdown's `stop`."""
+        self.stop(parent)
+
+
 class SweeperStep(bootsteps.StartStopStep):
     """Sweeps while the worker runs, whatever its pool."""
 
     requires = ("celery.worker.components:Timer", "celery.worker.components:Pool")
     settings: Callable[[], Settings]
+    kinds: Callable[[], Mapping[str, Kind]]
     open_sweeper: Callable[[str], Sweeper]
 
     def __init__(self, worker: Any, **options: Any) -> None:
@@ -77,6 +118,8 @@ class SweeperStep(bootsteps.StartStopStep):
         settings = type(self).settings()
         if settings.index_url == "memory://":
             _refuse_processes(parent)
+        batched = [kind for kind in type(self).kinds().values() if kind.options.batch_size > 1]
+        _refuse_limits(parent.app, batched)
         self._name = f"{parent.hostname}:{os.getpid()}:{uuid()[:8]}"
         self._interval = settings.sweep_every
         # An index other than the producers' is the classic mistake: they enqueue, and here nothing is known.
@@ -87,7 +130,7 @@ class SweeperStep(bootsteps.StartStopStep):
             settings.key_prefix,
             settings.shards,
         )
-        for warning in broker_warnings(parent.app, settings.eta_horizon):
+        for warning in (*broker_warnings(parent.app, settings.eta_horizon), *limit_warnings(parent, batched)):
             logger.warning("%s", warning)
         try:
             self._open().prepare()
@@ -170,6 +213,29 @@ def _refuse_processes(worker: Any) -> None:
         )
 
 
+def _refuse_limits(app: Celery, batched: Iterable[Kind]) -> None:
+    """A limit that the task of a kind got from an annotation, or from the class of all tasks."""
+    for kind in batched:
+        for name in TIME_LIMITS:
+            limit = getattr(app.tasks[kind.task], name)
+            if limit != app.conf.get(f"task_{name}"):
+                try:
+                    refuse_limit_of_batch(name, limit, kind.options.batch_size)
+                except ImproperlyConfigured as error:
+                    raise ImproperlyConfigured(f"kind {kind.name!r}: {error}") from None
+
+
+def limit_warnings(worker: Any, batched: Iterable[Kind]) -> Iterator[str]:
+    """What is wrong with a time limit of the worker, which is for all its tasks."""
+    limits = [limit for limit in (worker.soft_time_limit, worker.time_limit) if limit]
+    if limits and (names := ", ".join(kind.name for kind in batched)):
+        yield (
+            f"the worker's time limit ({min(limits):g} s) is of a task, and entities of {names} share one: it"
+            " may interrupt one of them for what others took. Bound each evaluation by"
+            " ActionList(..., timeout=...), and keep that well below the limit; or set batch_size=1"
+        )
+
+
 def broker_warnings(app: Celery, eta_horizon: float) -> Iterator[str]:
     """What is wrong with the broker's settings, if messages are published `eta_horizon` seconds ahead."""
     if not eta_horizon:
@@ -197,15 +263,22 @@ def broker_warnings(app: Celery, eta_horizon: float) -> Iterator[str]:
 
 
 def install(
-    app: Celery, name: str, *, settings: Callable[[], Settings], open_sweeper: Callable[[str], Sweeper]
+    app: Celery,
+    name: str,
+    *,
+    settings: Callable[[], Settings],
+    kinds: Callable[[], Mapping[str, Kind]],
+    parts: Callable[[], Parts],
+    open_sweeper: Callable[[str], Sweeper],
 ) -> None:
-    """Add the sweeper of one engine to every worker of the app."""
+    """Add what one engine needs to every worker of the app."""
     sweeper = type(
         f"GoalStateSweeper({name})",
         (SweeperStep,),
         {
             "name": f"celery_goalstate.Sweeper.{name}",
             "settings": staticmethod(settings),
+            "kinds": staticmethod(kinds),
             "open_sweeper": staticmethod(open_sweeper),
         },
     )
@@ -214,5 +287,15 @@ def install(
         (KeepClientStep,),
         {"name": f"celery_goalstate.KeepClient.{name}", "settings": staticmethod(settings)},
     )
-    app.steps["worker"].add(sweeper)
+    give_back = type(
+        f"GoalStateGiveBack({name})",
+        (GiveBackStep,),
+        {
+            "name": f"celery_goalstate.GiveBack.{name}",
+            "settings": staticmethod(settings),
+            "kinds": staticmethod(kinds),
+            "parts": staticmethod(parts),
+        },
+    )
+    app.steps["worker"] |= {sweeper, give_back}
     app.steps["consumer"] |= {keep_client, ResumeStep}

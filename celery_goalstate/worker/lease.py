@@ -53,6 +53,7 @@ class Lease:
     until: float  #: not renewed after that
     lost: bool = False
     eager: bool = False  #: renewed when it is asked for, not by a thread
+    ended: bool = False  #: its evaluation has
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,6 +94,7 @@ class _Renewer:
         self._index = index
         self.length = lease
         self.clock = clock
+        self._unanswered: set[Lease] = set()  # an outage: told once when it begins, once when it ends
 
     def _lease(self, kind: str, run: Run, claimed_at: float, max_run: float) -> Lease:
         return Lease(
@@ -125,15 +127,35 @@ class _Renewer:
                 lease.renew_at = asked_at + self.length * TRY_AGAIN_AFTER
             try:
                 renewed = self._index.renew(kind, [lease.run for lease in due])
-            except IndexUnavailable as error:
-                logger.warning("leases could not be renewed, trying again: %s", error)
+            except Exception as error:  # noqa: BLE001 - logged; the thread must go on for the others
+                self._note_outage(due, error)
                 continue
+            self._note_answer(due)
             for lease, still_held in zip(due, renewed, strict=True):
                 if still_held:
                     lease.renew_at = asked_at + self.length * RENEW_AT
                     lease.expires = asked_at + self.length
                 else:
                     lease.lost, lease.renew_at = True, float("inf")
+
+    def _note_outage(self, due: list[Lease], error: Exception) -> None:
+        if all(lease.ended for lease in self._unanswered):
+            expected = isinstance(error, IndexUnavailable)
+            logger.warning(
+                "leases could not be renewed, trying again; an evaluation whose lease runs out, after %g s,"
+                " starts no further action: %s",
+                self.length,
+                error,
+                exc_info=None if expected else error,
+            )
+        self._unanswered = {lease for lease in self._unanswered if not lease.ended}.union(due)
+
+    def _note_answer(self, due: list[Lease]) -> None:
+        """Of a part of the index it may be the answer: those that got none are waited for."""
+        if self._unanswered:
+            self._unanswered = {lease for lease in self._unanswered.difference(due) if not lease.ended}
+            if not self._unanswered:
+                logger.info("leases are renewed again")
 
 
 class EagerKeeper(_Renewer):
@@ -144,7 +166,10 @@ class EagerKeeper(_Renewer):
         """See `Keeper`."""
         lease = self._lease(kind, run, claimed_at, max_run)
         lease.eager = True
-        yield lease
+        try:
+            yield lease
+        finally:
+            lease.ended = True
 
     def held(self, lease: Lease) -> bool:
         """See `Keeper`. An evaluation that stood still, in a debugger say, goes on if no other one began."""
@@ -210,6 +235,7 @@ class LeaseKeeper(_Renewer):
         try:
             yield lease
         finally:
+            lease.ended = True
             with self._changed:
                 self._leases.discard(lease)
 
@@ -258,7 +284,4 @@ class LeaseKeeper(_Renewer):
                     threading.Thread(target=alarm.call, daemon=True).start()
             except RuntimeError:
                 logger.exception("no thread can be started: batches wait for their slow entities")
-            try:
-                self._renew(due)
-            except Exception:  # the thread must go on for the other leases
-                logger.exception("leases could not be renewed")
+            self._renew(due)

@@ -31,7 +31,7 @@ from celery_goalstate.deadlines import milliseconds
 from celery_goalstate.display import printable
 from celery_goalstate.entity import EntityRef
 from celery_goalstate.evaluation import Evaluation, Outcome, error_text, evaluate
-from celery_goalstate.exceptions import GoalStateError, IndexUnavailable
+from celery_goalstate.exceptions import GoalStateError, IndexUnavailable, LeaseLost
 from celery_goalstate.index.base import (
     Claim,
     Finish,
@@ -50,8 +50,10 @@ from celery_goalstate.messages.wakeup import read_message, rejection
 from celery_goalstate.registry import Kind
 from celery_goalstate.worker.batch import NOTHING_TO_DO, SLICE, Batch, Tally, ending
 from celery_goalstate.worker.caller import call_until_postrun, calling
+from celery_goalstate.worker.databases import usable_afterwards
 from celery_goalstate.worker.lease import Lease
 from celery_goalstate.worker.parts import Parts
+from celery_goalstate.worker.shutdown import claiming, given_back, is_ending
 
 if TYPE_CHECKING:
     from celery_goalstate.engine import Engine
@@ -127,7 +129,20 @@ class Evaluator:
 
         Raises `IndexUnavailable`: the sweeper makes up for what is not evaluated then.
         """
-        claims, claimed_at = self._claim(pairs, task_id, resent_at)
+        with claiming() as nonce:
+            return self._run(pairs, resent_at, nonce, task_id=task_id, retries=retries, request=request)
+
+    def _run(
+        self,
+        pairs: list[tuple[str, str]],
+        resent_at: int | None,
+        nonce: str,
+        *,
+        task_id: str,
+        retries: int,
+        request: TaskRequest,
+    ) -> Ended:
+        claims, claimed_at = self._claim(pairs, nonce, task_id, resent_at)
         self._dispatch([claim.wakeup for claim in claims if isinstance(claim, Refusal) and claim.wakeup])
         if len(claims) == 1:
             ended = self._evaluate_one(claims[0], claimed_at, task_id, retries, request)
@@ -154,11 +169,13 @@ class Evaluator:
         run = Run(claim.id, claim.lease)
         with self._keep(run, claimed_at) as lease:
             outcome = self._evaluate(request, claim, lease)
-            to_report = report(run, outcome, self._kind, task_id=task_id, retries=retries)
+            to_report = self._report(lease, outcome, task_id=task_id, retries=retries)
             [finished] = self._finish([to_report], held=lambda: self._keeper.held(lease))
 
         if finished.wakeup:
             self._dispatch([finished.wakeup])
+        if to_report.verdict is Verdict.UNSTARTED:
+            return Ended(f"{entity}: {outcome}; given back, since the worker ends")
         if outcome.error is not None:
             call_until_postrun(self._index, self._kind.name, run, task_id)
         return _ended(entity, outcome, finished)
@@ -169,7 +186,9 @@ class Evaluator:
         """Evaluate entities one after the other, and report them together."""
         clock = self._keeper.clock
         ends = claimed_at + min(SLICE, self._keeper.length / 3)
-        batch = Batch(claims, ends=ends, clock=clock, give_back=self._give_back)
+        batch = Batch(
+            claims, ends=ends, clock=clock, give_back=lambda claim: given_back(Run(claim.id, claim.lease))
+        )
         settled: list[Report] = []
         expires = claimed_at + self._keeper.length
 
@@ -193,13 +212,13 @@ class Evaluator:
 
         try:
             with self._keeper.alarm(ends, settle_early):
-                while (claim := batch.next()) is not None:
+                while not is_ending() and (claim := batch.next()) is not None:
                     run = Run(claim.id, claim.lease)
                     with self._keep(run, claimed_at) as lease:
                         outcome = self._evaluate(request, claim, lease)
                     expires = max(expires, lease.expires)  # a slow one's was renewed
                     self._log(claim.id, outcome)
-                    batch.end(report(run, outcome, self._kind, task_id="", retries=0))
+                    batch.end(self._report(lease, outcome, task_id="", retries=0))
         finally:
             try:
                 settle()
@@ -219,37 +238,33 @@ class Evaluator:
                 wakeups.append(finished.wakeup)
         self._dispatch(wakeups)
 
-    @staticmethod
-    def _give_back(claim: Claim) -> Report:
-        return Report(claim.id, claim.lease, Verdict.UNSTARTED, delay=None, fresh_task_id=random_id())
-
     def _take_more(self, request: TaskRequest, task_id: str, summary: str) -> str:
         """Under load, evaluate what is due and parked instead of waiting for its messages."""
         clock, taken = self._keeper.clock, Tally()
         ends = clock() + TAKE_FOR
-        while clock() < ends and not request.is_eager:
-            claimed_at = clock()
-            try:
-                claims = self._index.take(
-                    self._kind.name,
-                    self._kind.options.batch_size,
-                    nonce=random_id(),
-                    task_id=task_id,
-                )
-            except IndexUnavailable:
-                break  # what this message was about is done
-            if not claims:
-                break
-            taken.update(self._evaluate_batch(request, claims, claimed_at))
+        while clock() < ends and not request.is_eager and not is_ending():
+            with claiming() as nonce:
+                claimed_at = clock()
+                try:
+                    claims = self._index.take(
+                        self._kind.name, self._kind.options.batch_size, nonce=nonce, task_id=task_id
+                    )
+                except IndexUnavailable:
+                    break  # what this message was about is done
+                if not claims:
+                    break
+                taken.update(self._evaluate_batch(request, claims, claimed_at))
         return f"{summary}; taken as well, {taken}" if taken else summary
 
     # -- what both do
 
     def _claim(
-        self, pairs: list[tuple[str, str]], task_id: str, resent_at: int | None
+        self, pairs: list[tuple[str, str]], nonce: str, task_id: str, resent_at: int | None
     ) -> tuple[list[Claim | Refusal], float]:
-        """The index's replies, and a time by this process's clock from which their leases last at least."""
-        nonce = random_id()  # tells this claim, made again, from a second message of the same task id
+        """The index's replies, and a time by this process's clock from which their leases last at least.
+
+        The nonce tells this claim, made again, from a second message of the same task id.
+        """
         gives_up_at = self._parts.clock() + CLAIM_PATIENCE
         while True:
             claimed_at = self._keeper.clock()
@@ -276,13 +291,14 @@ class Evaluator:
             deadline=datetime.fromtimestamp(claim.deadline / 1000, UTC),
             lateness=claim.lateness / 1000,
             fencing_token=int(claim.lease),
-            held=lambda: self._keeper.held(lease),
+            held=lambda: self._keeper.held(lease) and not is_ending(),
             calling=partial(calling, self._index, self._kind.name, lease.run),
             engine=self._engine,
             task=request,
         )
         # In a context of its own: nothing of it reaches the next entity, or what Celery does afterwards.
-        return copy_context().run(self._evaluate_here, evaluation, lease.run)
+        with usable_afterwards():
+            return copy_context().run(self._evaluate_here, evaluation, lease.run)
 
     def _evaluate_here(self, evaluation: Evaluation, run: Run) -> Outcome:
         with calling(self._index, self._kind.name, run):
@@ -294,6 +310,16 @@ class Evaluator:
                 clock=self._parts.clock,
                 random=self._parts.random,
             )
+
+    def _report(self, lease: Lease, outcome: Outcome, *, task_id: str, retries: int) -> Report:
+        """What is reported of an evaluation. If the worker's end cut it off, that is no failure of it."""
+        if outcome.error is not None and is_ending() and self._keeper.held(lease):
+            # The signal's handler raised its error in the main thread, and an action may have put another one
+            # in its place. In other threads the next action was held back.
+            in_main_thread = threading.current_thread() is threading.main_thread()
+            if in_main_thread or isinstance(outcome.error, LeaseLost):
+                return given_back(lease.run)
+        return report(lease.run, outcome, self._kind, task_id=task_id, retries=retries)
 
     def _finish(self, reports: list[Report], held: Callable[[], bool]) -> list[Finished]:
         """Report to the index, again and again while the lease lasts: the actions have been executed.

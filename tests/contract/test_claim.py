@@ -120,6 +120,7 @@ class TestClaim:
     def test_the_same_nonce_gets_the_same_lease_again(self, bench: Bench) -> None:
         wakeup = bench.enqueue().wakeup
         first = bench.start(wakeup, nonce="n")
+        assert bench.record().nonce == "n"
         assert bench.claim(wakeup, nonce="n") == first
         bench.renew(first)
         bench.enqueue(delay=1_000)
@@ -138,6 +139,7 @@ class TestClaim:
     def test_the_same_nonce_is_of_no_use_after_the_run(self, bench: Bench) -> None:
         wakeup = bench.enqueue().wakeup
         bench.finish(bench.start(wakeup, nonce="n"))
+        assert bench.record().nonce == ""
         assert refused(bench.claim(wakeup, nonce="n")) is Refused.STALE
 
     def test_the_same_nonce_is_of_no_use_after_a_delete(self, bench: Bench) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import subprocess
 import sys
 import threading
@@ -14,9 +16,9 @@ import pytest
 from celery_goalstate.exceptions import IndexUnavailable, LeaseLost
 from celery_goalstate.index.base import Claim, Limits, Request, Run
 from celery_goalstate.index.memory import MemoryIndex
-from celery_goalstate.worker.lease import THREAD_NAME, LeaseKeeper
+from celery_goalstate.worker.lease import THREAD_NAME, EagerKeeper, Keeper, LeaseKeeper
 from celery_goalstate.worker.task import CLAIM_PATIENCE
-from tests.integration.conftest import Truth, World, untimed
+from tests.integration.conftest import Clock, Truth, World, untimed
 from tests.servers import Valkey, poll
 
 LEASE = 0.3  # seconds, of real time
@@ -41,6 +43,11 @@ def index() -> Index:
 
 
 @pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
 def keeper(index: Index) -> LeaseKeeper:
     return LeaseKeeper(index, LEASE)
 
@@ -52,8 +59,8 @@ def claim(index: Any, id: str = "1", kind: str = "order") -> Run:
     return Run(id, claimed.lease)
 
 
-def keep(keeper: LeaseKeeper, run: Run, max_run: float = 60) -> Any:
-    return keeper.keep("order", run, claimed_at=keeper.clock(), max_run=max_run)
+def keep(keeper: Keeper, run: Run, max_run: float = 60, kind: str = "order") -> Any:
+    return keeper.keep(kind, run, claimed_at=keeper.clock(), max_run=max_run)
 
 
 def keeper_threads(keeper: LeaseKeeper) -> list[threading.Thread]:
@@ -96,20 +103,75 @@ def test_a_lease_that_the_index_denies_is_lost(index: Index, keeper: LeaseKeeper
 def test_an_index_that_does_not_answer_for_a_while(
     index: Index, keeper: LeaseKeeper, caplog: pytest.LogCaptureFixture
 ) -> None:
-    renew, asked = index.renew, []
+    """It is told of once, and once when it is over, however many leases and attempts that takes."""
+    caplog.set_level(logging.INFO)
+    renew, away, asked = index.renew, True, []
 
     def unavailable(kind: str, runs: Any) -> list[bool]:
-        asked.append(keeper.clock())
-        if len(asked) < 3:
-            raise IndexUnavailable
+        asked.append(kind)
+        if away:
+            raise IndexUnavailable("no route")
         return renew(kind, runs)
 
     index.renew = unavailable
-    run = claim(index)
-    with keep(keeper, run) as lease:
-        poll("renewed at last", lambda: len(asked) == 3)
-        assert keeper.held(lease)
-    assert caplog.text.count("leases could not be renewed, trying again") == 2
+    for ids in (("1", "2"), ("3", "4")):
+        away, before = True, len(asked)
+        with contextlib.ExitStack() as stack:
+            leases = [stack.enter_context(keep(keeper, claim(index, id))) for id in ids]
+            poll("asked again", lambda before=before: len(asked) > before + 2)
+            away = False
+            poll("renewed at last", lambda ids=ids: all(index.renewals[id] for id in ids))
+            assert all(keeper.held(lease) for lease in leases)
+    told = [record.getMessage() for record in caplog.records]
+    assert told == 2 * [
+        (
+            "leases could not be renewed, trying again; an evaluation whose lease runs out, after 0.3 s,"
+            " starts no further action: no route"
+        ),
+        "leases are renewed again",
+    ]
+
+
+def test_an_outage_of_a_part_is_one_outage(
+    index: Index, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One server of a cluster is away: the others' answers do not end that."""
+    caplog.set_level(logging.INFO)
+    renew, away = index.renew, {"order"}
+
+    def partly_away(kind: str, runs: Any) -> list[bool]:
+        if kind in away:
+            raise IndexUnavailable("no route")
+        return renew(kind, runs)
+
+    index.renew = partly_away
+    keeper = EagerKeeper(index, LEASE, clock)
+    with keep(keeper, claim(index)) as order, keep(keeper, claim(index, kind="host"), kind="host") as host:
+        for _ in range(8):
+            clock.advance(LEASE / 3)
+            keeper.held(order)
+            keeper.held(host)
+        assert not keeper.held(order)
+        assert len(caplog.records) == 1
+        away.clear()
+        clock.advance(LEASE / 3)
+        keeper.held(order)
+    assert [record.getMessage() for record in caplog.records][1:] == ["leases are renewed again"]
+
+
+def test_an_outage_that_outlives_the_evaluations_hides_no_later_one(
+    index: Index, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unavailable(kind: str, runs: Any) -> list[bool]:
+        raise IndexUnavailable("no route")
+
+    index.renew = unavailable
+    keeper = EagerKeeper(index, LEASE, clock)
+    for id in ("1", "2"):
+        with keep(keeper, claim(index, id)) as lease:
+            clock.advance(LEASE / 2)
+            assert keeper.held(lease)
+    assert len(caplog.records) == 2
 
 
 def test_an_index_that_does_not_answer_for_too_long(index: Index, keeper: LeaseKeeper) -> None:
@@ -130,7 +192,7 @@ def test_any_error_leaves_the_thread_alive(
 
     def broken(kind: str, runs: Any) -> list[bool]:
         asked.append(runs)
-        if len(asked) == 1:
+        if len(asked) <= 2:
             raise RuntimeError("a bug")
         return renew(kind, runs)
 
