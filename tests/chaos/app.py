@@ -22,9 +22,9 @@ from typing import Any
 
 from celery import Celery
 
-from celery_goalstate import Action, Context, Engine, Entity, EntityRef, Requeue, exceptions
+from celery_goalstate import Action, Context, Engine, Entity, EntityRef, Requeue
 from celery_goalstate import index as indexes
-from celery_goalstate.exceptions import IndexUnavailable, PermanentError
+from celery_goalstate.exceptions import EntityGone, IndexUnavailable, PermanentError
 from celery_goalstate.index.base import Claim, Index
 from tests.acceptance.app import die
 from tests.acceptance.ledger import Ledger
@@ -70,10 +70,6 @@ QUORUM = {
 }
 
 
-#: None: this engine has no such error yet.
-EntityGone: type[Exception] | None = getattr(exceptions, "EntityGone", None)
-
-
 @dataclass(frozen=True)
 class Plan:
     """What entities of one kind do, how many there are, and how they are to end."""
@@ -116,7 +112,7 @@ KINDS = {
     "restless": Plan(("stall+self:ctx+self:ctx-in-thread", "work:0.3", "self:engine", "write"), 12, 5),
     "outsider": Plan(("self:engine-in-thread", "write"), 8, 2),
     "delicate": Plan((f"work:{LEASE * 0.4}", "write"), 12, 3, options={"max_failures": 2}),
-    "vanishing": Plan(("work:0.02", "write"), 12, 5 if EntityGone else 0, vanishes=True),
+    "vanishing": Plan(("work:0.02", "write"), 12, 5, vanishes=True),
     "poison-kill": _poison("kill"),
     "poison-exit": _poison("exit"),
     "poison-segfault": _poison("segfault"),
@@ -389,7 +385,7 @@ class Things:
                 )
 
             def get_state(self) -> int:
-                if plan.vanishes and EntityGone and world.is_gone(self.ref):
+                if plan.vanishes and world.is_gone(self.ref):
                     things.ledger.write("look", str(self.ref), token=things.index.token(self.ref))
                     raise EntityGone(f"there is no {self.ref}")
                 return world.reached(self.ref)

@@ -14,9 +14,6 @@ import pytest
 
 from tests.supervised import ROOT
 
-#: Delete it with what breaks under these faults: `--faults "whole kind"` and the others below.
-NOT_YET = pytest.mark.xfail(reason="the engine does not survive all of these faults yet", strict=False)
-
 Record = Callable[[str, object], None]
 
 
@@ -50,13 +47,11 @@ def breaks_nothing(directory: Path, record: Record, *arguments: str) -> None:
     assert figures["evaluations"] > figures["entities"] > 100
 
 
-@NOT_YET
 @pytest.mark.timeout(180)
 def test_half_a_minute_of_all_faults_breaks_nothing(tmp_path: Path, record_property: Record) -> None:
     breaks_nothing(tmp_path, record_property, "--seed", "20261", "--minutes", "0.5")
 
 
-@NOT_YET
 @pytest.mark.long
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
@@ -84,16 +79,12 @@ def test_nor_does_it_elsewhere(arguments: tuple[str, ...], tmp_path: Path, recor
 @pytest.mark.parametrize(
     "arguments",
     [
-        pytest.param(
-            ("--faults", "stalls", "--kinds", "careless,guarded,restless", "--pace", "1"), marks=NOT_YET
-        ),
-        pytest.param(("--faults", "whole kind"), marks=NOT_YET),
-        pytest.param(
-            ("--faults", "whole kind,connections", "--kinds", "restless,outsider,polling"), marks=NOT_YET
-        ),
-        pytest.param(("--faults", "clock of the index"), marks=NOT_YET),
-        pytest.param(("--faults", "cannot be published", "--latest", "8"), marks=NOT_YET),
-        pytest.param(("--faults", "shutdown", "--kinds", "delicate,steady,slow"), marks=NOT_YET),
+        ("--faults", "stalls", "--kinds", "careless,guarded,restless", "--pace", "1"),
+        ("--faults", "whole kind"),
+        ("--faults", "whole kind,connections", "--kinds", "restless,outsider,polling"),
+        ("--faults", "clock of the index"),
+        ("--faults", "cannot be published", "--latest", "8"),
+        ("--faults", "shutdown", "--kinds", "delicate,steady,slow"),
         ("--faults", "is full"),
         ("--faults", "broker stands", "--calm", "4"),
         ("--faults", "broker stands", "--calm", "4", "--broker", "rabbitmq"),

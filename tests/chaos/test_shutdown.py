@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.test_chaos import NOT_YET, chaos
+from tests.chaos.test_chaos import chaos
 
 #: Seconds: lease and resend_after (1.5 both), a sweep, the time until another worker sweeps (1), and what a
 #: busy machine takes. A visibility timeout would be an hour.
@@ -16,9 +16,7 @@ LATEST = 5.0
 
 @pytest.mark.long
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize(
-    "how", ["warm", pytest.param("soft", marks=NOT_YET), pytest.param("cold", marks=NOT_YET)]
-)
+@pytest.mark.parametrize("how", ["warm", "soft", "cold"])
 @pytest.mark.parametrize("pool", ["prefork", "solo", "threads", "gevent"])
 def test_a_rolling_restart_loses_nothing_and_delays_little(
     pool: str, how: str, tmp_path: Path, record_property: Callable[[str, object], None]
