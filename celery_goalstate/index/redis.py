@@ -695,7 +695,7 @@ def _refusal(error: Exception) -> str:
         if any(text in words for text in GIVEN_NONE):
             words = "it asks for them, and none is given"
         return (
-            f"the index refused the user or the password: {words}; the index's URL has them, or"
+            f"the index refused the user or the password: {words.rstrip('.')}; the index's URL has them, or"
             " goalstate_index_credentials"
         )
     return ""

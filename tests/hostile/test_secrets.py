@@ -240,8 +240,9 @@ def test_not_by_a_worker_and_commands_that_use_it(tmp_path: Path, env: dict[str,
         assert done == 0
         refused, why = run(wrong, "goalstate", "list")
         assert refused
-        for each, words in ((worker, "honest 1"), (locked_out, "waits for the index")):
-            each.poll_until(words, lambda each=each, words=words: words in each.output(), timeout=60)
+        worker.poll_until("it evaluates", lambda: "honest 1" in worker.output(), timeout=60)
+        assert locked_out.wait(60) == 1
+        assert "this worker ends, since it cannot use the index: " in locked_out.output()
         told = [worker.output(), locked_out.output(), shown, why]
     assert "the index is on redis://:**@" in told[0]
     for text in told:
