@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import enum
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -476,6 +476,13 @@ class Index(Protocol):
     def counts(self, kind: str) -> Mapping[Status, int]:
         """How many entities are in each status."""
 
+    def holds(self, kinds: Iterable[str], *, sweeper: str) -> Mapping[tuple[str, int], str]:
+        """By kind and shard, a text that changes with each survey of another sweeper; empty: there is none.
+
+        A survey takes much longer: who does not hold a shard looks at this. One round trip per node. A shard
+        that does not answer is left out.
+        """
+
     def survey(
         self,
         kinds: Iterable[str],
@@ -484,6 +491,7 @@ class Index(Protocol):
         hold: int,
         limit: int,
         watched: Mapping[tuple[str, int], Watch] = MappingProxyType({}),
+        leave_out: Container[tuple[str, int]] = (),
     ) -> list[Survey]:
         """Become or stay the sweeper of the kinds' shards for `hold` ms, and reply with what there is to do.
 
@@ -491,6 +499,7 @@ class Index(Protocol):
         answer has an `error`, which is raised only if none answers. One round trip per node.
 
         `watched`, by kind and shard, is what this sweeper's last surveys left: the time since is counted.
+        `leave_out` are shards that are not asked.
         """
 
     def promote(self, kind: str, requests: Mapping[str, str]) -> list[Wakeup]:

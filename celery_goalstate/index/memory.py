@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from celery_goalstate.index import transitions as do
@@ -177,6 +177,14 @@ class MemoryIndex:
 
     # -- what the sweeper does
 
+    def holds(self, kinds: Iterable[str], *, sweeper: str) -> Mapping[tuple[str, int], str]:
+        with self._lock:
+            held = {kind: self._kinds[kind] for kind in kinds}
+            return {
+                (kind, 0): "" if shard.sweeper in {"", sweeper} else f"{shard.count} {shard.swept_until}"
+                for kind, shard in held.items()
+            }
+
     def survey(
         self,
         kinds: Iterable[str],
@@ -185,11 +193,13 @@ class MemoryIndex:
         hold: int,
         limit: int,
         watched: Mapping[tuple[str, int], Watch] = MappingProxyType({}),
+        leave_out: Container[tuple[str, int]] = (),
     ) -> list[Survey]:
         with self._lock:
             calls = {
                 kind: do.Surveying(*self._on(kind), sweeper, hold, limit, watched.get((kind, 0)))
                 for kind in kinds
+                if (kind, 0) not in leave_out
             }
             found = [call.survey(kind) for kind, call in calls.items()]
             return [survey for survey in found if survey is not None]

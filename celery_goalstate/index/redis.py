@@ -17,7 +17,7 @@ import math
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
@@ -407,6 +407,23 @@ class RedisIndex:
 
     # -- what the sweeper does
 
+    def holds(self, kinds: Iterable[str], *, sweeper: str) -> Mapping[tuple[str, int], str]:
+        shards = [(kind, shard) for kind in kinds for shard in range(self._shards)]
+        keys = [self._key(*shard, "sweeper") for shard in shards]
+        if not keys:
+            return {}
+        if self._cluster:  # whose nodes take no command about several slots
+            replies = self._replies([("GET", key) for key in keys])
+            if all(isinstance(reply, Exception) for reply in replies):
+                raise_first(replies)
+        else:
+            [replies] = self._commands([("MGET", *keys)])
+        return {
+            shard: "" if reply is None or reply.endswith(f" {sweeper}") else reply
+            for shard, reply in zip(shards, replies, strict=True)
+            if not isinstance(reply, Exception)
+        }
+
     def survey(
         self,
         kinds: Iterable[str],
@@ -415,8 +432,10 @@ class RedisIndex:
         hold: int,
         limit: int,
         watched: Mapping[tuple[str, int], Watch] = MappingProxyType({}),
+        leave_out: Container[tuple[str, int]] = (),
     ) -> list[Survey]:
-        asked = [(kind, shard) for kind in kinds for shard in range(self._shards)]
+        shards = [(kind, shard) for kind in kinds for shard in range(self._shards)]
+        asked = [shard for shard in shards if shard not in leave_out]
         surveys: list[Survey] = []
         header = {"sweeper": sweeper, "hold": hold, "limit": limit}
         calls = [
@@ -428,7 +447,7 @@ class RedisIndex:
                 surveys.append(Survey(*shard, error=reply))
             elif reply:
                 surveys.append(_survey(*shard, reply))
-        if all(isinstance(reply, Exception) for reply in replies):
+        if len(asked) == len(shards) and all(isinstance(reply, Exception) for reply in replies):
             raise_first(replies)
         return surveys
 

@@ -25,6 +25,7 @@ from celery_goalstate.evaluation import failed
 from celery_goalstate.exceptions import IndexUnavailable, WorkerLost
 from celery_goalstate.index.base import (
     Finish,
+    Index,
     Policy,
     Request,
     Run,
@@ -76,6 +77,7 @@ class Sweeper:
         self._random = parts.random
         self._probes: dict[tuple[str, int], _Probes] = {}
         self._watched: dict[tuple[str, int], _Watched] = {}
+        self._holds = _Holds(name, parts.index, settings.shards, parts.clock)
         self._rests = _Rests(parts.clock, parts.random)
         self._standing_at: dict[str, float] = {}  # per kind
         self._noted_at = 0.0
@@ -179,7 +181,8 @@ class Sweeper:
 
     def _survey(self, kinds: Iterable[str]) -> list[Survey]:
         """Leases grow older by the time that has passed since the last survey, by no other clock."""
-        hold = max(HOLD_INTERVALS * self._settings.sweep_every, HOLD_SECONDS)
+        kinds, hold = list(kinds), max(HOLD_INTERVALS * self._settings.sweep_every, HOLD_SECONDS)
+        held = self._holds.of_others(kinds, hold)
         began = self._clock()
         surveys = self._index.survey(
             kinds,
@@ -187,7 +190,9 @@ class Sweeper:
             hold=milliseconds(hold),
             limit=LIMIT,
             watched={shard: last.watch(began) for shard, last in self._watched.items()},
+            leave_out=held,
         )
+        self._holds.mine = {(survey.kind, survey.shard) for survey in surveys if survey.error is None}
         now = self._clock()
         for survey in surveys:
             if survey.error is None:
@@ -309,6 +314,37 @@ class Sweeper:
                 probes.sent_at, probes.next_at = wakeup.resent_at, now + probes.interval
                 probes.interval = min(2 * probes.interval, last)
         return wakeups
+
+
+class _Holds:
+    """Which shards other sweepers hold: those that were surveyed anew within the time of a hold.
+
+    To look at that costs the index a fraction of a survey, which matters with many kinds and workers.
+    """
+
+    def __init__(self, name: str, index: Index, shards: int, clock: Callable[[], float]) -> None:
+        self._name = name
+        self.mine: set[tuple[str, int]] = set()  #: the shards that this sweeper holds
+        self._index = index
+        self._shards = shards
+        self._clock = clock
+        self._seen: dict[tuple[str, int], tuple[str, float]] = {}  # what was last seen, and since when
+
+    def of_others(self, kinds: Iterable[str], hold: float) -> set[tuple[str, int]]:
+        """The shards that need no survey. `hold` is in seconds."""
+        asked = [kind for kind in kinds if any((kind, n) not in self.mine for n in range(self._shards))]
+        if not asked:
+            return set()
+        held, found = set(), self._index.holds(asked, sweeper=self._name)
+        now = self._clock()
+        for shard, sign in found.items():
+            last, since = self._seen.get(shard, ("", now))
+            if sign != last:
+                since = now
+            self._seen[shard] = sign, since
+            if sign and shard not in self.mine and now - since < hold:
+                held.add(shard)
+        return held
 
 
 @dataclass(slots=True)

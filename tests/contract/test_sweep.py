@@ -117,6 +117,27 @@ class TestSurvey:
         assert seen("second")
         assert not seen("first")
 
+    def test_who_does_not_hold_a_shard_sees_that_it_is_surveyed(self, bench: Bench) -> None:
+        def sign() -> str:
+            [(shard, sign)] = bench.index.holds([KIND], sweeper="second").items()
+            assert shard == (KIND, 0)
+            return sign
+
+        assert sign() == ""
+        signs = []
+        for _ in range(3):
+            bench.survey(sweeper="first")
+            assert sign() == sign() != ""
+            signs.append(sign())
+            bench.advance(1)
+        assert len(set(signs)) == 3
+        assert bench.index.holds([KIND], sweeper="first") == {(KIND, 0): ""}
+
+    def test_a_shard_that_is_left_out_is_not_asked(self, bench: Bench) -> None:
+        bench.index.note(["host"])
+        surveys = bench.index.survey([KIND, "host"], sweeper="s", hold=1, limit=1, leave_out={(KIND, 0)})
+        assert [survey.kind for survey in surveys] == ["host"]
+
     def test_a_sweeper_may_have_any_name(self, bench: Bench) -> None:
         for name in ("celery@host 1/ünï", "123 456", ""):
             bench.advance(5_000)

@@ -253,6 +253,28 @@ def test_one_worker_sweeps_and_another_takes_over(world: World) -> None:
     assert len(world.messages()) == 1
 
 
+def test_who_does_not_sweep_surveys_nothing(world: World) -> None:
+    """Of thousands of kinds on hundreds of workers a survey of each would be too much."""
+    first, second, asked = world.sweeper("a"), world.sweeper("b"), []
+    survey = world.index.survey
+
+    def noted(kinds: Any, *, sweeper: str, leave_out: Any, **more: Any) -> Any:
+        if sweeper == "b":
+            asked.append([kind for kind in kinds if (kind, 0) not in leave_out])
+        return survey(kinds, sweeper=sweeper, leave_out=leave_out, **more)
+
+    world.index.survey = noted
+    for _ in range(30):
+        first.sweep()
+        second.sweep()
+        world.clock.advance(1)
+    assert asked == 30 * [[]]
+    for _ in range(6):
+        second.sweep()
+        world.clock.advance(1)
+    assert asked[-1] == ["order"], "the first one sweeps no more"
+
+
 # A broker that is down ---------------------------------------------------------------------------
 
 
