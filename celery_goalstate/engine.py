@@ -523,12 +523,16 @@ class Engine:
         return self._opened
 
     def _open(self) -> Parts:
-        index = indexes.open_index(self.settings)
+        settings = self.settings
+        index = indexes.open_index(settings)
+        hasty = replace(settings, index_timeout=min(settings.index_timeout, settings.sweep_timeout))
+        in_memory = settings.index_url == "memory://"
         return Parts(
             index=index,
-            publisher=open_publisher(self.app, index, self.settings),
+            open_hasty_index=None if in_memory else call_of(indexes.open_index, hasty),
+            publisher=open_publisher(self.app, index, settings),
             keeper=KeeperAsConfigured(
-                index, self.settings.lease, eager=lambda: bool(self.app.conf.task_always_eager)
+                index, settings.lease, eager=lambda: bool(self.app.conf.task_always_eager)
             ),
         )
 
@@ -545,7 +549,10 @@ class Engine:
                 self._opened, self._settings = before
 
     def _open_sweeper(self, name: str) -> Sweeper:
-        return Sweeper(name, parts=self.parts, settings=self.settings, kinds=self._swept)
+        parts = self.parts
+        if parts.open_hasty_index is not None:
+            parts = replace(parts, index=parts.open_hasty_index())
+        return Sweeper(name, parts=parts, settings=self.settings, kinds=self._swept)
 
     def _sweep_out(self, name: str, index: Index) -> None:
         """End the evaluations of a kind that no worker of this app sweeps, where their workers are lost."""

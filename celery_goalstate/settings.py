@@ -316,7 +316,7 @@ class Settings:
 
     @property
     def sweep_timeout(self) -> float:
-        """The longest wait for a broker in a sweep, in seconds: a worker's loop stands still meanwhile."""
+        """The longest wait for index or broker in a sweep, in seconds: the worker stands still meanwhile."""
         return min(1.0, self.lease / 10)
 
     @classmethod

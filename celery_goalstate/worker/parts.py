@@ -24,6 +24,8 @@ class Parts:
     index: Index
     publisher: Publisher
     keeper: Keeper
+    #: Opens the index with the time-outs of a sweep, which a worker waits for. None: `index` will do.
+    open_hasty_index: Callable[[], Index] | None = None
     clock: Callable[[], float] = time.monotonic  #: seconds, for durations
     now: Callable[[], datetime] = _now  #: this process's time, where a caller or Celery names a point in time
     random: Callable[[], float] = random.random  #: from 0 to 1

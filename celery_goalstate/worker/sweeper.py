@@ -47,8 +47,6 @@ logger = logging.getLogger(__name__)
 LIMIT = 100
 #: A shard is another sweeper's after so many intervals without a sweep, and at least so many seconds.
 HOLD_INTERVALS, HOLD_SECONDS = 5, 1.0
-#: An index that falls silent amid a sweep, for so many seconds, ends it: each shard would wait anew.
-LONG_WAIT = 1.0
 #: A rest from publishing after an error is twice as long as the one before. Seconds.
 FIRST_REST, LONGEST_REST = 1.0, 30.0
 #: After so many time-outs in a row the broker itself is taken to be away.
@@ -101,7 +99,7 @@ class Sweeper:
         What fails for a kind or a shard delays no other: it is logged, and is in `problems` until
         it works again.
         """
-        problems = _Problems(self._clock)
+        problems = _Problems(self._clock, self._settings.sweep_timeout)
         works, more = self._end_all(problems)
         # A node that is away would let each of these wait.
         self._schedule_standing([work for work in works if not work.is_away], problems)
@@ -117,7 +115,7 @@ class Sweeper:
         """
         ends = self._clock() + 1.2 * self._settings.lease
         while True:
-            problems, more = _Problems(self._clock), True
+            problems, more = _Problems(self._clock, self._settings.sweep_timeout), True
             while more:
                 works, more = self._end_all(problems)
                 for error in problems.found.values():
@@ -381,11 +379,15 @@ class _Work:
 
 
 class _Problems:
-    """What fails in one sweep, and where. It delays nothing else, unless the index falls silent."""
+    """What fails in one sweep, and where. It delays nothing else, unless the index falls silent.
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    Silent is an index that was waited for until `timeout` was over, in seconds: each shard would wait anew.
+    """
+
+    def __init__(self, clock: Callable[[], float], timeout: float) -> None:
         self.found: dict[str, Exception] = {}
         self._clock = clock
+        self._timeout = timeout
         self._silence: IndexUnavailable | None = None
 
     def attempt(self, where: str, work: Callable[[], bool], *, asks_index: bool = True) -> bool:
@@ -398,7 +400,7 @@ class _Problems:
             return work()
         except Exception as error:  # noqa: BLE001 - logged by `_report`
             self.found[where] = error
-            if isinstance(error, IndexUnavailable) and self._clock() - began >= LONG_WAIT:
+            if isinstance(error, IndexUnavailable) and self._clock() - began >= self._timeout:
                 self._silence = error
             return False
 
