@@ -97,7 +97,7 @@ def test_each_ends_as_if_alone(world: World, truth: Truth, host: type[Entity]) -
     def ends(kind: str) -> dict[str, Any]:
         """What the index knows of each afterwards, but for names."""
         return {
-            each.id: dataclasses.replace(each, kind="", task_id=None, fencing_token=None, cursor="")
+            each.id: dataclasses.replace(each, kind="", cursor="", task_id=None, fencing_token=None)
             for status in ("scheduled", "idle", "failed")
             for each in world.engine.list(kind, status=status)
         }
