@@ -1,4 +1,4 @@
-"""A worker that is told to end gives back what it evaluates: no failure is counted, and others go on at once.
+"""A worker that is told to end gives back what it evaluates: no failure is counted, and others go on.
 
 Celery lets evaluations finish when a worker ends (a warm shutdown), or cuts them off (a cold one, also after
 the wait of a soft one). It ends a pool's processes and greenlets. Under solo, the signal's handler raises an
@@ -16,15 +16,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from billiard.process import active_children
 from celery.worker import state
 from kombu.utils.uuid import uuid
 
-from celery_goalstate.index.base import Report, Run, Status, Verdict, random_id
-from celery_goalstate.messages.errors import NotPublished
+from celery_goalstate.index.base import Index, Report, Run, Status, Verdict, Wakeup, random_id
 from celery_goalstate.registry import Kind
 from celery_goalstate.worker.parts import Parts
 
@@ -96,5 +95,13 @@ def _give_back(parts: Parts, kind: Kind) -> None:
         return
     finished = parts.index.finish(kind.name, [given_back(run) for run in cut_off])
     logger.info("%d of kind %s were cut off and are given back: they begin anew", len(cut_off), kind.name)
-    with suppress(NotPublished):  # they are parked then, and another worker's sweeper sends them
-        parts.publisher.publish_at_once(kind, [each.wakeup for each in finished if each.wakeup])
+    leave_to_others(parts.index, kind.name, [each.wakeup for each in finished if each.wakeup])
+
+
+def leave_to_others(index: Index, kind: str, wakeups: Sequence[Wakeup]) -> None:
+    """Let another worker's sweeper publish what this one, which is ending, has no use for.
+
+    From here a message might be lost: Redis gives it to whoever has asked for the next one, and this worker's
+    consumer, which may have, reads none any more.
+    """
+    index.put_back(kind, wakeups)

@@ -53,7 +53,7 @@ from celery_goalstate.worker.caller import call_until_postrun, calling
 from celery_goalstate.worker.databases import usable_afterwards
 from celery_goalstate.worker.lease import Lease
 from celery_goalstate.worker.parts import Parts
-from celery_goalstate.worker.shutdown import claiming, given_back, is_ending
+from celery_goalstate.worker.shutdown import claiming, given_back, is_ending, leave_to_others
 
 if TYPE_CHECKING:
     from celery_goalstate.engine import Engine
@@ -355,7 +355,10 @@ class Evaluator:
     def _dispatch(self, wakeups: list[Wakeup]) -> None:
         # The evaluation has ended whatever becomes of its wake-up: one that is lost is sent again.
         with suppress(IndexUnavailable, SoftTimeLimitExceeded):
-            self._publisher.dispatch(self._kind, wakeups)
+            if is_ending():
+                leave_to_others(self._index, self._kind.name, wakeups)
+            else:
+                self._publisher.dispatch(self._kind, wakeups)
 
 
 def _ended(entity: str, outcome: Outcome, finished: Finished) -> Ended:
