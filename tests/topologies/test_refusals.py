@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -118,15 +119,15 @@ class CannotSave(Trouble):
 
 class Loading(Trouble):
     def begin(self, admin: redis.Redis) -> None:
-        for n in range(400):
-            admin.set(f"key-{n}", "x" * 10_000)
+        for n in range(4_000):
+            admin.set(f"key-{n}", os.urandom(1_000))  # nothing to be compressed
         admin.save()
         admin.config_set("save", "")
         self.server.kill()
         # Each key takes so many microseconds; it answers in between.
         self.server.command += [
             "--key-load-delay",
-            "100000",
+            "20000",
             "--loading-process-events-interval-bytes",
             "1024",
         ]

@@ -86,6 +86,7 @@ def live(index: RedisIndex) -> None:
     assert index.paused(KIND)
     index.resume(KIND)
     index.survey([KIND], sweeper="s", hold=1, limit=9)
+    index.holds([KIND], sweeper="other")
     index.describe(KIND, ids)
     index.records(KIND, Status.SENT, 9, Position(1, "a"))
     index.counts(KIND)
@@ -211,7 +212,7 @@ def test_a_policy_that_drops_what_is_scheduled_is_told(
     admin.config_set("maxmemory-policy", policy)
     unused: Any = None
     parts = Parts(index=index, publisher=unused, keeper=unused)
-    sweeper = Sweeper("s", parts=parts, settings=unused, kinds=dict)
+    sweeper = Sweeper("s", parts=parts, settings=Settings(index_url="redis://"), kinds=dict)
     with caplog.at_level(logging.WARNING, "celery_goalstate"):
         sweeper.check_server()
         told = f"maxmemory-policy {policy}: " in caplog.text
