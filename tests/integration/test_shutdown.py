@@ -161,11 +161,8 @@ ENV = {"soft": {"SOFT": "1.0"}, "remapped": {"REMAP_SIGTERM": "SIGQUIT"}}
 
 #: What an evaluation in the main thread keeps it from doing, and saying; what it says instead.
 BUSY = {("solo", "Stopping Pool"): "Warm shutdown"}
-#: Where Celery cannot do it, and why: there the evaluation ends by itself before its next action.
-CANNOT_CUT_OFF = {
-    ("threads", ""): "does not implement kill_job",
-    ("gevent", "soft"): "BlockingSwitchOutError",
-}
+#: What Celery says of threads, which it cannot cut off: an evaluation there ends before its next action.
+CANNOT_CUT_OFF = "does not implement kill_job"
 
 SHORT = {
     ("prefork", "soft"),
@@ -188,6 +185,8 @@ def says_it(worker: Process, text: str) -> None:
         pytest.param(pool, how, marks=[] if (pool, how) in SHORT else pytest.mark.long)
         for pool in POOLS
         for how in STOPS
+        # Celery's wait in the handler of the signal fails under gevent if the signal meets the hub.
+        if (pool, how) != ("gevent", "soft")
     ],
 )
 def test_two_planned_stops_count_no_failure(shop: Shop, pool: str, how: str) -> None:
@@ -198,8 +197,8 @@ def test_two_planned_stops_count_no_failure(shop: Shop, pool: str, how: str) -> 
             for number, says in STOPS[how]:
                 worker.signal(number)
                 says_it(worker, BUSY.get((pool, says), says))
-            if fails := CANNOT_CUT_OFF.get((pool, how), CANNOT_CUT_OFF.get((pool, ""))):
-                says_it(worker, fails)
+            if pool == "threads":
+                says_it(worker, CANNOT_CUT_OFF)
                 shop.open(f"gate-{stop}")
             worker.wait(20)
             given_back = shop.described()
