@@ -64,7 +64,7 @@ class Producer:
         refs = [draw.choice(self.refs[kind])]
         if (chance := draw.random()) < 0.08:
             verb, options = "vanish" if KINDS[kind].vanishes and draw.random() < 0.7 else "delete", {}
-            if self.latest and draw.random() < 0.5:
+            if verb == "delete" and self.latest and draw.random() < 0.5:
                 refs = [self.latest]  # which is probably still scheduled
         elif chance < 0.2:
             verb, options = "look", {"delay": draw.uniform(0, 1)}  # the goal stays
