@@ -198,12 +198,13 @@ def _early(history: list[Line], runs: list[Run]) -> Iterable[tuple[str, str]]:
     An enqueue that took effect between a claim and the first line of its evaluation is the cause of the next
     look; so those count that had not returned at the look before the last. An evaluation that failed, asked
     for another look or was killed is a cause too, of a look at any time: other tests watch the back-off. So
-    is one that ended well, but of whose end the index may not know.
+    is one that ended well, but of whose end the index may not know, and an action that ended when another
+    evaluation had begun, which it may have undone.
     """
     untold = {run.token for run in runs if run.untold}
     due: dict[str, float] = {}  # per call of enqueue
     returned: dict[str, int] = {}  # how many looks there had been when the call returned
-    looks = 0
+    looks = newest = 0
     again = False
     for line in history:
         match line.event:
@@ -211,7 +212,11 @@ def _early(history: list[Line], runs: list[Run]) -> Iterable[tuple[str, str]]:
                 due[line.fields["call"]] = line.at + line.fields["delay"]
             case "enqueued":
                 returned[line.fields["call"]] = looks
+            case "start":
+                newest = max(newest, line.fields["token"])
             case "end" if line.fields["outcome"] != "ok" or line.fields["token"] in untold:
+                again = True
+            case "end" if line.fields["token"] < newest:
                 again = True
             case "look":
                 killed = any(run.killed and run.end <= line.at for run in runs)

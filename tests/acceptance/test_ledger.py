@@ -102,6 +102,18 @@ ALLOWED = {
         3.7 start token=2 action=x pid=8
         4.0 end token=1 action=x outcome=ok pid=7
         5.0 end token=2 action=x outcome=ok pid=8""",
+    "and leads to one more look, for it may have undone what another did": ENQUEUED
+    + """
+        1.0 look pid=7
+        1.0 start token=1 action=x pid=7
+        1.5 freeze pids=7
+        3.6 enqueue call=b delay=0
+        3.6 enqueued call=b
+        3.7 look pid=8
+        3.7 start token=2 action=x pid=8
+        4.0 end token=1 action=x outcome=ok pid=7
+        5.0 end token=2 action=x outcome=ok pid=8
+        5.1 look pid=8""",
     "a delete ends what was owed": ENQUEUED + "0.2 delete call=d \n 0.3 deleted call=d",
     "an enqueue after a delete": "0 delete call=d \n 0.1 deleted call=d \n 0.5 enqueue call=a delay=0"
     "\n 0.6 enqueued call=a \n 9 look",
