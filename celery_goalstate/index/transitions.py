@@ -621,7 +621,7 @@ class Finishing(Transition):
 
     def finish_unstarted(self, entity: Entity, report: Report, run: Ended) -> Finished:
         entity.alone = entity.alone or report.expired is not None
-        return self.schedule(entity, report, run, _known(earliest(run.due, run.outside)))
+        return self.schedule(entity, report, run, _known(run.due))  # what was noted meanwhile is not earlier
 
     def finish_done(self, entity: Entity, report: Report, run: Ended) -> Finished:
         again = None if report.delay is None else self.now + report.delay

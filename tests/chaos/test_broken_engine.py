@@ -80,7 +80,7 @@ BREAKAGES = [
     ),
     Breakage(
         "a delete does nothing",
-        Lua("delete", "delete", "function(entity) return entity.status ~= nil end"),
+        Lua("common", "delete", "function(entity) return entity.status ~= nil end"),
         {"posthumous"},
         faults="connections",
     ),
@@ -150,8 +150,10 @@ BREAKAGES = [
         "an enqueue fails with the broker",
         Text(
             "messages/publisher.py",
-            "                    raise  # meant for the action that enqueues\n                return False\n",
-            "                    raise  # meant for the action that enqueues\n                raise\n",
+            "                raise error.__cause__ from None  # meant for the action that enqueues\n"
+            "            return False\n",
+            "                raise error.__cause__ from None  # meant for the action that enqueues\n"
+            "            raise\n",
         ),
         {"untold"},
         faults="restart of the broker",

@@ -193,7 +193,7 @@ def test_two_planned_stops_count_no_failure(shop: Shop, pool: str, how: str) -> 
     shop.engine.enqueue(shop.engine.ref("order", "1"))
     for stop in (1, 2):
         with shop.running(pool, **ENV.get(how, {})) as worker:
-            poll("the evaluation has begun", lambda stop=stop: shop.begun("first") == stop, timeout=10)
+            poll("the evaluation has begun", lambda stop=stop: shop.begun("first") == stop, timeout=30)
             for number, says in STOPS[how]:
                 worker.signal(number)
                 says_it(worker, BUSY.get((pool, says), says))
@@ -234,7 +234,7 @@ def test_whatever_the_kind(shop: Shop, kind: str) -> None:
 def test_another_worker_goes_on_at_once(shop: Shop) -> None:
     shop.engine.enqueue(shop.engine.ref("order", "1"))
     with shop.running("prefork") as ends:
-        poll("the evaluation has begun", lambda: shop.begun("first"), timeout=10)
+        poll("the evaluation has begun", lambda: shop.begun("first"), timeout=30)
         shop.open("gate-2")
         with shop.running("prefork", OTHER="1"):
             ends.signal(signal.SIGQUIT)
@@ -247,7 +247,7 @@ def test_nothing_is_given_back_while_the_process_still_acts(shop: Shop) -> None:
     """An action that survives its process's end goes on, under its own lease."""
     shop.engine.enqueue(shop.engine.ref("stubborn", "1"))
     with shop.running("prefork") as worker:
-        poll("the evaluation has begun", lambda: shop.begun("first", "stubborn/1"), timeout=10)
+        poll("the evaluation has begun", lambda: shop.begun("first", "stubborn/1"), timeout=30)
         lease = shop.described("stubborn").fencing_token
         worker.signal(signal.SIGQUIT)
         poll("it was to end", lambda: shop.begun("survived", "stubborn/1"), timeout=10)
@@ -261,7 +261,7 @@ def test_nothing_is_given_back_while_the_process_still_acts(shop: Shop) -> None:
 def test_a_killed_worker_counts(shop: Shop) -> None:
     shop.engine.enqueue(shop.engine.ref("order", "1"))
     with shop.running("prefork") as worker:
-        poll("the evaluation has begun", lambda: shop.begun("first"), timeout=10)
+        poll("the evaluation has begun", lambda: shop.begun("first"), timeout=30)
         worker.kill()
     with shop.running("prefork") as worker:
         poll("its loss is found", lambda: shop.described().failures == 1, timeout=3 * LEASE)

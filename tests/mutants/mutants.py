@@ -659,11 +659,6 @@ OF_THE_INDEX = [
             ),
         ),
         (
-            "a survey believes in an arrival that is yet to come",
-            Python("Surveying.arrived", lambda _: lambda self: self.shard.newest_arrival),
-            Lua("survey", "arrived", "function() return newest_arrival() end"),
-        ),
-        (
             "two sweepers at a time",
             Python("Surveying.held_by_another", always(False)),
             Lua("survey", "held_by_another", "function() return false end"),
@@ -762,18 +757,6 @@ OF_THE_INDEX = [
             ),
         ),
         (
-            "an entity that is given back forgets an earlier deadline noted meanwhile",
-            Python("Finishing.finish_unstarted", given_back(lambda self, run: run.due)),
-            Lua(
-                "finish",
-                "finish_unstarted",
-                """function(entity, report, run)
-                  run.outside = nil
-                  return original(entity, report, run)
-                end""",
-            ),
-        ),
-        (
             "an entity that is given back forgets since when it was due",
             Python(
                 "Finishing.finish_unstarted",
@@ -783,7 +766,7 @@ OF_THE_INDEX = [
                 "finish",
                 "finish_unstarted",
                 """function(entity, report, run)
-                  run.due, run.outside = nil, run.outside or now
+                  run.due = run.outside or now
                   return original(entity, report, run)
                 end""",
             ),

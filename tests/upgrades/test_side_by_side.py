@@ -25,7 +25,11 @@ NEXT: list[Patch] = [
         "fields.token = next_token()\n",
         "fields.token, fields.hue = next_token(), 'blue'\n",
     ),
-    ("index/redis.py", '{"layout": LAYOUT, ', '{"layout": LAYOUT, "hue": "blue", '),
+    (
+        "index/redis.py",
+        'json.dumps({"layout": LAYOUT, "shards": shards})',
+        'json.dumps({"layout": LAYOUT, "hue": "blue", "shards": shards})',
+    ),
 ]
 #: Messages do not tell when they were sent again, and records nothing of batches nor of the last report.
 PREVIOUS: list[Patch] = [

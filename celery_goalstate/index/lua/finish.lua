@@ -109,7 +109,7 @@ end
 local function finish_unstarted(entity, report, run)
   local fields = entity.fields
   fields.alone = (fields.alone or report.expired) and '1' or nil
-  return schedule(entity, report, run, earliest(run.due, run.outside))
+  return schedule(entity, report, run, run.due) -- what was noted meanwhile is not earlier
 end
 
 local function finish_done(entity, report, run)
