@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from random import SystemRandom
 
 from celery_goalstate.index.base import Index
 from celery_goalstate.messages import Publisher
@@ -28,4 +28,5 @@ class Parts:
     open_hasty_index: Callable[[], Index] | None = None
     clock: Callable[[], float] = time.monotonic  #: seconds, for durations
     now: Callable[[], datetime] = _now  #: this process's time, where a caller or Celery names a point in time
-    random: Callable[[], float] = random.random  #: from 0 to 1
+    #: From 0 to 1. Not the module's own, whose sequence a host may have seeded; nor the same in each child.
+    random: Callable[[], float] = SystemRandom().random
