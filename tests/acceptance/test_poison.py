@@ -35,7 +35,11 @@ class OutOfMemoryKiller:
         self._scene = scene
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="out-of-memory killer")
-        self.kills = 0
+        self._killed: set[int] = set()  # one that was killed may still be there the next time
+
+    @property
+    def kills(self) -> int:
+        return len(self._killed)
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
@@ -53,7 +57,7 @@ class OutOfMemoryKiller:
                     with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
                         if psutil.Process(pid).memory_info().rss > HOARD * MEGABYTE:
                             os.kill(pid, signal.SIGKILL)
-                            self.kills += 1
+                            self._killed.add(pid)
 
 
 def test_whatever_kills_its_worker_is_quarantined(scene: Scene, lane: Lane) -> None:
