@@ -202,7 +202,7 @@ class Report(NamedTuple):
     idle_ttl: int | None = None  #: how long an idle record is kept; None: until it is deleted
     began: bool = False  #: it entered an action, whose late write may undo what another evaluation did
     #: The sweeper's: only if the lease still ends at this count, which has passed (see `Survey.lost`).
-    expired: int | None = None
+    lost_at: int | None = None
 
 
 class Finish(enum.StrEnum):
@@ -323,7 +323,7 @@ class Survey:
     count: int = 0  #: by which leases end
     set_back: bool = False  #: the clock was, so delays of parked entities are put off: search them
     cursor: str | None = None  #: where the search goes on; None: it has ended. Its finds are among the `due`
-    claimed: int = 0  #: when the newest message that has arrived at a worker was sent; 0: not known
+    newest_arrival: int = 0  #: when the newest message that has arrived at a worker was sent; 0: not known
     error: Exception | None = None  #: why the shard did not answer
 
     def __bool__(self) -> bool:

@@ -752,7 +752,7 @@ def _survey(kind: str, shard: int, reply: Mapping[str, Any]) -> Survey:
         lost=tuple([(id, int(end)) for id, end in reply["lost"]]),
         expired=tuple(reply["expired"]),
         count=int(reply["count"]),
-        claimed=int(reply["claimed"]),
+        newest_arrival=int(reply["newest_arrival"]),
         set_back=reply.get("set_back", False),
         cursor=reply.get("cursor"),
     )

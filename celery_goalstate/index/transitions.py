@@ -543,11 +543,11 @@ class Finishing(Transition):
 
     def was_renewed(self, entity: Entity, report: Report) -> bool:
         """Since the sweeper judged by its end; the count has passed that, and only rises."""
-        return report.expired is not None and entity.score != report.expired
+        return report.lost_at is not None and entity.score != report.lost_at
 
     def name_of(self, report: Report) -> str:
         """How the last report that was accepted is remembered."""
-        return report.lease if report.expired is None else f"{report.lease} lost"
+        return report.lease if report.lost_at is None else f"{report.lease} lost"
 
     def is_repeated(self, entity: Entity, report: Report) -> bool:
         """The same report again, since the reply to the first was lost."""
@@ -555,7 +555,7 @@ class Finishing(Transition):
 
     def is_unstarted(self, entity: Entity, report: Report) -> bool:
         """Given back, or lost with a batch, for which any of it may be to blame."""
-        return report.verdict is Verdict.UNSTARTED or (report.expired is not None and entity.batch)
+        return report.verdict is Verdict.UNSTARTED or (report.lost_at is not None and entity.batch)
 
     def end_run(self, entity: Entity, report: Report) -> Ended:
         """Take the run's fields away, and return those that decide what follows."""
@@ -577,7 +577,7 @@ class Finishing(Transition):
         return run
 
     def keep_outcome(self, entity: Entity, report: Report) -> None:
-        entity.alone = report.expired is not None and entity.alone
+        entity.alone = report.lost_at is not None and entity.alone
         entity.failures, entity.rounds, entity.error = report.failures, report.rounds, report.error
         entity.converged = report.converged
         entity.finished = self.now
@@ -598,7 +598,7 @@ class Finishing(Transition):
     def asks_again(self, report: Report) -> bool:
         """Its late write may have undone what another evaluation did. The sweeper writes nothing."""
         given = report.lease.isdecimal() and int(report.lease) <= self.shard.last_token
-        return report.began and report.expired is None and given
+        return report.began and report.lost_at is None and given
 
     def finish_fenced(self, entity: Entity, report: Report) -> Finished:
         if not self.is_repeated(entity, report):
@@ -620,7 +620,7 @@ class Finishing(Transition):
         return self.schedule(entity, report, run, run.outside)
 
     def finish_unstarted(self, entity: Entity, report: Report, run: Ended) -> Finished:
-        entity.alone = entity.alone or report.expired is not None
+        entity.alone = entity.alone or report.lost_at is not None
         return self.schedule(entity, report, run, _known(run.due))  # what was noted meanwhile is not earlier
 
     def finish_done(self, entity: Entity, report: Report, run: Ended) -> Finished:
@@ -834,7 +834,7 @@ class Surveying(Transition):
             lost=self.lost(),
             expired=self.expired(),
             count=self.shard.count,
-            claimed=self.newest_arrival(),
+            newest_arrival=self.newest_arrival(),
         )
         if self.shard.paused:
             return found

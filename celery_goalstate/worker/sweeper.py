@@ -118,8 +118,8 @@ class Sweeper:
             problems, more = _Problems(self._clock, self._settings.sweep_timeout), True
             while more:
                 works, more = self._end_all(problems)
-                for error in problems.found.values():
-                    raise error
+                if problems.found:
+                    raise next(iter(problems.found.values()))
                 for work in works:
                     self._index.put_back(work.kind.name, work.wakeups)
             running = sum(self._index.counts(kind)[Status.RUNNING] for kind in self._kinds())
@@ -214,7 +214,7 @@ class Sweeper:
             outcome = failed(WorkerLost(), running.failures, kind.options, random=self._random)
             run = Run(running.id, running.lease)
             # No task id: the lost one may have been revoked, which is how a stuck evaluation is ended.
-            reports.append(report(run, outcome, kind, task_id="", retries=0, expired=ends[run.id]))
+            reports.append(report(run, outcome, kind, task_id="", retries=0, lost_at=ends[run.id]))
         replies = self._index.finish(kind.name, reports)
         for ended, finished in zip(reports, replies, strict=True):
             if finished.result is Finish.ACCEPTED:
@@ -302,7 +302,7 @@ class Sweeper:
         first, last = (part * self._settings.resend_after for part in (FIRST_PROBE, LAST_PROBE))
         now = self._clock()
         probes = self._probes.get((kind.name, survey.shard))
-        if probes is None or probes.has_arrived(survey.claimed) or now > probes.next_at + last:
+        if probes is None or probes.has_arrived(survey.newest_arrival) or now > probes.next_at + last:
             # None is under way, or one that was sent long ago, for something else.
             probes = self._probes[kind.name, survey.shard] = _Probes(first)
         probe = survey.suspect[0] if now >= probes.next_at else None
@@ -489,9 +489,9 @@ class _Probes:
     next_at: float = 0.0
     sent_at: float = math.inf  #: the last one; in milliseconds of the index's clock
 
-    def has_arrived(self, claimed: int) -> bool:
-        """The last one, or what was sent after it. `claimed` as in `Survey`."""
-        return claimed >= self.sent_at
+    def has_arrived(self, newest_arrival: int) -> bool:
+        """The last one, or what was sent after it. `newest_arrival` as in `Survey`."""
+        return newest_arrival >= self.sent_at
 
 
 def _where(survey: Survey) -> str:

@@ -399,7 +399,7 @@ def _result(ended: Ended) -> str:
 
 
 def report(
-    run: Run, outcome: Outcome, kind: Kind, *, task_id: str, retries: int, expired: int | None = None
+    run: Run, outcome: Outcome, kind: Kind, *, task_id: str, retries: int, lost_at: int | None = None
 ) -> Report:
     """What is reported to the index of an outcome."""
     if outcome.gone:
@@ -424,7 +424,7 @@ def report(
         respect_backoff=kind.options.respect_backoff,
         idle_ttl=None if ttl is None else milliseconds(ttl),
         began=bool(outcome.actions),
-        expired=expired,
+        lost_at=lost_at,
     )
 
 

@@ -35,6 +35,22 @@ RUN = """
     1.2 end token=1 action=x outcome=ok
 """
 
+#: An evaluation stands still for longer than its lease, and ends its action while another one is under way.
+FROZEN = (
+    ENQUEUED
+    + """
+    1.0 look pid=7
+    1.0 start token=1 action=x pid=7
+    1.5 freeze pids=7
+    3.6 enqueue call=b delay=0
+    3.6 enqueued call=b
+    3.7 look pid=8
+    3.7 start token=2 action=x pid=8
+    4.0 end token=1 action=x outcome=ok pid=7
+    5.0 end token=2 action=x outcome=ok pid=8
+"""
+)
+
 ALLOWED = {
     "once": ENQUEUED + RUN,
     "an enqueue that raised is owed nothing": "0 enqueue call=a delay=0",
@@ -91,29 +107,8 @@ ALLOWED = {
         5.0 look pid=9
         5.1 start token=3 action=x pid=9
         5.2 end token=3 action=x outcome=ok pid=9""",
-    "a frozen run loses its lease but may finish its action": ENQUEUED
-    + """
-        1.0 look pid=7
-        1.0 start token=1 action=x pid=7
-        1.5 freeze pids=7
-        3.6 enqueue call=b delay=0
-        3.6 enqueued call=b
-        3.7 look pid=8
-        3.7 start token=2 action=x pid=8
-        4.0 end token=1 action=x outcome=ok pid=7
-        5.0 end token=2 action=x outcome=ok pid=8""",
-    "and leads to one more look, for it may have undone what another did": ENQUEUED
-    + """
-        1.0 look pid=7
-        1.0 start token=1 action=x pid=7
-        1.5 freeze pids=7
-        3.6 enqueue call=b delay=0
-        3.6 enqueued call=b
-        3.7 look pid=8
-        3.7 start token=2 action=x pid=8
-        4.0 end token=1 action=x outcome=ok pid=7
-        5.0 end token=2 action=x outcome=ok pid=8
-        5.1 look pid=8""",
+    "a frozen run loses its lease but may finish its action": FROZEN,
+    "and leads to one more look, for it may have undone what another did": FROZEN + "\n 5.1 look pid=8",
     "a delete ends what was owed": ENQUEUED + "0.2 delete call=d \n 0.3 deleted call=d",
     "an enqueue after a delete": "0 delete call=d \n 0.1 deleted call=d \n 0.5 enqueue call=a delay=0"
     "\n 0.6 enqueued call=a \n 9 look",

@@ -92,7 +92,7 @@ def assert_others_go_on(engine: Engine, words: str, caplog: pytest.LogCaptureFix
     sweeper = engine._open_sweeper("test")
     for id in "abc":
         engine.enqueue(valve(id), 0.01)
-        poll("it is sent", lambda id=id: sweeper.sweep() or engine.describe(valve(id)).sent)  # type: ignore[misc,union-attr]
+        poll("it is sent", lambda id=id: sweeper.sweep() or engine.describe(valve(id)).sent)
     described = engine.describe(gauge("1"))
     assert described is not None
     assert not described.sent
@@ -171,4 +171,4 @@ def assert_swept(engine: Engine) -> None:
     order = register(engine, "order")
     engine.enqueue(order("1"), 0.01)
     sweeper = engine._open_sweeper("test")
-    poll("it is sent", lambda: sweeper.sweep() or engine.describe(order("1")).sent)  # type: ignore[union-attr]
+    poll("it is sent", lambda: sweeper.sweep() or engine.describe(order("1")).sent)

@@ -329,14 +329,14 @@ class NotingIndex:
         for report in reports:
             self._ledger.write(
                 "report", f"{kind}/{report.id}",
-                token=int(report.lease), sweeper=report.expired is not None, verdict=report.verdict,
+                token=int(report.lease), sweeper=report.lost_at is not None, verdict=report.verdict,
                 delay=report.delay, error=report.error,
             )  # fmt: skip
         replies = self._index.finish(kind, reports)
         for report, reply in zip(reports, replies, strict=True):
             self._ledger.write(
                 "reply", f"{kind}/{report.id}",
-                token=int(report.lease), sweeper=report.expired is not None, result=reply.result,
+                token=int(report.lease), sweeper=report.lost_at is not None, result=reply.result,
             )  # fmt: skip
         return replies
 

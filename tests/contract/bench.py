@@ -133,8 +133,8 @@ class Bench:
 
     def lose(self, run: Claim | Run, delay: int | None = 10_000, **report: Any) -> Finished:
         """The sweeper ends an evaluation whose lease has run out."""
-        expired = report.pop("expired", None) or self.lease_end(run.id)
-        return self.fail(run, delay, expired=expired, **{"error": "WorkerLost", **report})
+        lost_at = report.pop("lost_at", None) or self.lease_end(run.id)
+        return self.fail(run, delay, lost_at=lost_at, **{"error": "WorkerLost", **report})
 
     def renew(self, run: Claim | Run) -> bool:
         (reply,) = self.index.renew(KIND, [Run(run.id, run.lease)])

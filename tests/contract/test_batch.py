@@ -58,7 +58,7 @@ def lost(bench: Bench, run: Claim | Run, verdict: Verdict = Verdict.FAILED, **re
     """What the sweeper reports of an evaluation whose lease ran out."""
     delay = 10_000 if verdict is Verdict.FAILED else None
     report = {"failures": 7, "error": "WorkerLost", "delay": delay, **report}
-    return bench.finish(run, verdict, expired=bench.lease_end(run.id), **report)
+    return bench.finish(run, verdict, lost_at=bench.lease_end(run.id), **report)
 
 
 def lose(bench: Bench, *runs: Claim, **report: Any) -> list[Wakeup | None]:
@@ -295,7 +295,7 @@ class TestLost:
         judged = bench.lease_end("a")
         bench.sweep_for(1)
         bench.renew(a)
-        assert bench.lose(a, expired=judged) == FENCED
+        assert bench.lose(a, lost_at=judged) == FENCED
 
     def test_a_deadline_noted_meanwhile_is_answered_by_the_same_look(self, bench: Bench) -> None:
         a, _ = batch(bench)
@@ -320,7 +320,7 @@ class TestLost:
         judged = bench.lease_end("a")
         bench.finish(a, converged=True)
         assert bench.sweep_for(LEASE + MARGIN).lost == (("b", judged),)
-        assert bench.lose(a, expired=judged) == FENCED
+        assert bench.lose(a, lost_at=judged) == FENCED
         assert bench.status("a") is Status.IDLE
 
 

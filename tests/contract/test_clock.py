@@ -231,7 +231,7 @@ class TestSetForward:
         run = bench.run()
         judged = bench.lease_end() - 1
         bench.lane.clock.step(HOUR)
-        assert bench.lose(run, expired=judged) == FENCED
+        assert bench.lose(run, lost_at=judged) == FENCED
 
     @pytest.mark.parametrize("policy", [Policy.EARLIEST, Policy.REPLACE])
     def test_and_back_again(self, bench: Bench, policy: Policy) -> None:

@@ -80,8 +80,8 @@ class TestRunning:
         bench.delete()
         bench.advance(bench.limits.lease)
         delay = None if verdict is Verdict.QUARANTINED else 0
-        expired = bench.lease_end() if lost else None
-        assert bench.finish(run, verdict, delay=delay, failures=3, expired=expired) == ACCEPTED
+        lost_at = bench.lease_end() if lost else None
+        assert bench.finish(run, verdict, delay=delay, failures=3, lost_at=lost_at) == ACCEPTED
         assert bench.row() is None
 
     def test_told_once(self, bench: Bench) -> None:
@@ -122,8 +122,8 @@ class TestRunning:
             "respect_backoff": True,
         }
         delay = None if verdict is Verdict.QUARANTINED else 1_000
-        expired = bench.lease_end() if lost else None
-        finished = bench.finish(run, verdict, delay=delay, expired=expired, **report)
+        lost_at = bench.lease_end() if lost else None
+        finished = bench.finish(run, verdict, delay=delay, lost_at=lost_at, **report)
         assert finished.deadline == fresh.deadline
         assert finished.wakeup is not None
         assert (finished.wakeup.task_id, finished.wakeup.retries) == ("t2", 0)

@@ -221,7 +221,7 @@ class TestLease:
         bench.sweep_for(1)
         bench.renew(run)
         before = bench.row()
-        assert bench.lose(run, expired=judged) == FENCED
+        assert bench.lose(run, lost_at=judged) == FENCED
         assert bench.row() == before
 
     def test_the_run_that_was_given_up_is_refused(self, bench: Bench) -> None:
@@ -237,7 +237,7 @@ class TestLease:
         judged = bench.lease_end()
         bench.finish(run)
         before = bench.row()
-        assert bench.fail(run, expired=judged) == FENCED
+        assert bench.fail(run, lost_at=judged) == FENCED
         assert bench.row() == before
 
 
@@ -311,7 +311,7 @@ class TestFenced:
         run = self.fenced(bench, 0)
         bench.finish(bench.evaluate())
         assert bench.finish(run) == FENCED
-        assert bench.fail(run, began=True, expired=1) == FENCED
+        assert bench.fail(run, began=True, lost_at=1) == FENCED
         assert bench.status() is Status.IDLE
 
     @pytest.mark.parametrize("lease", ["x", "", "9" * 17])
@@ -367,7 +367,7 @@ class TestAgain:
             bench.enqueue(delay=end.outside)
         bench.advance(bench.limits.lease)
         report = {"delay": end.asked, "failures": 2, "respect_backoff": end.respect}
-        report["expired"] = bench.lease_end() if lost else None
+        report["lost_at"] = bench.lease_end() if lost else None
         first = bench.finish(run, end.verdict, **report)
         before = bench.row()
         assert bench.finish(run, end.verdict, **report) == first

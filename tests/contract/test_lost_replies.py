@@ -203,7 +203,7 @@ CALLS = [
     Call("fail", running, lambda b: b.fail(the_run(b), 5_000, task_id="t1", retries=3)),
     Call("quarantine", running, lambda b: b.quarantine(the_run(b))),
     Call("give up", several(running, later(30_000)), lambda b: b.lose(the_run(b))),
-    Call("give up one that was renewed", running, lambda b: b.lose(the_run(b), expired=b.lease_end() - 1)),
+    Call("give up one that was renewed", running, lambda b: b.lose(the_run(b), lost_at=b.lease_end() - 1)),
     Call("finish a new life", several(running, Bench.delete, Bench.enqueue), lambda b: b.fail(the_run(b))),
     Call("finish a deleted one", several(running, Bench.delete), lambda b: b.finish(the_run(b)), FENCED),
     Call("enqueue with a note", nothing, lambda b: b.enqueue(delay=FAR, note="n"), UNCHANGED),

@@ -256,7 +256,7 @@ def test_a_damaged_score_is_mended_and_in_nobody_s_way(valkey: Any, status: str,
             run.id
             for run in index.running(KIND, list(ends))
             for ended in index.finish(
-                KIND, [Report(run.id, run.lease, Verdict.DONE, None, idle_ttl=10**6, expired=ends[run.id])]
+                KIND, [Report(run.id, run.lease, Verdict.DONE, None, idle_ttl=10**6, lost_at=ends[run.id])]
             )
             if ended.result is Finish.ACCEPTED
         ]

@@ -386,10 +386,10 @@ class Machine(RuleBasedStateMachine):
 
     def _finish(self, evaluation: Evaluation, report: Report) -> None:
         entity, now = self.entities[evaluation.id], self.clock.now
-        held, lost = entity.evaluation is evaluation, report.expired is not None
+        held, lost = entity.evaluation is evaluation, report.lost_at is not None
         repeated = not held and entity.last == (evaluation.lease, lost)
         (reply,) = self.index.finish(KIND, [report])
-        if held and (not lost or evaluation.judged == report.expired):
+        if held and (not lost or evaluation.judged == report.lost_at):
             entity.finish(
                 now,
                 report.verdict,
@@ -541,7 +541,7 @@ class Machine(RuleBasedStateMachine):
             failures=entity.failures + 1,
             error="WorkerLost",
             fresh_task_id=self._name(),
-            expired=end,
+            lost_at=end,
         )
         self._finish(evaluation, report)
 
@@ -566,7 +566,7 @@ class Machine(RuleBasedStateMachine):
         """A sweeper that stalled acts on what it saw long ago."""
         failures = self.entities[evaluation.id].failures + 1
         end = evaluation.judged or 0
-        lost = Report(evaluation.id, evaluation.lease, Verdict.FAILED, 20, failures, expired=end)
+        lost = Report(evaluation.id, evaluation.lease, Verdict.FAILED, 20, failures, lost_at=end)
         self._finish(evaluation, lost)
         self._promote(IDS, repeat=True)
         self._resend(IDS, None, repeat=True)

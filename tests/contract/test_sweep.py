@@ -56,18 +56,18 @@ class TestSurvey:
         assert bench.survey().suspect == ("a", "b")
 
     def test_claimed_is_when_the_newest_message_that_has_arrived_was_sent(self, bench: Bench) -> None:
-        assert bench.survey().claimed == 0
+        assert bench.survey().newest_arrival == 0
         first, second = bench.enqueue("a").wakeup, None
         sent = bench.now
         bench.advance(1_000)
         second = bench.enqueue("b").wakeup
         bench.advance(1_000)
         bench.start(second)
-        assert bench.survey().claimed == sent + 1_000
+        assert bench.survey().newest_arrival == sent + 1_000
         bench.start(first)
-        assert bench.survey().claimed == sent + 1_000
+        assert bench.survey().newest_arrival == sent + 1_000
         bench.lane.clock.set_back(2_000)
-        assert bench.survey().claimed == 0, "of what is yet to come nothing can have arrived"
+        assert bench.survey().newest_arrival == 0, "of what is yet to come nothing can have arrived"
 
     def test_lost_are_those_whose_lease_has_run_out(self, bench: Bench) -> None:
         bench.run("a")

@@ -54,7 +54,7 @@ PROJECT = """
 
     def wait_for(gate):
         while not (HERE / gate).exists():
-            time.sleep(0.02)
+            time.sleep(0.02)  # the action that hangs; polls until a test opens the gate
 
     @engine.register
     class Order(Entity):

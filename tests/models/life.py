@@ -488,7 +488,7 @@ class Life:
 
 
 def scheduled(record: Record, deadline: Due | None, **fields: object) -> Record:
-    return record._replace(status=SCHEDULED, deadline=deadline, **fields)  # type: ignore[arg-type]
+    return record._replace(status=SCHEDULED, deadline=deadline, **fields)
 
 
 def idle(record: Record) -> Record:

@@ -149,7 +149,7 @@ def no_floor(original: Any) -> Any:
 def given_back(choose: Any) -> Any:
     def instead(_: Any) -> Any:
         def finish_unstarted(self: Any, entity: Entity, report: Any, run: Any) -> Any:
-            entity.alone = entity.alone or report.expired is not None
+            entity.alone = entity.alone or report.lost_at is not None
             return self.schedule(entity, report, run, choose(self, run))
 
         return finish_unstarted

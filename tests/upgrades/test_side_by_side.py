@@ -34,7 +34,7 @@ NEXT: list[Patch] = [
 #: Messages do not tell when they were sent again, and records nothing of batches nor of the last report.
 PREVIOUS: list[Patch] = [
     ("messages/wakeup.py", 'else {"resent_at": resent_at}', "else {}"),
-    ("index/lua/finish.lua", "(fields.alone or report.expired) and '1' or nil", "nil"),
+    ("index/lua/finish.lua", "(fields.alone or report.lost_at) and '1' or nil", "nil"),
     ("index/lua/finish.lua", "fields.last = name_of(report)", "fields.last = nil"),
 ]
 

@@ -86,7 +86,8 @@ end
 -- sweeper's name. Without it, the lease that ends first lasts for its full length once more.
 local function swept()
   local texts = { string.match(redis.call('GET', SWEEPER) or '', '^(%d+) (%d+) (%d+) (.*)$') }
-  local count, till, newest = number(texts[1], NUMBER_DIGITS), number(texts[2], NUMBER_DIGITS), number(texts[3], NUMBER_DIGITS)
+  local count, till = number(texts[1], NUMBER_DIGITS), number(texts[2], NUMBER_DIGITS)
+  local newest = number(texts[3], NUMBER_DIGITS)
   if not count or not till or not newest then
     local first = number(redis.call('ZRANGE', RUNNING, 0, 0, 'WITHSCORES')[2], NUMBER_DIGITS) or 0
     return math.max(0, first - limits.lease - limits.margin), 0, 0, ''

@@ -15,12 +15,12 @@ end
 
 -- Since the sweeper judged by its end; the count has passed that, and only rises.
 local function was_renewed(entity, report)
-  return report.expired and score_of(entity) ~= report.expired
+  return report.lost_at and score_of(entity) ~= report.lost_at
 end
 
 -- How the last report that was accepted is remembered.
 local function name_of(report)
-  return report.expired and report.lease .. ' lost' or report.lease
+  return report.lost_at and report.lease .. ' lost' or report.lease
 end
 
 -- The same report again, since the reply to the first was lost.
@@ -30,7 +30,7 @@ end
 
 -- Given back, or lost with a batch, for which any of it may be to blame.
 local function is_unstarted(entity, report)
-  return report.verdict == 'unstarted' or (report.expired and entity.fields.batch)
+  return report.verdict == 'unstarted' or (report.lost_at and entity.fields.batch)
 end
 
 -- Takes the run's fields away, and returns those that decide what follows.
@@ -50,7 +50,7 @@ end
 
 local function keep_outcome(entity, report)
   local fields = entity.fields
-  fields.alone = report.expired and fields.alone or nil
+  fields.alone = report.lost_at and fields.alone or nil
   fields.failures, fields.rounds, fields.error = report.failures, report.rounds, report.error
   fields.converged = report.converged ~= nil and (report.converged and '1' or '0') or nil
   fields.finished = now
@@ -79,7 +79,7 @@ end
 -- Its late write may have undone what another evaluation did. The sweeper writes nothing.
 local function asks_again(report)
   local lease = number(report.lease, TOKEN_DIGITS)
-  return report.began and not report.expired and lease
+  return report.began and not report.lost_at and lease
     and lease <= (number(redis.call('GET', TOKEN), TOKEN_DIGITS) or 0)
 end
 
@@ -108,7 +108,7 @@ end
 
 local function finish_unstarted(entity, report, run)
   local fields = entity.fields
-  fields.alone = (fields.alone or report.expired) and '1' or nil
+  fields.alone = (fields.alone or report.lost_at) and '1' or nil
   return schedule(entity, report, run, run.due) -- what was noted meanwhile is not earlier
 end
 

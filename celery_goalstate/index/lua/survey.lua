@@ -3,8 +3,8 @@
 -- KEYS   see common.lua (no records)
 -- Header sweeper: its name · hold: for how long it holds the shard (milliseconds) · limit: how many ids of each sort
 --        watch: {count, passed, cursor} of `base.Watch`
--- Reply  {due, suspect, expired: lists of ids, lost: list of {id, count}, count, set_back, cursor, claimed: when the
---        newest message that has arrived was sent, 0 if that is not known}; false when another sweeper holds the shard
+-- Reply  {due, suspect, expired: lists of ids, lost: list of {id, count}, count, set_back, cursor, newest_arrival: 0 if
+--        that is not known}; false when another sweeper holds the shard
 
 local limit, watch = header.limit, header.watch or {}
 local ANY_TIME = string.rep('9', NUMBER_DIGITS)
@@ -91,7 +91,8 @@ count = counted()
 newest = math.max(newest, now)
 local times = { digits(count), digits(now + header.hold), digits(newest), header.sweeper }
 redis.call('SET', SWEEPER, table.concat(times, ' '))
-local reply = { due = {}, suspect = {}, lost = lost(), expired = expired(), count = count, claimed = newest_arrival() }
+local reply = { due = {}, suspect = {}, lost = lost(), expired = expired(), count = count }
+reply.newest_arrival = newest_arrival()
 if not paused() then
   reply.due, reply.suspect, reply.set_back = due(), suspect(), is_set_back()
   reply.cursor = put_off(reply.due)
