@@ -49,9 +49,9 @@ class Server:
     def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """The server's reply to each command. Errors are among the replies.
 
-        The time-out is that of all replies together.
+        The time-out is that of all replies together; that of a single one the connection keeps by itself.
         """
-        until = time.monotonic() + self.timeout
+        until = math.inf if len(commands) == 1 else time.monotonic() + self.timeout
         return self.send(commands).replies(until)
 
     def send(self, commands: Sequence[Command]) -> Sent:

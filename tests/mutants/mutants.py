@@ -425,7 +425,7 @@ OF_THE_INDEX = [
             Lua(
                 "common",
                 "newest_arrival",
-                "function() return number(redis.call('GET', CLAIMED), NUMBER_DIGITS) or 0 end",
+                "function() return number(shard.claimed, NUMBER_DIGITS) or 0 end",
             ),
         ),
         (

@@ -28,12 +28,13 @@ local NUMBER_DIGITS, TOKEN_DIGITS = 14, 17 -- what is longer is no time, and no 
 
 local now = clock()
 
-local is_paused
+-- What the shard's own keys held when the script began, all at once: a call costs more than what it reads.
+local shard = {}
+shard.token, shard.paused, shard.claimed, shard.sweeper, shard.form, shard.all_deleted =
+  unpack(redis.call('MGET', TOKEN, PAUSED, CLAIMED, SWEEPER, FORM, ALL_DELETED))
+
 local function paused()
-  if is_paused == nil then
-    is_paused = redis.call('EXISTS', PAUSED) == 1
-  end
-  return is_paused
+  return shard.paused
 end
 
 -- Numbers become digits: Lua's tostring would turn the 16 digits of a token into 1.7e+15, and JSON has 14 of them.
@@ -51,9 +52,10 @@ end
 local last_token, last_reserved = 0, 0
 local function next_token()
   if last_token == last_reserved then
-    last_token = math.max(number(redis.call('GET', TOKEN), TOKEN_DIGITS) or 0, now * 1000 - 1)
+    last_token = math.max(number(shard.token, TOKEN_DIGITS) or 0, now * 1000 - 1)
     last_reserved = last_token + math.max(1, #rows)
-    redis.call('SET', TOKEN, digits(last_reserved))
+    shard.token = digits(last_reserved)
+    redis.call('SET', TOKEN, shard.token)
   end
   last_token = last_token + 1
   return digits(last_token)
@@ -62,7 +64,7 @@ end
 -- Whether the kind is kept as the caller believes. It has asked only once, and an emptied kind is forgotten; it may even
 -- have come back in another number of shards, where the caller's entities would not be found.
 local function is_kept()
-  local text = redis.call('GET', FORM)
+  local text = shard.form
   if not text or text == form then
     return text == form
   end
@@ -78,14 +80,14 @@ end
 -- When the newest message that has arrived at a worker was sent. Not known if that lies in the future: the clock was
 -- set back.
 local function newest_arrival()
-  local reached = number(redis.call('GET', CLAIMED), NUMBER_DIGITS) or 0
+  local reached = number(shard.claimed, NUMBER_DIGITS) or 0
   return reached <= now and reached or 0
 end
 
 -- What the last survey wrote: the count, until when its sweeper holds the shard, the newest time of any survey, and the
 -- sweeper's name. Without it, the lease that ends first lasts for its full length once more.
 local function swept()
-  local texts = { string.match(redis.call('GET', SWEEPER) or '', '^(%d+) (%d+) (%d+) (.*)$') }
+  local texts = { string.match(shard.sweeper or '', '^(%d+) (%d+) (%d+) (.*)$') }
   local count, till = number(texts[1], NUMBER_DIGITS), number(texts[2], NUMBER_DIGITS)
   local newest = number(texts[3], NUMBER_DIGITS)
   if not count or not till or not newest then
@@ -313,7 +315,7 @@ end
 local all_deleted, already_met
 local function deleted_before()
   if not all_deleted then
-    local token, met = string.match(redis.call('GET', ALL_DELETED) or '', '^(%d+) (%d+)$')
+    local token, met = string.match(shard.all_deleted or '', '^(%d+) (%d+)$')
     all_deleted, already_met = tonumber(token) or 0, tonumber(met) or 0
   end
   return all_deleted

@@ -80,7 +80,7 @@ end
 local function asks_again(report)
   local lease = number(report.lease, TOKEN_DIGITS)
   return report.began and not report.lost_at and lease
-    and lease <= (number(redis.call('GET', TOKEN), TOKEN_DIGITS) or 0)
+    and lease <= (number(shard.token, TOKEN_DIGITS) or 0)
 end
 
 local function finish_fenced(entity, report)

@@ -15,9 +15,8 @@ local function forget_kind()
     return false
   end
   redis.call('DEL', FORM, CLAIMED, SWEEPER)
-  local token = redis.call('GET', TOKEN)
-  if token then
-    redis.call('SET', TOKEN, token, 'PX', MILLISECONDS_OF_TOKEN)
+  if shard.token then
+    redis.call('SET', TOKEN, shard.token, 'PX', MILLISECONDS_OF_TOKEN)
   end
   return true
 end
