@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 #: After a sweep that failed comes a pause of so many times what it took.
 LOOP_SHARE = 4
+#: Seconds that a sweep has to end when the worker stops. What is cut off between the index and the broker is
+#: sent again, but only after `goalstate_resend_after`.
+SWEEP_ENDS = 3.0
 
 
 class KeepClientStep(bootsteps.StartStopStep):
@@ -112,6 +115,7 @@ class SweeperStep(bootsteps.StartStopStep):
         self._timer: Any = None
         self._next: Any = None
         self._turn = 0  # of the newest tick: no other one is followed by the next
+        self._sweeping = False
 
     def start(self, parent: Any) -> None:
         """Check settings and index, then sweep every `sweep_interval` seconds."""
@@ -145,13 +149,16 @@ class SweeperStep(bootsteps.StartStopStep):
 
     def resume(self) -> None:
         """Sweep at once, and go on: before Celery 5.7 the timer is cleared when a connection is lost."""
-        if self._running:
+        if self._running and not self._sweeping:  # under gevent, to cancel a sweep would kill it midway
             self._next.cancel()
             self._sweep_in(0.0)
 
     def stop(self, parent: Any) -> None:  # noqa: ARG002 - bootsteps' signature
-        """Sweep no more; another worker takes over."""
+        """Sweep no more; another worker takes over. A sweep in another thread or greenlet may end."""
         self._running = False
+        until = time.monotonic() + SWEEP_ENDS
+        while self._sweeping and time.monotonic() < until:
+            time.sleep(0.02)
         if self._next is not None:
             self._next.cancel()
 
@@ -165,6 +172,7 @@ class SweeperStep(bootsteps.StartStopStep):
 
     def _tick(self, turn: int) -> None:
         began, more = time.monotonic(), False
+        self._sweeping = True
         try:
             more = self._sweep()
         except IndexUnavailable as error:
@@ -173,6 +181,7 @@ class SweeperStep(bootsteps.StartStopStep):
             if self._is_news(repr(error)):
                 logger.exception("a sweep failed; it is tried again and again")
         finally:
+            self._sweeping = False
             # An index that lets its callers wait may have its share of the worker's loop, and no more.
             pause = LOOP_SHARE * (time.monotonic() - began) if self._problem else 0.0
             if self._running and turn == self._turn:
