@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import getpass
+import os
+import platform
 from collections.abc import Iterable
 
 #: Where the documentation is read. Messages name its pages, for the files of docs/ are not installed.
 DOCS = "https://celery-goalstate.readthedocs.io/en/stable/"
+
+#: Characters of who does something.
+LONGEST_NAME = 80
 
 
 def printable(text: str) -> str:
@@ -19,6 +25,15 @@ def printable(text: str) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
     )
+
+
+def this_user() -> str:
+    """Who runs this process, and where: `ann@ops-1`."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have a number only
+        user = str(os.getuid()) if hasattr(os, "getuid") else "somebody"
+    return printable(f"{user}@{platform.node()}")[:LONGEST_NAME]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -28,6 +28,7 @@ from celery_goalstate.description import (
     public_counts,
     public_status,
 )
+from celery_goalstate.display import LONGEST_NAME, this_user
 from celery_goalstate.entity import Entity, EntityLike, EntityRef, IdLike, can_resync, checked_id
 from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable, UnknownKind
 from celery_goalstate.hooks import AroundAction, AroundEvaluation, BeforeEnqueue, Hooks
@@ -444,13 +445,18 @@ class Engine:
         index.forget_kind(name)
         return done.count
 
-    def pause(self, kind: KindLike | None = None) -> None:
+    def pause(self, kind: KindLike | None = None, *, by: str | None = None) -> None:
         """Let no evaluation of a kind start (no kind: of all that are registered); those under way finish.
 
-        This holds on every worker, and until `resume`, also when this process has ended.
+        This holds on every worker, and until `resume`, also when this process has ended. `by` is who pauses
+        it, as others are told: the user of this process and its machine, if nobody else is named.
         """
+        if by is None:
+            by = this_user()
+        elif not isinstance(by, str) or not by.strip() or len(by) > LONGEST_NAME:
+            raise ValueError(f"by is {by!r}; give a text of 1 to {LONGEST_NAME} characters")
         for name in self._to_operate(kind):
-            self.parts.index.pause(name)
+            self.parts.index.pause(name, by=by)
 
     def resume(self, kind: KindLike | None = None) -> None:
         """Undo `pause`. What came due meanwhile is evaluated from the next sweep on."""
@@ -459,7 +465,7 @@ class Engine:
 
     def paused(self, kind: KindLike | None = None) -> bool:
         """Whether a kind is paused (no kind: whether all are that this process knows)."""
-        return all(self.parts.index.paused(name) for name in self._to_operate(kind))
+        return all(self.parts.index.paused(name) is not None for name in self._to_operate(kind))
 
     def stop(self) -> None:
         """Pause all registered kinds on **every worker, until `start`**, also when this process has ended.

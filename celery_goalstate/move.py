@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
+from celery_goalstate.display import LONGEST_NAME, this_user
 from celery_goalstate.engine import Engine
 from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable, UnknownKind
 from celery_goalstate.index import open_index
@@ -92,7 +93,7 @@ def _pause(engine: Engine, kind: str, source: Index, old_kind: str, old: Setting
             f"kind {kind!r} is paused here, so it is unknown whether the old index is another one:"
             f" `goalstate resume {kind}` first"
         )
-    source.pause(old_kind)
+    source.pause(old_kind, by=f"{this_user()}, moving it"[:LONGEST_NAME])
     if alike and index.paused(kind):
         source.resume(old_kind)
         raise ImproperlyConfigured(f"the old index is the present one, where {kind!r} is kept already")

@@ -55,6 +55,19 @@ def random_id() -> str:
 #: Bytes of UTF-8 that a note may have: it is stored once for each entity that waits.
 LONGEST_NOTE = 512
 
+#: Bytes of UTF-8 of a state, a goal state and a step. (With a value of more than 64, Redis makes a hash table
+#: of a small hash: of twice the size, and for good.)
+LONGEST_WORD = 60
+#: Bytes of an error in a record; all of it is in the history.
+BYTES_OF_ERROR = 60
+#: Bytes of an error in a history, but for the newest one.
+BYTES_OF_PAST_ERROR = 120
+
+
+def cut(text: str, most_bytes: int) -> str:
+    """The text, cut to so many bytes of UTF-8, and no half character."""
+    return text.encode()[:most_bytes].decode(errors="ignore")
+
 
 class Status(enum.StrEnum):
     """Where an entity stands in the index."""
@@ -95,6 +108,8 @@ class Limits:
     #: Of a wake-up that arrived early and is sent again: no storm while a clock is off.
     shortest_delay: int = 50
     resend_intervals: int = 8  #: a message is sent again at doubling intervals, up to so many `resend_after`
+    history: int = 10  #: failures that are kept of an entity, the newest ones; at least that one
+    history_ttl: int = 604_800_000  #: how long they are kept after the newest one
 
     @property
     def margin(self) -> int:
@@ -194,6 +209,10 @@ class Report(NamedTuple):
     failures: int = 0  #: consecutive failures, this one included
     rounds: int = 0
     error: str = ""  #: empty: no error
+    state: str = ""  #: in words, of `LONGEST_WORD` at most; as read last
+    goal: str = ""  #: likewise
+    step: str = ""  #: where it failed, likewise; empty: it did not
+    took: int | None = None  #: milliseconds, of that step; None: not known
     converged: bool | None = None  #: None: not known
     task_id: str = ""  #: of this evaluation: a retry keeps it; empty: the retry gets a fresh one
     retries: int = 0  #: of this evaluation; its retry has one more
@@ -220,6 +239,24 @@ class Finished(NamedTuple):
     wakeup: Wakeup | None = None  #: to be published by the caller, also if the report was `FENCED`
 
 
+class Failure(NamedTuple):
+    """One evaluation that failed."""
+
+    at: int  #: when
+    state: str  #: as in `Report`
+    step: str
+    took: int | None
+    error: str  #: whole of the newest one, else cut at `BYTES_OF_PAST_ERROR`
+    task_id: str
+
+
+class Whereabouts(NamedTuple):
+    """What an evaluation was doing when its lease was renewed last."""
+
+    seen: int  #: when that was
+    where: str  #: as `Index.renew` was told
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """Everything that the index knows of one entity. Times as in the module's docstring."""
@@ -235,6 +272,12 @@ class Record:
     failures: int = 0
     rounds: int = 0
     error: str = ""
+    failing: int | None = None  #: since when it has an error; None: it has none, or is quarantined
+    history: tuple[Failure, ...] = ()  #: newest first; only that one where not all are asked for
+    state: str = ""  #: as in `Report`
+    goal: str = ""
+    step: str = ""
+    whereabouts: Whereabouts | None = None  #: of an evaluation whose lease was renewed
     converged: bool | None = None
     finished: int | None = None  #: when the last evaluation ended
     started: int | None = None  #: when the evaluation under way began
@@ -244,6 +287,59 @@ class Record:
     alone: bool = False  #: its worker was lost with a batch: not to be claimed with others
     note: str = ""  #: as in `Wakeup`
     score: float = field(default=0, compare=False)  #: by which those of a status are ordered; infinity: last
+
+
+class Listing(enum.StrEnum):
+    """What else there are lists of, besides those of each `Status`."""
+
+    FAILING = "failing"  #: what has an error and is not quarantined, by since when
+    LONG = "long"  #: evaluations whose lease was renewed, by when they began
+
+
+class Pause(NamedTuple):
+    """Since when a kind is paused, and by whom."""
+
+    since: int
+    by: str
+
+
+class Longest(NamedTuple):
+    """The evaluation that has run for longest, among those whose lease was renewed."""
+
+    id: str
+    age: int  #: milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What there is to know of a kind, or of a shard, at a glance. Ages are in milliseconds."""
+
+    counts: Mapping[Status, int]
+    overdue: int = 0  #: how many are due, with a message under way or without
+    oldest: int | None = None  #: how long the longest overdue one is
+    failing: int = 0
+    failing_for: int | None = None  #: of that which fails for longest
+    longest: Longest | None = None
+    paused: Pause | None = None
+    #: How long ago a sweeper came, if none is at work; -1: never. None: one is at work.
+    unswept: int | None = None
+
+    def __add__(self, other: Overview) -> Overview:
+        """Of two shards, the worse of each."""
+        return Overview(
+            {status: count + other.counts[status] for status, count in self.counts.items()},
+            self.overdue + other.overdue,
+            _worse(self.oldest, other.oldest),
+            self.failing + other.failing,
+            _worse(self.failing_for, other.failing_for),
+            _worse(self.longest, other.longest, key=lambda longest: longest.age),
+            self.paused or other.paused,
+            _worse(self.unswept, other.unswept),
+        )
+
+
+def _worse(one: T | None, other: T | None, key: Callable[[T], Any] = lambda value: value) -> T | None:
+    return max((each for each in (one, other) if each is not None), key=key, default=None)
 
 
 class Position(NamedTuple):
@@ -259,7 +355,7 @@ LONGEST_PAGE = 1000
 
 def records_after(
     after: Position | None,
-    status: Status,
+    listing: Status | Listing,
     limit: int,
     *,
     page: Callable[[int, Position | None], list[Position]],
@@ -275,13 +371,19 @@ def records_after(
     while len(found) < limit:
         positions = page(size, after)
         for position, record in zip(positions, describe([each.id for each in positions]), strict=True):
-            if record is not None and record.status is status:
+            if record is not None and _is_in(record, listing):
                 # Where it stood: should it have moved on meanwhile, the next page must not go on from there.
                 found.append(replace(record, score=position.score))
         if len(positions) < size:
             break
         after, size = positions[-1], min(2 * size, LONGEST_PAGE)
     return found[:limit]
+
+
+def _is_in(record: Record, listing: Status | Listing) -> bool:
+    if listing is Listing.FAILING:
+        return record.failing is not None
+    return record.status is (Status.RUNNING if listing is Listing.LONG else listing)
 
 
 class Running(NamedTuple):
@@ -367,7 +469,7 @@ class Index(Protocol):
 
     A call is about one kind and as many entities as you like; replies are in the order of what was given.
     Any method may raise `IndexUnavailable`: then the call may have been made or not, and can be repeated.
-    That of `records`, `counts` and `paused` has what is known, if a part of the index has answered.
+    That of `records`, `counts`, `overviews`, `paused` has what is known, if a part of the index has answered.
     Any method raises `ImproperlyConfigured` for a kind that is kept in another layout or number of shards.
     """
 
@@ -427,8 +529,14 @@ class Index(Protocol):
         Not those with a note, which is for a message to carry, nor those of a part that does not answer.
         """
 
-    def renew(self, kind: str, runs: Sequence[Run]) -> list[bool]:
-        """Extend leases by their full length; False for each that is not held any more."""
+    def renew(
+        self, kind: str, runs: Sequence[Run], *, where: Mapping[Run, str] = MappingProxyType({})
+    ) -> list[bool]:
+        """Extend leases by their full length; False for each that is not held any more.
+
+        From its first renewal on an evaluation is listed as `LONG`. `where` says what each is doing, for
+        people: any text, of some hundred bytes at most.
+        """
 
     def finish(self, kind: str, reports: Sequence[Report]) -> list[Finished]:
         """End evaluations, and reply with the wake-ups that the caller has to publish.
@@ -455,20 +563,31 @@ class Index(Protocol):
         Whether it is forgotten. The next `note` or `enqueue` remembers it again.
         """
 
-    def pause(self, kind: str) -> None:
-        """Let no evaluation of the kind start; those under way finish."""
+    def pause(self, kind: str, *, by: str) -> None:
+        """Let no evaluation of the kind start; those under way finish. `by` says who does that, for people.
+
+        A kind that is paused already stays paused by who was first.
+        """
 
     def resume(self, kind: str) -> None:
         """Undo `pause`."""
 
-    def paused(self, kind: str) -> bool:
-        """Whether the kind is paused."""
+    def paused(self, kind: str) -> Pause | None:
+        """Since when the kind is paused, and by whom; None: it is not."""
 
-    def describe(self, kind: str, ids: Sequence[str]) -> list[Record | None]:
-        """What is known of each entity; None: nothing, or deleted while it is evaluated."""
+    def overviews(self, kinds: Iterable[str]) -> Mapping[str, Overview]:
+        """What there is to know of each kind at a glance. One round trip per node."""
 
-    def records(self, kind: str, status: Status, limit: int, after: Position | None = None) -> list[Record]:
-        """Up to `limit` entities in this status, those that are due (expire, failed) first come first.
+    def describe(self, kind: str, ids: Sequence[str], *, history: bool = False) -> list[Record | None]:
+        """What is known of each entity; None: nothing, or deleted while it is evaluated.
+
+        With the whole history of its failures, or the newest one only.
+        """
+
+    def records(
+        self, kind: str, listing: Status | Listing, limit: int, after: Position | None = None
+    ) -> list[Record]:
+        """Up to `limit` entities in this status or list; what is due (expires, has failed) first comes first.
 
         `after` is where the last one of the page before stood, whether or not it is there any more.
         """

@@ -19,6 +19,9 @@ from celery_goalstate.index.base import (
     DeletedAll,
     Finished,
     Limits,
+    Listing,
+    Overview,
+    Pause,
     Policy,
     Position,
     Record,
@@ -109,10 +112,12 @@ class MemoryIndex:
             taken = [call.take(call.open(id)) for id in call.overdue(limit)]
             return [claim for claim in taken if claim is not None]
 
-    def renew(self, kind: str, runs: Sequence[Run]) -> list[bool]:
+    def renew(
+        self, kind: str, runs: Sequence[Run], *, where: Mapping[Run, str] = MappingProxyType({})
+    ) -> list[bool]:
         with self._lock:
             call = do.Renewing(*self._on(kind))
-            return [call.renew(call.open(run.id), run) for run in runs]
+            return [call.renew(call.open(run.id), run, where.get(run, "")) for run in runs]
 
     def finish(self, kind: str, reports: Sequence[Report]) -> list[Finished]:
         with self._lock:
@@ -143,31 +148,37 @@ class MemoryIndex:
                 self._noted.discard(kind)
             return forgotten
 
-    def pause(self, kind: str) -> None:
+    def pause(self, kind: str, *, by: str) -> None:
         with self._lock:
-            self._kinds[kind].paused = True
+            do.Pausing(*self._on(kind), by).pause()
 
     def resume(self, kind: str) -> None:
         with self._lock:
-            self._kinds[kind].paused = False
+            self._kinds[kind].paused = None
 
-    def paused(self, kind: str) -> bool:
+    def paused(self, kind: str) -> Pause | None:
         with self._lock:
             return self._kinds[kind].paused
 
-    def describe(self, kind: str, ids: Sequence[str]) -> list[Record | None]:
+    def overviews(self, kinds: Iterable[str]) -> Mapping[str, Overview]:
         with self._lock:
-            call = do.Describing(*self._on(kind))
+            return {kind: do.Overviewing(*self._on(kind)).overview() for kind in kinds}
+
+    def describe(self, kind: str, ids: Sequence[str], *, history: bool = False) -> list[Record | None]:
+        with self._lock:
+            call = do.Describing(*self._on(kind), history)
             return [call.describe(call.open(id)) for id in ids]
 
-    def records(self, kind: str, status: Status, limit: int, after: Position | None = None) -> list[Record]:
+    def records(
+        self, kind: str, listing: Status | Listing, limit: int, after: Position | None = None
+    ) -> list[Record]:
         with self._lock:
             call = do.Paging(*self._on(kind))
             return records_after(
                 after,
-                status,
+                listing,
                 limit,
-                page=lambda size, after: call.page(status, size, after),
+                page=lambda size, after: call.page(listing, size, after),
                 describe=lambda ids: self.describe(kind, ids),
             )
 

@@ -31,12 +31,18 @@ from redis import exceptions as errors
 from celery_goalstate.display import DOCS
 from celery_goalstate.exceptions import AccessDenied, ImproperlyConfigured, IndexUnavailable
 from celery_goalstate.index.base import (
+    BYTES_OF_ERROR,
     Claim,
     DeletedAll,
+    Failure,
     Finish,
     Finished,
     Limits,
+    Listing,
+    Longest,
+    Overview,
     Partial,
+    Pause,
     Policy,
     Position,
     Record,
@@ -49,13 +55,17 @@ from celery_goalstate.index.base import (
     Scheduled,
     Status,
     Survey,
+    Verdict,
     Wakeup,
     Watch,
+    Whereabouts,
     check_notes,
+    cut,
     records_after,
 )
 from celery_goalstate.index.cluster import REDIS_ERRORS, Cluster, NodeAway
 from celery_goalstate.index.connection import Command, raise_first, server_of
+from celery_goalstate.index.transitions import whole_error
 
 #: Which keys, fields and statuses there are. One more with every change that older processes cannot bear.
 LAYOUT = 2
@@ -89,8 +99,15 @@ GIVEN_NONE = ("Authentication required", "already authenticated")
 #: The keys of one shard, in the order in which the scripts know them; then come the records, and their notes.
 SHARD_KEYS = (
     *("parked", "sent", "running", "idle", "failed", "suspect"),
-    *("token", "paused", "claimed", "sweeper", "form", "all_deleted"),
+    *("token", "paused", "claimed", "sweeper", "form", "all_deleted", "failing", "long"),
 )
+#: What the keys of one entity begin with: record, note, history of failures, whereabouts of the run.
+ENTITY_KEYS = ("e:", "n:", "h:", "w:")
+#: How many of these a script takes, if not two, of which all have a use: keys cost time.
+KEYS_OF_EACH = {
+    **dict.fromkeys(("delete", "forget", "retire", "running", "adopt"), 3),
+    **dict.fromkeys(("renew", "describe"), 4),
+}
 
 #: Whatever only goes on with, or ends, what the index knows already goes on when Redis has no memory left.
 EVEN_WHEN_FULL = frozenset(
@@ -260,8 +277,11 @@ class RedisIndex:
             if reply and not isinstance(reply, Exception)
         ]
 
-    def renew(self, kind: str, runs: Sequence[Run]) -> list[bool]:
-        return self._transition("renew", kind, [run._asdict() for run in runs])
+    def renew(
+        self, kind: str, runs: Sequence[Run], *, where: Mapping[Run, str] = MappingProxyType({})
+    ) -> list[bool]:
+        rows = [_given(**run._asdict(), where=where.get(run)) for run in runs]
+        return self._transition("renew", kind, rows)
 
     def finish(self, kind: str, reports: Sequence[Report]) -> list[Finished]:
         replies = self._transition("finish", kind, [_row(report) for report in reports])
@@ -324,44 +344,63 @@ class RedisIndex:
         self._begin(kind)  # something was enqueued meanwhile, by who did not forget it
         return False
 
-    def pause(self, kind: str) -> None:
-        self._commands([("SET", key, "1") for key in self._keys(kind, "paused")])
+    def pause(self, kind: str, *, by: str) -> None:
+        if kind not in self._agreed:
+            self._agree([kind])
+        raise_first(self._run_each("pause", self._calls(kind, {"by": by})))
 
     def resume(self, kind: str) -> None:
         self._commands([("DEL", key) for key in self._keys(kind, "paused")])
 
-    def paused(self, kind: str) -> bool:
+    def paused(self, kind: str) -> Pause | None:
         partial = Partial()
-        commands = [[("EXISTS", key)] for key in self._keys(kind, "paused")]
-        paused = any(there for [there] in self._of_shards(kind, commands, partial))
-        if not paused:
-            partial.raise_if_away(paused)
-        return paused
+        commands = [[("GET", key)] for key in self._keys(kind, "paused")]
+        found = [_pause(text) for [text] in self._of_shards(kind, commands, partial) if text is not None]
+        if not found:
+            partial.raise_if_away(None)
+        return min(found, default=None)
 
-    def describe(self, kind: str, ids: Sequence[str]) -> list[Record | None]:
-        replies = self._transition("describe", kind, _rows(ids))
+    def overviews(self, kinds: Iterable[str]) -> Mapping[str, Overview]:
+        shards = [(kind, shard) for kind in kinds for shard in range(self._shards)]
+        replies = self._run_each("overview", [self._call(*shard, (), NOTHING) for shard in shards])
+        partial, found = Partial(), dict[str, Overview]()
+        for (kind, shard), reply in zip(shards, replies, strict=True):
+            try:
+                raise_first([reply])
+            except IndexUnavailable as error:
+                self._note_away(partial, kind, shard, error)
+            else:
+                overview = _overview(reply)
+                found[kind] = found[kind] + overview if kind in found else overview
+        partial.raise_if_away(found)
+        return found
+
+    def describe(self, kind: str, ids: Sequence[str], *, history: bool = False) -> list[Record | None]:
+        replies = self._transition("describe", kind, _rows(ids), _given(history=history or None))
         return [_record(id, reply) for id, reply in zip(ids, replies, strict=True)]
 
-    def records(self, kind: str, status: Status, limit: int, after: Position | None = None) -> list[Record]:
+    def records(
+        self, kind: str, listing: Status | Listing, limit: int, after: Position | None = None
+    ) -> list[Record]:
         partial = Partial()
         records = records_after(
             after,
-            status,
+            listing,
             limit,
-            page=lambda size, after: self._page(kind, status, size, after, partial),
+            page=lambda size, after: self._page(kind, listing, size, after, partial),
             describe=lambda ids: self.describe(kind, ids),
         )
         partial.raise_if_away(records)
         return records
 
     def _page(
-        self, kind: str, status: Status, size: int, after: Position | None, partial: Partial
+        self, kind: str, listing: Status | Listing, size: int, after: Position | None, partial: Partial
     ) -> list[Position]:
         """Ids and scores are all that is needed to merge the shards."""
         if kind not in self._agreed:
             self._agree([kind])
         last = after and {"score": f"{after.score:.0f}", "id": after.id}
-        pages = self._run_each("page", self._calls(kind, _given(status=status, limit=size, after=last)))
+        pages = self._run_each("page", self._calls(kind, _given(listing=listing, limit=size, after=last)))
         answers = self._answers(kind, [[page] for page in pages], partial)
         found = [Position(float(score), id) for [page] in answers for id, score in page]
         return sorted(found, key=lambda each: (each.score, each.id.encode()))[:size]
@@ -542,11 +581,12 @@ class RedisIndex:
             self._scripts[name] = _Script(source, sha)
         return self._scripts[name]
 
-    def _call(self, kind: str, shard: int, rows: Sequence[Row], header: Row) -> _Call:
-        record, note, *keys = self._shard_keys(kind, shard)
+    def _call(self, kind: str, shard: int, rows: Sequence[Row], header: Row, keys_of_each: int = 2) -> _Call:
+        known = self._shard_keys(kind, shard)
+        keys = known[len(ENTITY_KEYS) :]
         ids = [row["id"].encode() for row in rows]
-        keys += [record + id for id in ids]
-        keys += [note + id for id in ids]
+        for beginning in known[:keys_of_each]:
+            keys += [beginning + id for id in ids]
         return _Call(keys, _encode({"header": header, "rows": rows}))
 
     def _calls(self, kind: str, header: Row = NOTHING) -> list[_Call]:
@@ -554,10 +594,10 @@ class RedisIndex:
         return [self._call(kind, shard, (), header) for shard in range(self._shards)]
 
     def _shard_keys(self, kind: str, shard: int) -> list[bytes]:
-        """What the keys of records and of notes begin with, and the keys of the shard itself."""
+        """What the keys of entities begin with, and the keys of the shard itself."""
         known = self._known_keys.get((kind, shard))
         if known is None:
-            names = [self._key(kind, shard, name).encode() for name in ("e:", "n:", *SHARD_KEYS)]
+            names = [self._key(kind, shard, name).encode() for name in (*ENTITY_KEYS, *SHARD_KEYS)]
             known = self._known_keys[kind, shard] = names
         return known
 
@@ -576,7 +616,7 @@ class RedisIndex:
         if kind not in self._agreed:
             self._agree([kind])
         if len(rows) == 1:  # by far the most frequent: nothing to be split and put together again
-            call = self._call(kind, self._shard(rows[0]["id"]), rows, header)
+            call = self._call(kind, self._shard(rows[0]["id"]), rows, header, _keys_of_each(name, rows))
             [replies] = self._run_kept(name, kind, [call], attempts)
             return [replies] if isinstance(replies, Exception) else replies
         by_shard: defaultdict[int, list[int]] = defaultdict(list)
@@ -587,8 +627,9 @@ class RedisIndex:
             for shard, positions in by_shard.items()
             for start in range(0, len(positions), ENTITIES_PER_CALL)
         ]
+        keys = _keys_of_each(name, rows)
         calls = [
-            self._call(kind, shard, [rows[position] for position in positions], header)
+            self._call(kind, shard, [rows[position] for position in positions], header, keys)
             for shard, positions in batches
         ]
         ordered: list[Any] = [None] * len(rows)
@@ -797,6 +838,12 @@ def _row(row: Request | Report) -> Row:
 _DEFAULTS = {row: tuple(row._field_defaults.get(name) for name in row._fields) for row in (Request, Report)}
 
 
+def _keys_of_each(name: str, rows: Sequence[Row]) -> int:
+    if name == "finish":
+        return 3 if any("error" in row or row["verdict"] is Verdict.GONE for row in rows) else 2
+    return KEYS_OF_EACH.get(name, 2)
+
+
 def _rows(ids: Iterable[str]) -> list[Row]:
     return [{"id": id} for id in ids]
 
@@ -843,6 +890,55 @@ def _pairs(reply: list[Any]) -> Iterable[tuple[str, str]]:
     return [(id, score) for id, score in reply]
 
 
+def _pause(text: str) -> Pause:
+    """Also of a key that is damaged: a kind is paused if there is one."""
+    try:
+        pause = json.loads(text)
+        return Pause(int(pause["since"]), str(pause["by"]))
+    except (ValueError, LookupError, TypeError):
+        return Pause(0, "somebody")
+
+
+def _overview(reply: Mapping[str, Any]) -> Overview:
+    longest, paused = reply.get("longest"), reply.get("paused")
+    return Overview(
+        {status: reply["counts"][status] for status in Status},
+        overdue=reply["overdue"],
+        oldest=reply.get("oldest"),
+        failing=reply["failing"],
+        failing_for=reply.get("failing_for"),
+        longest=longest and Longest(longest["id"], longest["for"]),
+        paused=paused and _pause(paused),
+        unswept=reply.get("unswept"),
+    )
+
+
+def _failure(text: str) -> Failure:
+    """One entry of a history. What is damaged shows nothing, and is in nobody's way."""
+    try:
+        entry = json.loads(text)
+        return Failure(
+            int(entry["at"]),
+            entry.get("state", ""),
+            entry.get("step", ""),
+            entry.get("took"),
+            entry.get("error", ""),
+            entry.get("task_id", ""),
+        )
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return Failure(0, "", "", None, "damaged in the index", "")
+
+
+def _whereabouts(reply: Mapping[str, Any], fields: Mapping[str, str]) -> Whereabouts | None:
+    """What the run of this record does; None: that is not known, or is about another run."""
+    try:
+        found = json.loads(reply["whereabouts"])
+        of_this_run = found["lease"] == fields["lease"]
+        return Whereabouts(int(found["seen"]), str(found["where"])) if of_this_run else None
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
 def _record(id: str, reply: Mapping[str, Any]) -> Record | None:
     if not reply:
         return None
@@ -853,6 +949,7 @@ def _record(id: str, reply: Mapping[str, Any]) -> Record | None:
         return None if deadline is None else Record(id, Status.PARKED, deadline=deadline)
     pending = [int(fields[name]) for name in ("deadline", "own") if name in fields]
     running = status is Status.RUNNING
+    history = tuple([_failure(text) for text in reply.get("history", ())])
     return Record(
         id,
         status,
@@ -864,7 +961,13 @@ def _record(id: str, reply: Mapping[str, Any]) -> Record | None:
         lease_expires=int(score) if running else None,
         failures=_number(fields, "failures") or 0,
         rounds=_number(fields, "rounds") or 0,
-        error=fields.get("error", ""),
+        error=whole_error(fields.get("error", ""), history),
+        failing=_number(reply, "failing"),
+        history=history,
+        state=fields.get("state", ""),
+        goal=fields.get("goal", ""),
+        step=fields.get("step", ""),
+        whereabouts=_whereabouts(reply, fields) if running else None,
         converged=fields["converged"] == "1" if "converged" in fields else None,
         finished=_number(fields, "finished"),
         started=int(fields["lease"]) // 1000 if running else None,
@@ -886,7 +989,10 @@ def _as_adopted(record: Record) -> Row:
         task_id=None if pending else record.task_id or None,
         failures=_digits(record.failures or None),
         rounds=_digits(record.rounds or None),
-        error=record.error or None,
+        error=cut(record.error, BYTES_OF_ERROR) or None,
+        state=record.state or None,
+        goal=record.goal or None,
+        step=record.step or None,
         converged=None if record.converged is None else str(int(record.converged)),
         finished=_digits(record.finished),
         alone="1" if record.alone else None,
@@ -899,4 +1005,6 @@ def _as_adopted(record: Record) -> Row:
         score="+inf" if score is None else score,
         fields=fields,
         note=record.note or None,
+        failing=record.failing,
+        history=[_encode(_given(**failure._asdict())) for failure in record.history] or None,
     )

@@ -9,14 +9,22 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from celery_goalstate.index.base import (
+    BYTES_OF_ERROR,
+    BYTES_OF_PAST_ERROR,
     Claim,
+    Failure,
     Finish,
     Finished,
     Limits,
+    Listing,
+    Longest,
+    Overview,
+    Pause,
     Policy,
     Position,
     Record,
@@ -32,11 +40,14 @@ from celery_goalstate.index.base import (
     Verdict,
     Wakeup,
     Watch,
+    Whereabouts,
+    cut,
 )
 
 T = TypeVar("T")
 
 NEVER = math.inf
+PENDING = (Status.PARKED, Status.SENT)
 #: The clock was set back if a survey was made later than so long from now (ms).
 SET_BACK = 1_000
 
@@ -70,6 +81,13 @@ class Entity:
     failures: int = 0
     rounds: int = 0
     error: str = ""
+    failing: int | None = None  # since when there is an error, and no quarantine
+    history: tuple[Failure, ...] = ()  # newest first
+    state: str = ""
+    goal: str = ""
+    step: str = ""
+    long: bool = False  # the lease of the evaluation under way was renewed
+    whereabouts: Whereabouts | None = None
     converged: bool | None = None
     finished: int | None = None
     last: str = ""  # the last report that was accepted
@@ -83,7 +101,7 @@ class Shard:
 
     entities: dict[str, Entity] = field(default_factory=dict)
     last_token: int = 0
-    paused: bool = False
+    paused: Pause | None = None
     newest_arrival: int = 0  # when the newest message that has arrived at a worker was sent
     sweeper: str = ""
     swept_until: int = 0
@@ -119,10 +137,16 @@ class Transition:
         """The count at which a lease ends that is given now."""
         return self.shard.count + self.limits.lease + self.limits.margin
 
+    def began(self, lease: str) -> int:
+        """When a run began: its lease is the time in microseconds."""
+        return int(lease) // 1000
+
     def save(self, entity: Entity, status: Status, score: float | None = None) -> None:
         """Without a score the entity stays where it is in its status."""
         if status is not Status.SENT:
             entity.suspect_at = None
+        is_failing = entity.error != "" and status is not Status.FAILED
+        entity.failing = (entity.failing or self.now) if is_failing else None
         entity.status = status
         entity.score = entity.score if score is None else score
         self.shard.entities[entity.id] = entity
@@ -163,6 +187,9 @@ class Transition:
     def with_note(self, entity: Entity, wakeup: Wakeup | None) -> Wakeup | None:
         return wakeup and wakeup._replace(note=entity.note)
 
+    def forget_history(self, entity: Entity) -> None:
+        entity.history = ()
+
     def remove(self, entity: Entity) -> None:
         del self.shard.entities[entity.id]
 
@@ -177,8 +204,10 @@ class Transition:
         known = not entity.deleted or entity.deadline is not None
         entity.deleted = True
         entity.deadline = entity.asked = entity.since = entity.own = entity.own_asked = None
+        entity.error, entity.long = "", False
         self.begin_life(entity)
         self.keep_note(entity, "")
+        self.forget_history(entity)
         self.save(entity, Status.RUNNING)
         return known
 
@@ -515,9 +544,16 @@ class Renewing(Transition):
     def holds_lease(self, entity: Entity, run: Run) -> bool:
         return entity.status is Status.RUNNING and entity.lease == run.lease
 
-    def renew(self, entity: Entity, run: Run) -> bool:
+    def keep_whereabouts(self, entity: Entity, where: str) -> None:
+        if where:
+            entity.whereabouts = Whereabouts(self.now, where)
+
+    def renew(self, entity: Entity, run: Run, where: str) -> bool:
         if not self.holds_lease(entity, run):
             return False
+        if not entity.deleted:
+            entity.long = True
+            self.keep_whereabouts(entity, where)
         self.save(entity, Status.RUNNING, self.lease_end())
         return True
 
@@ -571,14 +607,32 @@ class Finishing(Transition):
         self.forget_pending(entity)
         entity.lease, entity.nonce = "", ""
         entity.due = entity.own = entity.own_asked = None
-        entity.deleted = entity.batch = False
+        entity.deleted = entity.batch = entity.long = False
+        entity.whereabouts = None
         entity.task_id = report.task_id or entity.task_id
         entity.last = self.name_of(report)
         return run
 
+    def shorten_newest(self, entity: Entity) -> None:
+        """Only the newest failure keeps its whole error."""
+        if entity.history:
+            newest, *older = entity.history
+            entity.history = (newest._replace(error=cut(newest.error, BYTES_OF_PAST_ERROR)), *older)
+
+    def keep_failure(self, entity: Entity, report: Report) -> None:
+        self.shorten_newest(entity)
+        failure = Failure(self.now, report.state, report.step, report.took, report.error, entity.task_id)
+        entity.history = (failure, *entity.history)[: max(1, self.limits.history)]
+
     def keep_outcome(self, entity: Entity, report: Report) -> None:
         entity.alone = report.lost_at is not None and entity.alone
-        entity.failures, entity.rounds, entity.error = report.failures, report.rounds, report.error
+        if report.error:
+            self.keep_failure(entity, report)
+        entity.failures, entity.rounds = report.failures, report.rounds
+        entity.error = cut(report.error, BYTES_OF_ERROR)
+        if report.lost_at is None:  # the sweeper has seen nothing
+            entity.state, entity.goal = report.state, report.goal
+        entity.step = report.step
         entity.converged = report.converged
         entity.finished = self.now
 
@@ -616,7 +670,9 @@ class Finishing(Transition):
             return Finished(Finish.ACCEPTED)
         entity.failures, entity.rounds, entity.error = 0, 0, ""
         entity.converged = entity.finished = None
+        entity.state = entity.goal = entity.step = ""
         entity.alone = False
+        self.forget_history(entity)
         return self.schedule(entity, report, run, run.outside)
 
     def finish_unstarted(self, entity: Entity, report: Report, run: Ended) -> Finished:
@@ -687,6 +743,61 @@ class DeletingAll(Transition):
         return self.shard.met
 
 
+@dataclass(slots=True)
+class Pausing(Transition):
+    """As `pause.lua`."""
+
+    by: str
+
+    def pause(self) -> bool:
+        """Who was first stays known."""
+        if self.shard.paused:
+            return False
+        self.shard.paused = Pause(self.now, self.by)
+        return True
+
+
+class Overviewing(Transition):
+    """As `overview.lua`."""
+
+    def up_to_now(self, status: Status) -> int:
+        return sum(entity.score <= self.now for entity in self.shard.with_status(status))
+
+    def oldest(self, since: list[int]) -> int | None:
+        """How old the oldest is."""
+        first = min(since, default=None)
+        return None if first is None or first > self.now else self.now - first
+
+    def longest(self) -> Longest | None:
+        running = {
+            entity.id: self.began(entity.lease)
+            for entity in self.shard.with_status(Status.RUNNING)
+            if entity.long
+        }
+        age = self.oldest(list(running.values()))
+        return None if age is None else Longest(min(running, key=lambda id: (running[id], id.encode())), age)
+
+    def unswept(self) -> int | None:
+        if self.shard.swept_until > self.now:
+            return None
+        newest = self.shard.newest_survey
+        return max(0, self.now - newest) if newest else -1
+
+    def overview(self) -> Overview:
+        pending = [e for status in PENDING for e in self.shard.with_status(status)]
+        failing = [entity.failing for entity in self.shard.entities.values() if entity.failing is not None]
+        return Overview(
+            counts={status: len(self.shard.with_status(status)) for status in Status},
+            overdue=sum(self.up_to_now(status) for status in PENDING),
+            oldest=self.oldest([_known(entity.deadline) for entity in pending]),
+            failing=len(failing),
+            failing_for=self.oldest(failing),
+            longest=self.longest(),
+            paused=self.shard.paused,
+            unswept=self.unswept(),
+        )
+
+
 class ForgettingKind(Transition):
     """As `forget_kind.lua`."""
 
@@ -702,8 +813,20 @@ class ForgettingKind(Transition):
         return True
 
 
+@dataclass(slots=True)
 class Describing(Transition):
     """As `describe.lua`."""
+
+    whole: bool
+
+    def failing(self, entity: Entity) -> int | None:
+        return entity.failing
+
+    def history(self, entity: Entity) -> tuple[Failure, ...]:
+        return entity.history if self.whole else entity.history[:1]
+
+    def whereabouts(self, entity: Entity) -> Whereabouts | None:
+        return entity.whereabouts
 
     def describe(self, entity: Entity) -> Record | None:
         if entity.status is None:
@@ -725,10 +848,16 @@ class Describing(Transition):
             lease_expires=self.now + int(left) if running else None,
             failures=entity.failures,
             rounds=entity.rounds,
-            error=entity.error,
+            error=whole_error(entity.error, entity.history),
+            failing=self.failing(entity),
+            history=self.history(entity),
+            state=entity.state,
+            goal=entity.goal,
+            step=entity.step,
+            whereabouts=self.whereabouts(entity),
             converged=entity.converged,
             finished=entity.finished,
-            started=int(entity.lease) // 1000 if running else None,
+            started=self.began(entity.lease) if running else None,
             since=score if entity.status is Status.FAILED else None,
             expires=score if entity.status is Status.IDLE else None,
             floor=entity.floor,
@@ -741,15 +870,21 @@ class Describing(Transition):
 class Paging(Transition):
     """As `page.lua`."""
 
-    def is_after(self, entity: Entity, position: Position) -> bool:
-        return (entity.score, entity.id.encode()) > (position.score, position.id.encode())
+    def positions(self, listing: Status | Listing) -> list[Position]:
+        entities = self.shard.entities.values()
+        if listing is Listing.FAILING:
+            found = [Position(each.failing, each.id) for each in entities if each.failing is not None]
+        elif listing is Listing.LONG:
+            found = [Position(self.began(each.lease), each.id) for each in entities if each.long]
+        else:
+            found = [Position(each.score, each.id) for each in entities if each.status is listing]
+        return sorted(found, key=_order)
 
-    def page(self, status: Status, limit: int, after: Position | None) -> list[Position]:
-        found = [
-            Position(entity.score, entity.id)
-            for entity in self.shard.with_status(status)
-            if after is None or self.is_after(entity, after)
-        ]
+    def is_after(self, position: Position, other: Position) -> bool:
+        return _order(position) > _order(other)
+
+    def page(self, listing: Status | Listing, limit: int, after: Position | None) -> list[Position]:
+        found = [each for each in self.positions(listing) if after is None or self.is_after(each, after)]
         return found[:limit]
 
 
@@ -932,10 +1067,16 @@ class Adopting(Transition):
     def is_known(self, entity: Entity) -> bool:
         return entity.status is not None
 
+    def adopt_history(self, entity: Entity, record: Record) -> None:
+        entity.history = record.history
+
     def adopt(self, entity: Entity, record: Record) -> None:
         if self.is_known(entity):
             return
-        entity.failures, entity.rounds, entity.error = record.failures, record.rounds, record.error
+        entity.failures, entity.rounds = record.failures, record.rounds
+        entity.error, entity.failing = cut(record.error, BYTES_OF_ERROR), record.failing
+        entity.state, entity.goal, entity.step = record.state, record.goal, record.step
+        self.adopt_history(entity, record)
         entity.converged, entity.finished, entity.alone = record.converged, record.finished, record.alone
         self.keep_note(entity, record.note)
         if record.deadline is not None:
@@ -965,6 +1106,16 @@ class Retiring(Transition):
 def latest_suspicion(now: int, limits: Limits) -> int:
     """No message that was sent by now is missed later than that."""
     return now + limits.eta_horizon + limits.resend_after * limits.resend_intervals
+
+
+def whole_error(error: str, history: Sequence[Failure]) -> str:
+    """The error of a record as its newest failure has it, unless that is about another one."""
+    newest = history[0].error if history else ""
+    return newest if error and newest.startswith(error) else error
+
+
+def _order(position: Position) -> tuple[float, bytes]:
+    return position.score, position.id.encode()
 
 
 def earliest(*deadlines: int | None) -> int | None:

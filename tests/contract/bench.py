@@ -136,8 +136,9 @@ class Bench:
         lost_at = report.pop("lost_at", None) or self.lease_end(run.id)
         return self.fail(run, delay, lost_at=lost_at, **{"error": "WorkerLost", **report})
 
-    def renew(self, run: Claim | Run) -> bool:
-        (reply,) = self.index.renew(KIND, [Run(run.id, run.lease)])
+    def renew(self, run: Claim | Run, where: str = "") -> bool:
+        named = Run(run.id, run.lease)
+        (reply,) = self.index.renew(KIND, [named], where={named: where} if where else {})
         return reply
 
     def delete(self, id: str = "a") -> bool:
@@ -149,7 +150,7 @@ class Bench:
         self.index.put_back(KIND, [wakeup])
 
     def pause(self) -> None:
-        self.index.pause(KIND)
+        self.index.pause(KIND, by="ann@ops-1")
 
     def resume(self) -> None:
         self.index.resume(KIND)

@@ -7,13 +7,14 @@ about it differs from production.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import redis
 
-from celery_goalstate.index.base import Index, Limits, Status
+from celery_goalstate.index.base import Failure, Index, Limits, Status
 from celery_goalstate.index.memory import MemoryIndex
 from celery_goalstate.index.redis import RedisIndex
 from celery_goalstate.index.transitions import NEVER
@@ -23,7 +24,8 @@ PREFIX = "gs"
 NAMESPACE = "default"
 START = 1_700_000_000_000  # a Tuesday; milliseconds
 AUXILIARY = {"form", "token", "paused", "claimed", "sweeper", "all_deleted", "testclock"}
-SUSPECT = "suspect"
+#: Sorted sets besides those of statuses: as what their scores are among the fields of a row.
+SCORES = {"suspect": "suspect_at", "failing": "failing", "long": "long_since"}
 
 
 class Clock:
@@ -119,6 +121,10 @@ class MemoryLane:
                 assert values.pop("id") == id
                 fields = {name: _text(name, value) for name, value in values.items()}
                 fields["noted"] = "1" if entity.note else ""
+                fields["long_since"] = str(int(entity.lease) // 1000) if entity.long else ""
+                fields["history"] = "\n".join(map(_failure_text, entity.history))
+                where = entity.whereabouts
+                fields["whereabouts"] = f"{where.seen} {where.where}" if where else ""
                 rows[kind, id] = Row([place], {name: text for name, text in fields.items() if text})
         return rows
 
@@ -139,6 +145,10 @@ def _text(name: str, value: Any) -> str:
     if name == "converged":
         return "" if value is None else str(int(value))
     return str(int(value) if isinstance(value, bool) else value) if value else ""
+
+
+def _failure_text(failure: Failure) -> str:
+    return " | ".join(map(str, failure))
 
 
 class FakeTimeRedisIndex(RedisIndex):
@@ -185,6 +195,8 @@ class RedisLane:
 
     def stored(self) -> Stored:
         rows: Stored = {}
+        histories: dict[tuple[str, str], Any] = {}
+        whereabouts: dict[tuple[str, str], Any] = {}
         for key, kind_of_key, content in self._dump():
             if key == f"{PREFIX}:{{{NAMESPACE}}}:kinds":
                 assert content <= set(KINDS)
@@ -202,10 +214,16 @@ class RedisLane:
             elif rest.startswith("n:"):
                 assert kind_of_key == "string", key
                 rows.setdefault((kind, rest[2:]), Row(shard=shard)).fields["note"] = content
-            elif rest == SUSPECT:
+            elif rest in SCORES:
                 assert kind_of_key == "zset", key
                 for id, score in content:
-                    rows.setdefault((kind, id), Row(shard=shard)).fields["suspect_at"] = str(int(score))
+                    rows.setdefault((kind, id), Row(shard=shard)).fields[SCORES[rest]] = str(int(score))
+            elif rest.startswith("h:"):
+                assert kind_of_key == "list", key
+                histories[kind, rest[2:]] = [json.loads(text) for text in content]
+            elif rest.startswith("w:"):
+                assert kind_of_key == "string", key
+                whereabouts[kind, rest[2:]] = json.loads(content)
             elif rest in set(Status):
                 assert kind_of_key == "zset", key
                 for id, score in content:
@@ -213,7 +231,32 @@ class RedisLane:
                     rows.setdefault((kind, id), Row(shard=shard)).places.append(place)
             else:
                 assert rest in AUXILIARY, f"stray key {key}"
+        self._add_what_expires(rows, histories, whereabouts)
         return rows
+
+    @staticmethod
+    def _add_what_expires(
+        rows: Stored, histories: dict[tuple[str, str], Any], whereabouts: dict[tuple[str, str], Any]
+    ) -> None:
+        """To the records that know of it: what an earlier life or run has left is nobody's."""
+        for name, row in rows.items():
+            if "history" in row.fields:
+                row.fields["history"] = "\n".join(
+                    _failure_text(
+                        Failure(
+                            int(each["at"]),
+                            each.get("state", ""),
+                            each.get("step", ""),
+                            each.get("took"),
+                            each["error"],
+                            each.get("task_id", ""),
+                        )
+                    )
+                    for each in histories[name]
+                )
+            where = whereabouts.get(name)
+            if where and "long" in row.fields and where["lease"] == row.fields["lease"]:
+                row.fields["whereabouts"] = f"{where['seen']} {where['where']}"
 
     def _dump(self) -> Iterator[tuple[str, str, Any]]:
         if isinstance(self.client, redis.RedisCluster):
@@ -225,11 +268,13 @@ class RedisLane:
                     yield key, kind, self.client.zrange(key, 0, -1, withscores=True)
                 elif kind == "set":
                     yield key, kind, self.client.smembers(key)
+                elif kind == "list":
+                    yield key, kind, self.client.lrange(key, 0, -1)
                 else:
                     yield key, kind, self.client.get(key)
             return
         for key, kind, flat in self.client.eval(_DUMP, 0):
-            if kind in {"set", "string"}:
+            if kind in {"set", "string", "list"}:
                 yield key, kind, set(flat) if kind == "set" else flat
                 continue
             pairs = list(zip(flat[::2], flat[1::2], strict=True))
@@ -253,6 +298,7 @@ for _, key in ipairs(redis.call('KEYS', '*')) do
   local content = {}
   if kind == 'string' then content = redis.call('GET', key) end
   if kind == 'set' then content = redis.call('SMEMBERS', key) end
+  if kind == 'list' then content = redis.call('LRANGE', key, 0, -1) end
   if kind == 'hash' then content = redis.call('HGETALL', key) end
   if kind == 'zset' then content = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES') end
   found[#found + 1] = {key, kind, content}
@@ -272,11 +318,15 @@ def _parse(key: str) -> tuple[str, str, int, str]:
 
 # -- what must hold at any moment
 
-_ALWAYS_ALLOWED = {"task_id", "failures", "rounds", "error", "converged", "finished", "last", "born"}
+_ALWAYS_ALLOWED = {
+    *("task_id", "failures", "rounds", "error", "converged", "finished", "last", "born"),
+    *("failing", "history", "state", "goal", "step"),
+}
 _NOTE = {"note", "noted"}
 _PENDING = {"deadline", "asked", "since", "floor", "retries", "alone", *_NOTE}
 _CLAIMED = {
     *("lease", "nonce", "due", "deadline", "asked", "since", "own", "own_asked", "deleted", "batch", "alone"),
+    *("long", "long_since", "whereabouts"),
     *_NOTE,
 }
 _ALLOWED = {
@@ -310,6 +360,9 @@ def check(stored: Stored) -> None:
                 tokens.append((kind, row.shard, row.fields[name]))
         if row.status in {Status.PARKED, Status.SENT}:
             assert row.score == int(row.fields["deadline"]), f"in order of its deadline; {where}"
+        is_failing = "error" in row.fields and row.status is not Status.FAILED
+        assert ("failing" in row.fields) == is_failing, f"what has an error and is not quarantined; {where}"
+        assert ("long" in row.fields) == ("long_since" in row.fields), f"listed if renewed; {where}"
         assert ("noted" in row.fields) == ("note" in row.fields), f"a note is kept if one is known; {where}"
         assert (row.score is None) <= (row.status is Status.IDLE), f"only idle ones wait for ever; {where}"
     assert len(set(tokens)) == len(tokens), f"a token names one wake-up or one run: {sorted(tokens)}"

@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 
-from celery_goalstate.index.base import Limits, Policy, Record, Refusal, Refused, Request, Status, Verdict
+from celery_goalstate.index.base import (
+    Failure,
+    Limits,
+    Policy,
+    Record,
+    Refusal,
+    Refused,
+    Request,
+    Status,
+    Verdict,
+)
 from tests.contract.bench import FENCED, KIND, Bench
 from tests.contract.conftest import OpenBench
 
@@ -36,9 +46,18 @@ class TestWhatSurvives:
 
     def test_failures_and_their_back_off(self, bench: Bench) -> None:
         bench.fail(bench.run(), FAR, failures=3, error="boom", task_id="task", retries=2)
+        failed = bench.now
+        bench.advance(1_000)
         moved = move(bench)
         assert moved == Record(
-            "a", Status.PARKED, deadline=bench.now + FAR, failures=3, error="boom", finished=bench.now
+            "a",
+            Status.PARKED,
+            deadline=failed + FAR,
+            failures=3,
+            error="boom",
+            failing=failed,
+            history=(Failure(failed, "", "", None, "boom", "task"),),
+            finished=failed,
         )
 
     def test_a_back_off_that_is_a_floor(self, bench: Bench) -> None:
@@ -49,11 +68,20 @@ class TestWhatSurvives:
         assert (scheduled.changed, scheduled.deadline) == (False, due)
 
     def test_a_quarantine(self, bench: Bench) -> None:
-        bench.quarantine(bench.run(), failures=5, error="boom", task_id="task")
+        told = {"state": "paid", "goal": "shipped", "step": "charge"}
+        bench.quarantine(bench.run(), failures=5, error="x" * 500, task_id="task", took=12, **told)
         since = bench.now
         bench.advance(1_000)
         assert move(bench) == Record(
-            "a", Status.FAILED, task_id="task", failures=5, error="boom", finished=since, since=since
+            "a",
+            Status.FAILED,
+            task_id="task",
+            failures=5,
+            error="x" * 500,
+            history=(Failure(since, "paid", "charge", 12, "x" * 500, "task"),),
+            finished=since,
+            since=since,
+            **told,
         )
         assert bench.index.enqueue(THERE, [Request("a", 0)], policy=Policy.RESYNC)[0].deadline is None
 

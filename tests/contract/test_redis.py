@@ -94,7 +94,7 @@ def test_namespaces_and_prefixes_do_not_meet(index: RedisIndex, valkey: Any) -> 
         RedisIndex(valkey, Limits(), key_prefix="other"),
     ]
     index.enqueue(KIND, [Request("a", 0)])
-    index.pause(KIND)
+    index.pause(KIND, by="ann")
     for other in others:
         assert other.describe(KIND, ["a"]) == [None]
         assert not other.paused(KIND)
@@ -347,7 +347,7 @@ def test_another_number_of_shards_is_refused_by_every_call(index: RedisIndex, va
         lambda: other.take(KIND, 1, nonce="n", task_id="t"),
         lambda: other.describe(KIND, ["a"]),
         lambda: other.counts(KIND),
-        lambda: other.pause(KIND),
+        lambda: other.pause(KIND, by="ann"),
     ):
         with pytest.raises(ImproperlyConfigured, match="kind 'order' in 1 shards, and goalstate_shards is 4"):
             call()
@@ -408,7 +408,7 @@ def test_its_absence_is_an_error() -> None:
             lambda: index.delete(KIND, ["a"]),
             lambda: index.describe(KIND, ["a"]),
             lambda: index.counts(KIND),
-            lambda: index.pause(KIND),
+            lambda: index.pause(KIND, by="ann"),
             lambda: index.survey([KIND], sweeper="s", hold=1, limit=1),
         ):
             with pytest.raises(IndexUnavailable):

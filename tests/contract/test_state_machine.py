@@ -57,6 +57,7 @@ IDS = ("a", "b", "c")
 
 ids = st.sampled_from(IDS)
 delays = st.sampled_from([0, 0, 1, 20, 50, 99, 100, 101, 150, 300, 1_000, 86_400_000])
+errors = st.sampled_from(["boom", "boom: " + "ü" * 100, "x" * 500])
 notes = st.sampled_from(["", "", '{"tenant": "a"}', "ü"])
 times = st.sampled_from([1, 20, 49, 50, 99, 100, 101, 200])
 clock_steps = st.sampled_from([-86_400_000, -2_000, -500, -101, -20, 20, 101, 500, 2_000])
@@ -326,10 +327,11 @@ class Machine(RuleBasedStateMachine):
         return among[number % len(among)]
 
     @precondition(lambda self: self.evaluations)
-    @rule(number=numbers, stalled=rarely)
-    def renew(self, number: int, stalled: bool) -> None:
+    @rule(number=numbers, stalled=rarely, where=st.sampled_from(["", "in charge", "in ship, ü"]))
+    def renew(self, number: int, stalled: bool, where: str) -> None:
         evaluation = self._evaluation(number, stalled)
-        (held,) = self.index.renew(KIND, [Run(evaluation.id, evaluation.lease)])
+        run = Run(evaluation.id, evaluation.lease)
+        (held,) = self.index.renew(KIND, [run], where={run: where} if where else {})
         assert held == (self.entities[evaluation.id].evaluation is evaluation)
         if held:
             evaluation.renewed, evaluation.judged = self.elapsed, None
@@ -345,6 +347,7 @@ class Machine(RuleBasedStateMachine):
         respect_backoff=st.booleans(),
         idle_ttl=st.none() | delays,
         began=st.booleans(),
+        error=errors,
         repeat=rarely,
     )
     def finish(
@@ -358,6 +361,7 @@ class Machine(RuleBasedStateMachine):
         respect_backoff: bool,
         idle_ttl: int | None,
         began: bool,
+        error: str,
         repeat: bool,
     ) -> None:
         evaluation = self._evaluation(number, stalled)
@@ -371,7 +375,11 @@ class Machine(RuleBasedStateMachine):
             delay if look_again else None,
             failures=0 if done else entity.failures + 1,
             rounds=rounds if done else 0,
-            error="" if done else "boom",
+            error="" if done else error,
+            state=f"state {rounds}",
+            goal="there",
+            step="" if done else "charge",
+            took=None if rounds == 0 else rounds,
             converged=another_look if done else None,
             task_id=f"task-{evaluation.began}",
             retries=rounds,
@@ -433,7 +441,7 @@ class Machine(RuleBasedStateMachine):
         elif self.paused:
             self._resume()
         else:
-            self.index.pause(KIND)
+            self.index.pause(KIND, by="ann")
             self.paused = True
 
     @rule(really=rarely)
@@ -604,6 +612,15 @@ class Machine(RuleBasedStateMachine):
         Machine.steps += 1
         self.what_is_stored_is_sound()
         self.what_is_described_may_be_expected()
+        self.the_overview_counts_what_is_stored()
+
+    def the_overview_counts_what_is_stored(self) -> None:
+        overview = self.index.overviews([KIND])[KIND]
+        rows = self.lane.stored().values()
+        due = [int(row.fields["deadline"]) for row in rows if row.status in {Status.PARKED, Status.SENT}]
+        assert overview.overdue == sum(deadline <= self.clock.now for deadline in due)
+        assert overview.failing == sum("failing" in row.fields for row in rows)
+        assert (overview.paused is not None) == self.paused
 
     def what_is_stored_is_sound(self) -> None:
         stored = self.lane.stored()
@@ -622,6 +639,7 @@ class Machine(RuleBasedStateMachine):
             assert (record.deadline, record.failures) == (entity.pending, self._failures(entity))
             assert record.note == (entity.note if self._shows_note(entity) else "")
             assert record.status in self._statuses(entity)
+            assert (record.failing is not None) == (record.failures > 0 and not entity.quarantined)
             if record.status is Status.RUNNING:
                 assert entity.evaluation
                 assert record.lease == entity.evaluation.lease

@@ -16,9 +16,9 @@ LUA = Path(redis.__file__).with_name("lua")
 NOT_IN_PYTHON = {
     *("paused", "digits", "number", "swept", "rebuild", "read", "not_later", "each", "note_of", "strike_out"),
     *("score_of", "suspect_from", "scheduled", "restore", "refused", "accepted", "score", "with_hidden"),
-    *("is_kept", "not_kept", "passed"),
+    *("is_kept", "not_kept", "passed", "keep_in", "later", "cut"),
 }
-NOT_IN_LUA = {"resync", "by_suspicion", "missed", "too_far", "survey"}
+NOT_IN_LUA = {"resync", "by_suspicion", "missed", "too_far", "survey", "positions"}
 
 
 def script_of(transition: type) -> str:

@@ -82,7 +82,7 @@ def live(index: RedisIndex) -> None:
     index.resend(KIND, {"c": "again"}, probe="c")
     index.put_back(KIND, [wakeups["d"]])
     index.take(KIND, 1, nonce="n2", task_id="t")
-    index.pause(KIND)
+    index.pause(KIND, by="ann")
     assert index.paused(KIND)
     index.resume(KIND)
     index.survey([KIND], sweeper="s", hold=1, limit=9)

@@ -1,20 +1,21 @@
 -- What the transitions share. Each script is run as clock.lua, the table `limits` (`base.Limits`) and the text `form` of
 -- `redis.py`, this file, its own.
 --
--- KEYS  1-12  the shard's own keys, as named below
---       13-   the records, one for each row; then a note for each row
+-- KEYS  1-14  the shard's own keys, as named below
+--       15-   the records, one for each row; then as many notes; where they are of use, as many histories, and whereabouts
 -- ARGV  1     JSON: {header, rows}. The header is the transition's own; a row is about one entity and has its `id`.
 --             What is absent, or has its default, is left out: nil. One argument costs the client less than many.
 -- Reply       JSON, for each row the transition's reply
 --
 -- A record is a hash; a field that has its default is absent. Its status is the one sorted set that holds its id:
 -- running with a lease, sent with a token, parked with a deadline and neither, else failed or idle. What is sent is
--- in one more, suspect, by when its message is missed.
+-- in one more, suspect, by when its message is missed; what has an error and is not quarantined in failing, by since
+-- when; what has run for so long that its lease was renewed in long, by when it began.
 
 local PARKED, SENT, RUNNING, IDLE, FAILED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local SUSPECT, TOKEN, PAUSED, CLAIMED, SWEEPER = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
-local FORM, ALL_DELETED = KEYS[11], KEYS[12]
-local SHARD_KEYS = 12
+local FORM, ALL_DELETED, FAILING, LONG = KEYS[11], KEYS[12], KEYS[13], KEYS[14]
+local SHARD_KEYS = 14
 
 local input = cjson.decode(ARGV[1])
 local header, rows = input.header, input.rows
@@ -115,10 +116,15 @@ local function rebuild(key, id)
     scores[status] = redis.call('ZSCORE', status, id)
     found = found or scores[status] and status
   end
+  redis.call('ZREM', LONG, id)
   if not found then
+    redis.call('ZREM', FAILING, id)
     return
   end
   redis.call('HSET', key, 'error', 'damaged in the index: the whole record')
+  if found ~= FAILED then
+    redis.call('ZADD', FAILING, 'NX', digits(now), id)
+  end
   if found ~= IDLE and found ~= FAILED then
     local deadline = found == RUNNING and now + limits.lease or number(scores[PARKED], NUMBER_DIGITS) or now
     redis.call('HSET', key, 'deadline', digits(deadline), 'noted', '1') -- if there was a note, it is there
@@ -137,6 +143,20 @@ local function read(key, id)
     flat = redis.call('HGETALL', key)
   end
   return flat
+end
+
+-- Keeps an entity in a sorted set as long as something is so.
+local function keep_in(set, entity, was_so, is_so, score)
+  if is_so and not was_so then
+    redis.call('ZADD', set, score, entity.id)
+  elseif was_so and not is_so then
+    redis.call('ZREM', set, entity.id)
+  end
+end
+
+-- When a run began: its lease is the time in microseconds.
+local function began(lease)
+  return digits(math.floor(tonumber(lease) / 1000))
 end
 
 local changed, gone = {}, {} -- for `save`: tables that grow anew for every entity are a tenth of what a batch costs
@@ -173,6 +193,13 @@ local function save(entity, status, score)
   end
   if score then
     redis.call('ZADD', status, score, entity.id)
+  end
+  if fields.error or stored.error then
+    local was_failing = stored.error and entity.status ~= FAILED
+    keep_in(FAILING, entity, was_failing, fields.error and status ~= FAILED, digits(now))
+  end
+  if fields.long or stored.long then
+    keep_in(LONG, entity, stored.long, fields.long, fields.lease and began(fields.lease))
   end
   entity.status = status
 end
@@ -217,6 +244,7 @@ end
 local function open(n, id)
   local key, note_key = KEYS[SHARD_KEYS + n], KEYS[SHARD_KEYS + #rows + n]
   local entity = { id = id, key = key, note_key = note_key, stored = {}, fields = {} }
+  entity.history_key, entity.whereabouts_key = KEYS[SHARD_KEYS + 2 * #rows + n], KEYS[SHARD_KEYS + 3 * #rows + n]
   local flat = read(entity.key, id)
   local fields, damaged = entity.fields, nil
   for i = 1, #flat, 2 do
@@ -277,8 +305,19 @@ local function with_note(entity, message)
   return message
 end
 
+-- A history that is left behind expires, and nobody reads one that the record does not know of.
+local function forget_history(entity)
+  if entity.fields.history and entity.history_key then
+    redis.call('DEL', entity.history_key)
+  end
+  entity.fields.history = nil
+end
+
 local function remove(entity)
   keep_note(entity, nil)
+  forget_history(entity)
+  keep_in(FAILING, entity, entity.stored.error and entity.status ~= FAILED)
+  keep_in(LONG, entity, entity.stored.long)
   redis.call('DEL', entity.key)
   redis.call('ZREM', entity.status, entity.id)
   if entity.status == SENT then
@@ -289,9 +328,8 @@ end
 -- The name of an entity whose record is gone, evicted by a Redis that may evict, would be in every sweep's way.
 local function strike_out(entity, status)
   if not entity.status then
-    redis.call('ZREM', status, entity.id)
-    if status == SENT then
-      redis.call('ZREM', SUSPECT, entity.id)
+    for _, set in ipairs({ status, FAILING, LONG, status == SENT and SUSPECT or nil }) do
+      redis.call('ZREM', set, entity.id)
     end
   end
 end
@@ -331,8 +369,10 @@ local function delete_running(entity)
   local known = not fields.deleted or fields.deadline ~= nil
   fields.deleted = '1'
   fields.deadline, fields.asked, fields.since, fields.own, fields.own_asked = nil, nil, nil, nil, nil
+  fields.error, fields.long = nil, nil
   begin_life(entity)
   keep_note(entity, nil)
+  forget_history(entity)
   save(entity, RUNNING)
   return known
 end

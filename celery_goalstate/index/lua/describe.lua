@@ -1,8 +1,9 @@
 -- Everything the index knows of entities.
 --
--- KEYS   see common.lua
+-- KEYS   see common.lua; histories, whereabouts
+-- Header history: all of it, not only the newest failure
 -- Row    id
--- Reply  {status, score, fields, note} or false
+-- Reply  {status, score, fields, note, failing: since when, history: list of JSON, whereabouts: JSON} or false
 -- Reads  everything. Writes nothing, but for a record that is no hash
 
 local NAMES = { [PARKED] = 'parked', [SENT] = 'sent', [RUNNING] = 'running', [IDLE] = 'idle', [FAILED] = 'failed' }
@@ -16,15 +17,33 @@ local function score(entity)
   return (number(text, NUMBER_DIGITS) or entity.status == IDLE and text == 'inf') and text or '0'
 end
 
+local function failing(entity)
+  return entity.fields.error and entity.status ~= FAILED and score_of(entity, FAILING) or nil
+end
+
+local function history(entity)
+  local found = entity.fields.history and redis.pcall('LRANGE', entity.history_key, 0, header.history and -1 or 0)
+  return found and not found.err and #found > 0 and found or nil
+end
+
+-- nil if it is of an earlier run, was evicted or is no text.
+local function whereabouts(entity)
+  local found = entity.fields.long and redis.pcall('GET', entity.whereabouts_key)
+  return type(found) == 'string' and found or nil
+end
+
 local function describe(entity)
   if not entity.status then
     return false
   end
-  local fields = {}
+  local fields, since = {}, failing(entity)
   for name, value in pairs(entity.fields) do
     fields[name] = NUMBERS[name] and digits(value) or value
   end
-  return { status = NAMES[entity.status], score = score(entity), fields = fields, note = note_of(entity) }
+  return {
+    status = NAMES[entity.status], score = score(entity), fields = fields, note = note_of(entity),
+    failing = since and digits(since), history = history(entity), whereabouts = whereabouts(entity),
+  }
 end
 
 return each(describe)

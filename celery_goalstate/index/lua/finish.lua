@@ -1,9 +1,13 @@
 -- Ends evaluations: idle, quarantined, or scheduled again.
 --
--- KEYS   see common.lua
+-- KEYS   see common.lua; histories if a run failed
 -- Row    `base.Report`
 -- Reply  {result: 'accepted' or 'fenced', deadline, wakeup}
 -- Reads and writes everything
+
+-- A longer value would make the whole hash a hash table, of twice the size and for good.
+local BYTES_OF_ERROR = 60
+local BYTES_OF_PAST_ERROR = 120
 
 local function accepted(deadline, message)
   return { result = 'accepted', deadline = deadline and digits(deadline), wakeup = message }
@@ -41,17 +45,61 @@ local function end_run(entity, report)
     due = fields.due, own = fields.own, outside = fields.deadline, asked = fields.asked,
   }
   forget_pending(entity)
-  fields.lease, fields.nonce, fields.deleted, fields.batch = nil, nil, nil, nil
+  fields.lease, fields.nonce, fields.deleted, fields.batch, fields.long = nil, nil, nil, nil, nil
   fields.due, fields.own, fields.own_asked = nil, nil, nil
   fields.task_id = report.task_id or fields.task_id
   fields.last = name_of(report)
   return run
 end
 
+-- The first so many bytes, and no half character.
+local function cut(text, bytes)
+  if not text or #text <= bytes then
+    return text
+  end
+  while bytes > 0 and string.byte(text, bytes + 1) >= 0x80 and string.byte(text, bytes + 1) < 0xC0 do
+    bytes = bytes - 1
+  end
+  return string.sub(text, 1, bytes)
+end
+
+-- Only the newest failure keeps its whole error.
+local function shorten_newest(entity)
+  local newest = redis.call('LINDEX', entity.history_key, 0)
+  local ok, failure = pcall(cjson.decode, newest or '')
+  if ok and type(failure) == 'table' and type(failure.error) == 'string' and #failure.error > BYTES_OF_PAST_ERROR then
+    failure.error = cut(failure.error, BYTES_OF_PAST_ERROR)
+    redis.call('LSET', entity.history_key, 0, cjson.encode(failure))
+  end
+end
+
+local function keep_failure(entity, report)
+  local fields, key = entity.fields, entity.history_key
+  if redis.call('TYPE', key).ok ~= 'list' or not fields.history then
+    redis.call('DEL', key) -- of an earlier life
+  end
+  fields.history = '1'
+  shorten_newest(entity)
+  local failure = {
+    at = digits(now), state = report.state, step = report.step, took = report.took, error = report.error,
+    task_id = fields.task_id,
+  }
+  redis.call('LPUSH', key, cjson.encode(failure))
+  redis.call('LTRIM', key, 0, math.max(1, limits.history) - 1)
+  redis.call('PEXPIRE', key, limits.history_ttl)
+end
+
 local function keep_outcome(entity, report)
   local fields = entity.fields
   fields.alone = report.lost_at and fields.alone or nil
-  fields.failures, fields.rounds, fields.error = report.failures, report.rounds, report.error
+  if report.error then
+    keep_failure(entity, report)
+  end
+  fields.failures, fields.rounds, fields.error = report.failures, report.rounds, cut(report.error, BYTES_OF_ERROR)
+  if not report.lost_at then -- the sweeper has seen nothing
+    fields.state, fields.goal = report.state, report.goal
+  end
+  fields.step = report.step
   fields.converged = report.converged ~= nil and (report.converged and '1' or '0') or nil
   fields.finished = now
 end
@@ -102,7 +150,9 @@ local function finish_deleted(entity, report, run)
     return accepted()
   end
   fields.failures, fields.rounds, fields.error, fields.converged, fields.finished = nil, nil, nil, nil, nil
+  fields.state, fields.goal, fields.step = nil, nil, nil
   fields.alone = nil
+  forget_history(entity)
   return schedule(entity, report, run, run.outside)
 end
 

@@ -1,6 +1,6 @@
 -- Removes idle records that are past their time.
 --
--- KEYS   see common.lua
+-- KEYS   see common.lua; histories
 -- Row    id
 -- Reply  whether it was removed
 -- Reads  nothing but the status

@@ -1,6 +1,6 @@
 -- Removes entities that are still as described.
 --
--- KEYS   see common.lua
+-- KEYS   see common.lua; histories
 -- Row    id · deadline · finished: when the last evaluation ended (both as digits)
 -- Reply  whether nothing is left of it
 -- Reads  deadline, finished

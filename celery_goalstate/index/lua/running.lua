@@ -1,6 +1,6 @@
 -- The evaluations under way, also of entities that were deleted since.
 --
--- KEYS   see common.lua
+-- KEYS   see common.lua; histories
 -- Row    id
 -- Reply  {lease, failures} or false
 -- Reads  lease, failures. Writes only what is no count in `running`
