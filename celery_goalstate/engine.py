@@ -15,6 +15,7 @@ from typing import Any, TypeVar, Unpack, overload
 from celery import Celery
 
 from celery_goalstate import index as indexes
+from celery_goalstate import overview as overviews
 from celery_goalstate import registry
 from celery_goalstate.deadlines import Deadline, one_deadline, policy_of, request_for
 from celery_goalstate.description import (
@@ -23,17 +24,15 @@ from celery_goalstate.description import (
     Status,
     datetime_of,
     description_of,
-    index_statuses,
-    position_of,
-    public_counts,
-    public_status,
+    public_listing,
 )
 from celery_goalstate.display import LONGEST_NAME, this_user
 from celery_goalstate.entity import Entity, EntityLike, EntityRef, IdLike, can_resync, checked_id
 from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable, UnknownKind
 from celery_goalstate.hooks import AroundAction, AroundEvaluation, BeforeEnqueue, Hooks
-from celery_goalstate.index.base import LONGEST_PAGE, Index, Partial, Policy, Position, Request
+from celery_goalstate.index.base import LONGEST_PAGE, Index, Partial, Policy, Request
 from celery_goalstate.messages import open_publisher
+from celery_goalstate.overview import Overview
 from celery_goalstate.registry import (
     DEFAULT_NAMESPACE,
     PUBLIC_TASK,
@@ -309,10 +308,12 @@ class Engine:
 
     def describe(self, entity: EntityLike) -> Description | None:
         """Everything that the index knows of the entity; None: it does not know it."""
-        return self.describe_many([entity])[0]
+        kind, id = self._locate(entity)
+        [record] = self.parts.index.describe(kind, [id], history=True)
+        return None if record is None else description_of(kind, record)
 
     def describe_many(self, entities: Iterable[EntityLike]) -> builtins.list[Description | None]:
-        """`describe` for many entities, in few round trips."""
+        """`describe` for many entities, in few round trips; of each history the newest failure only."""
         described: builtins.list[Description | None] = []
         for batch in batches(map(self._locate, entities)):
             found: dict[tuple[str, str], Description | None] = {}
@@ -329,6 +330,8 @@ class Engine:
 
         In order of deadline; running ones in that of their lease's end, idle ones of their expiry,
         quarantined ones of since when. Without a status: scheduled ones, then running, idle, failed ones.
+        There are three more lists, the longest first: those that are `"failing"`, that is tried again after a
+        failure; `"overdue"`; and `"long"`, those whose evaluation lasts for longer than a third of a lease.
 
         `after` is the `cursor` of the last entity of the page before. An entity that stays where it is, is on
         one page; one that moves on between two calls may be on two, or on none.
@@ -341,48 +344,26 @@ class Engine:
             raise ValueError(
                 f"limit is {limit!r}; give an integer from 1 to {LONGEST_PAGE}: a page, and `after`"
             )
-        wanted = builtins.list(Status) if status is None else [public_status(status)]
-        position = None
-        if after is not None:
-            its_status, its_kind, position = position_of(after)
-            if its_kind != name or its_status not in wanted:
-                raise ValueError(f"after is {after!r}, which is on no page of {status or 'all'} of {name!r}")
-            wanted = wanted[wanted.index(its_status) :]
-        found: builtins.list[Description] = []
-        partial = Partial()
-        for each in wanted:
-            if len(found) < limit:
-                found += self._list(name, each, limit - len(found), position, partial)
-            position = None
-        partial.raise_if_away(found)
-        return found
-
-    def _list(
-        self, kind: str, status: Status, limit: int, after: Position | None, partial: Partial
-    ) -> builtins.list[Description]:
-        records = [
-            record
-            for each in index_statuses(status)
-            for record in partial.known(call_of(self.parts.index.records, kind, each, limit, after)) or ()
-        ]
-        records.sort(key=lambda record: (record.score, record.id.encode()))  # parked and sent
-        return [description_of(kind, record) for record in records[:limit]]
+        listings = [public_listing(each) for each in (Status if status is None else [status])]
+        return overviews.page(self.parts.index, name, listings, limit, after, self.parts.now())
 
     def counts(self, kind: KindLike | None = None) -> dict[str, dict[Status, int]]:
         """How many entities are in each status, by kind: of one kind, or of all that this process knows.
 
         Raises `IndexUnavailable` as `list` does.
         """
-        index, partial = self.parts.index, Partial()
+        index = self.parts.index
         if kind is None:
-            counted = {name: partial.known(call_of(index.counts, name)) for name in self.kinds}
-        else:
-            name = self._known_name(kind)
-            kept = index if name in self._kinds else index.as_kept(name)
-            counted = {name: partial.known(call_of(kept.counts, name)) if kept else {}}
-        counts = {name: public_counts(found) for name, found in counted.items() if found is not None}
-        partial.raise_if_away(counts)
-        return counts
+            return overviews.counts(dict.fromkeys(self.kinds, index))
+        name = self._known_name(kind)
+        return overviews.counts({name: index if name in self._kinds else index.as_kept(name)})
+
+    def overview(self) -> dict[str, Overview]:
+        """Each kind that this process knows, at a glance: how much is where, late, failing; is it swept.
+
+        One round trip per node of the index. Raises `IndexUnavailable` as `list` does.
+        """
+        return overviews.overviews(self.parts.index, self.kinds)
 
     def foreign_kinds(self) -> builtins.list[str]:
         """Kinds that the index keeps and this process does not know.

@@ -75,6 +75,8 @@ class Evaluation(NamedTuple):
     calling: Callable[[], AbstractContextManager[None]]  #: what is enqueued in it, this evaluation enqueues
     engine: Engine
     task: Any  #: the request of the Celery task
+    #: Gets what tells, at any time, which step the evaluation is in: an action's name, `get_state`, ...
+    observe: Callable[[Callable[[], str]], None] = lambda _: None
 
 
 class ActionRun(NamedTuple):
@@ -120,6 +122,7 @@ def evaluate(
     `random` returns numbers from 0 to 1.
     """
     progress = _Progress(step="around_evaluation")
+    evaluation.observe(lambda: progress.step)
     try:
         work = partial(_read_and_act, evaluation, options, hooks, progress, clock)
         _within(hooks.around_evaluation, (evaluation,), work)
@@ -250,8 +253,8 @@ def _read_and_act(
             "%s: no rule for state %s and goal state %s, so nothing is done;"
             " add a cell to its rules, [] if that is meant",
             evaluation.ref,
-            _state_text(progress.state),
-            _state_text(progress.goal_state),
+            state_text(progress.state),
+            state_text(progress.goal_state),
         )
     _act(evaluation, entity, action_list, hooks, progress, clock)
     if options.converge:
@@ -374,16 +377,17 @@ def _summary(outcome: Outcome) -> str:
     if outcome.delay is not None:
         parts.append(f"again in {_span(outcome.delay)}" if outcome.delay else "again at once")
     elif outcome.converged is False:
-        parts.append(f"goal {_state_text(outcome.goal_state)} not reached")
+        parts.append(f"goal {state_text(outcome.goal_state)} not reached")
 
     # One state if nothing changed, none if none was read.
-    states = dict.fromkeys(map(_state_text, (outcome.state, outcome.final_state)))
+    states = dict.fromkeys(map(state_text, (outcome.state, outcome.final_state)))
     text = "; ".join(parts)
     return text if outcome.state is None else f"{' → '.join(states)}: {text}"
 
 
-def _state_text(state: Any) -> str:
-    return _one_line(state.name if isinstance(state, enum.Enum) else _str(state), 60)
+def state_text(state: Any, limit: int = 60) -> str:
+    """A state, on one line, in at most `limit` characters."""
+    return _one_line(state.name if isinstance(state, enum.Enum) else _str(state), limit)
 
 
 def _span(seconds: float) -> str:

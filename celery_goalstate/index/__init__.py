@@ -54,6 +54,8 @@ class IndexSettings(Protocol):
     @property
     def window(self) -> int: ...
     @property
+    def history(self) -> int: ...
+    @property
     def index_timeout(self) -> float: ...
     @property
     def index_credentials(self) -> str | None: ...
@@ -69,6 +71,7 @@ def open_index(settings: IndexSettings) -> Index:
         lease=round(settings.lease * 1000),
         resend_after=round(settings.resend_after * 1000),
         window=settings.window,
+        history=settings.history,
     )
     if settings.index_url == "memory://":
         return MemoryIndex(limits)

@@ -22,9 +22,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from celery_goalstate.description import Doing
 from celery_goalstate.display import printable
 from celery_goalstate.exceptions import IndexUnavailable
 from celery_goalstate.index.base import Index, Run
+from celery_goalstate.worker.stacks import Stack
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,19 @@ class Lease:
     lost: bool = False
     eager: bool = False  #: renewed when it is asked for, not by a thread
     ended: bool = False  #: its evaluation has
+    worker: str = ""  #: Celery's name of it
+    step: Callable[[], str] = lambda: ""  #: tells which one the evaluation is in
+    stack: Stack | None = None  #: of its thread or greenlet
+
+    def observe(self, worker: str, step: Callable[[], str]) -> None:
+        """The evaluation begins, here; `step` tells where it is."""
+        self.worker, self.step, self.stack = worker, step, Stack.of_caller()
+
+    def doing(self) -> str:
+        """What the evaluation is doing now, for the index; empty if it has not begun."""
+        if self.stack is None:
+            return ""
+        return Doing(self.worker, os.getpid(), self.step(), self.stack.calls()).text()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,7 +141,9 @@ class _Renewer:
             for lease in due:
                 lease.renew_at = asked_at + self.length * TRY_AGAIN_AFTER
             try:
-                renewed = self._index.renew(kind, [lease.run for lease in due])
+                renewed = self._index.renew(
+                    kind, [lease.run for lease in due], where={lease.run: lease.doing() for lease in due}
+                )
             except Exception as error:  # noqa: BLE001 - logged; the thread must go on for the others
                 self._note_outage(due, error)
                 continue

@@ -30,9 +30,10 @@ from celery.utils.serialization import get_pickleable_exception
 from celery_goalstate.deadlines import milliseconds
 from celery_goalstate.display import printable
 from celery_goalstate.entity import EntityRef
-from celery_goalstate.evaluation import Evaluation, Outcome, error_text, evaluate
+from celery_goalstate.evaluation import Evaluation, Outcome, error_text, evaluate, state_text
 from celery_goalstate.exceptions import GoalStateError, IndexUnavailable, LeaseLost
 from celery_goalstate.index.base import (
+    LONGEST_WORD,
     Claim,
     Finish,
     Finished,
@@ -42,6 +43,7 @@ from celery_goalstate.index.base import (
     Run,
     Verdict,
     Wakeup,
+    cut,
     random_id,
 )
 from celery_goalstate.messages.envelope import strategy
@@ -68,6 +70,9 @@ CLAIM_PATIENCE = 2.0
 
 #: How long a task with batches takes more entities, in seconds: other tasks want their turn.
 TAKE_FOR = 1.0
+
+#: Characters of a state in the index: it is stored with each entity.
+LONGEST_STATE = 20
 
 #: Errors of an entity that Celery would take for its own: for what becomes of this task, or (any MemoryError)
 #: for the end of the whole worker.
@@ -295,6 +300,7 @@ class Evaluator:
             calling=partial(calling, self._index, self._kind.name, lease.run),
             engine=self._engine,
             task=request,
+            observe=partial(lease.observe, request.hostname or ""),
         )
         # In a context of its own: nothing of it reaches the next entity, or what Celery does afterwards.
         with usable_afterwards():
@@ -409,6 +415,7 @@ def report(
     else:
         verdict = Verdict.QUARANTINED if outcome.quarantined else Verdict.FAILED
     ttl = kind.options.idle_ttl
+    last = outcome.actions[-1] if outcome.actions else None
     return Report(
         id=run.id,
         lease=run.lease,
@@ -417,6 +424,10 @@ def report(
         failures=outcome.failures,
         rounds=outcome.rounds,
         error="" if outcome.error is None else error_text(outcome.error),
+        state=_word(outcome.final_state),
+        goal=_word(outcome.goal_state),
+        step=cut(outcome.step, LONGEST_WORD),
+        took=milliseconds(last.seconds) if last is not None and last.failed else None,
         converged=outcome.converged,
         task_id=task_id,
         retries=retries,
@@ -426,6 +437,11 @@ def report(
         began=bool(outcome.actions),
         lost_at=lost_at,
     )
+
+
+def _word(state: Any) -> str:
+    """A state in at most 20 characters; empty if it was not read."""
+    return "" if state is None else cut(state_text(state, LONGEST_STATE), LONGEST_WORD)
 
 
 #: What a base class, or `task_cls`, may set for all tasks and what would undo an outcome here, or spoil a

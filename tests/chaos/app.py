@@ -311,9 +311,9 @@ class NotingIndex:
             else:
                 self._ledger.write("refusal", name, reason=reply.reason)
 
-    def renew(self, kind: str, runs: Any) -> Any:
+    def renew(self, kind: str, runs: Any, **where: Any) -> Any:
         asked = time.monotonic()
-        replies = self._index.renew(kind, runs)
+        replies = self._index.renew(kind, runs, **where)
         for run, held in zip(runs, replies, strict=True):
             if held:
                 self._ledger.write("renewal", f"{kind}/{run.id}", token=int(run.lease), asked=asked)

@@ -31,8 +31,8 @@ class Index(MemoryIndex):
         super().__init__(Limits(lease=round(LEASE * 1000)))
         self.renewals: Counter[str] = Counter()
 
-    def renew(self, kind: str, runs: Sequence[Run]) -> list[bool]:
-        held = super().renew(kind, runs)
+    def renew(self, kind: str, runs: Sequence[Run], **where: Any) -> list[bool]:
+        held = super().renew(kind, runs, **where)
         self.renewals.update(run.id for run, is_held in zip(runs, held, strict=True) if is_held)
         return held
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from celery import signals, states
+from celery.app.task import Context as TaskRequest
 from celery.exceptions import Ignore, Reject, Retry
 
 from celery_goalstate import ANY, ActionList, Engine, Entity, Requeue, Rules, Stop
@@ -783,7 +784,7 @@ def test_how_the_work_of_a_message_ended(
     truth.set("1", says("act", action))
     world.engine.enqueue(world.entity("1"))
     [message] = world.messages()
-    request: Any = object()
+    request = TaskRequest()
     ended = world.evaluator("order").run(
         [tuple(pair) for pair in message.args[0]], None, task_id=message.id, retries=0, request=request
     )
