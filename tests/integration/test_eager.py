@@ -148,11 +148,11 @@ def test_but_not_beyond_its_max_run_nor_beside_another_one(
 def test_an_index_that_does_not_answer_for_a_moment(world: World, truth: Truth) -> None:
     renew, asked = world.index.renew, []
 
-    def answers_at_last(*args: Any) -> Any:
+    def answers_at_last(*args: Any, **where: Any) -> Any:
         asked.append(args)
         if len(asked) == 1:
             raise IndexUnavailable
-        return renew(*args)
+        return renew(*args, **where)
 
     world.index.renew = answers_at_last
     truth.set("1", slow(world, 12), slow(world, 12), truth.reach)

@@ -107,11 +107,11 @@ def test_an_index_that_does_not_answer_for_a_while(
     caplog.set_level(logging.INFO)
     renew, away, asked = index.renew, True, []
 
-    def unavailable(kind: str, runs: Any) -> list[bool]:
+    def unavailable(kind: str, runs: Any, **where: Any) -> list[bool]:
         asked.append(kind)
         if away:
             raise IndexUnavailable("no route")
-        return renew(kind, runs)
+        return renew(kind, runs, **where)
 
     index.renew = unavailable
     for ids in (("1", "2"), ("3", "4")):
@@ -139,10 +139,10 @@ def test_an_outage_of_a_part_is_one_outage(
     caplog.set_level(logging.INFO)
     renew, away = index.renew, {"order"}
 
-    def partly_away(kind: str, runs: Any) -> list[bool]:
+    def partly_away(kind: str, runs: Any, **where: Any) -> list[bool]:
         if kind in away:
             raise IndexUnavailable("no route")
-        return renew(kind, runs)
+        return renew(kind, runs, **where)
 
     index.renew = partly_away
     keeper = EagerKeeper(index, LEASE, clock)
@@ -162,7 +162,7 @@ def test_an_outage_of_a_part_is_one_outage(
 def test_an_outage_that_outlives_the_evaluations_hides_no_later_one(
     index: Index, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def unavailable(kind: str, runs: Any) -> list[bool]:
+    def unavailable(kind: str, runs: Any, **where: Any) -> list[bool]:
         raise IndexUnavailable("no route")
 
     index.renew = unavailable
@@ -175,7 +175,7 @@ def test_an_outage_that_outlives_the_evaluations_hides_no_later_one(
 
 
 def test_an_index_that_does_not_answer_for_too_long(index: Index, keeper: LeaseKeeper) -> None:
-    def unavailable(kind: str, runs: Any) -> list[bool]:
+    def unavailable(kind: str, runs: Any, **where: Any) -> list[bool]:
         raise IndexUnavailable
 
     index.renew = unavailable
@@ -190,11 +190,11 @@ def test_any_error_leaves_the_thread_alive(
 ) -> None:
     renew, asked = index.renew, []
 
-    def broken(kind: str, runs: Any) -> list[bool]:
+    def broken(kind: str, runs: Any, **where: Any) -> list[bool]:
         asked.append(runs)
         if len(asked) <= 2:
             raise RuntimeError("a bug")
-        return renew(kind, runs)
+        return renew(kind, runs, **where)
 
     index.renew = broken
     run = claim(index)
