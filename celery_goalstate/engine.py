@@ -539,13 +539,15 @@ class Engine:
         parts = self.parts
         if parts.open_hasty_index is not None:
             parts = replace(parts, index=parts.open_hasty_index())
-        return Sweeper(name, parts=parts, settings=self.settings, kinds=self._swept)
+        return Sweeper(name, engine=self, parts=parts, settings=self.settings, kinds=self._swept)
 
     def _sweep_out(self, name: str, index: Index) -> None:
         """End the evaluations of a kind that no worker of this app sweeps, where their workers are lost."""
         kind = Kind(name, self._kinds.task(name), entity_class=None, options=self.settings.kind)
         parts = replace(self.parts, index=index)
-        Sweeper("delete", parts=parts, settings=self.settings, kinds=lambda: {name: kind}).sweep_out()
+        Sweeper(
+            "delete", engine=self, parts=parts, settings=self.settings, kinds=lambda: {name: kind}
+        ).sweep_out()
 
     def _swept(self) -> dict[str, Kind]:
         """The kinds that this process evaluates, whose options say how what is lost goes on."""

@@ -12,7 +12,6 @@ hooks: around the evaluation, around each action, and where the states were read
 
 from __future__ import annotations
 
-import enum
 import inspect
 import logging
 import random as _random
@@ -36,7 +35,7 @@ from celery_goalstate.actions import (
     as_action_list,
 )
 from celery_goalstate.backoff import delay_seconds
-from celery_goalstate.display import printable
+from celery_goalstate.display import one_line, state_text, text_of
 from celery_goalstate.entity import Entity, EntityRef
 from celery_goalstate.exceptions import EntityGone, Interrupted, PermanentError, RetryAfter
 from celery_goalstate.hooks import Hooks
@@ -141,6 +140,40 @@ def evaluate(
             **progress.seen(),
         )
     return _settled(evaluation, options, progress, random)
+
+
+class Explanation(NamedTuple):
+    """What an evaluation would do now. `str()` is for people, on one line."""
+
+    state: Any
+    goal_state: Any
+    action_list: ActionList
+
+    def __str__(self) -> str:
+        names = ", ".join(action.name for action in self.action_list.actions) or "nothing"
+        no_rule = ", for no rule covers these" if self.action_list is NO_RULE else ""
+        return f"{state_text(self.state)} → {state_text(self.goal_state)}: would run {names}{no_rule}"
+
+
+def read_states(ref: EntityRef, load: Callable[[str], Entity]) -> tuple[Any, Any]:
+    """The entity's state and goal state now. Raises what its code raises."""
+    entity = _loaded(ref, load)
+    return entity.get_state(), entity.get_goal_state()
+
+
+def explain(ref: EntityRef, load: Callable[[str], Entity]) -> Explanation:
+    """Read the entity's states and choose its actions, and run none of them. Raises what its code raises."""
+    entity = _loaded(ref, load)
+    state, goal_state = entity.get_state(), entity.get_goal_state()
+    action_list = as_action_list(entity.get_action_list(state, goal_state), entity)
+    return Explanation(state, goal_state, action_list)
+
+
+def _loaded(ref: EntityRef, load: Callable[[str], Entity]) -> Entity:
+    entity = load(ref.id)
+    if not isinstance(entity, Entity):
+        raise TypeError(f"from_id returned {entity!r} for {ref}; it returns an entity")
+    return entity
 
 
 def _within(
@@ -271,9 +304,7 @@ def _read_and_act(
 def _read(evaluation: Evaluation, hooks: Hooks, progress: _Progress) -> Entity:
     """Load the entity and read its two states."""
     progress.step = "from_id"
-    entity = evaluation.load(evaluation.ref.id)
-    if not isinstance(entity, Entity):
-        raise TypeError(f"from_id returned {entity!r} for {evaluation.ref}; it returns an entity")
+    entity = _loaded(evaluation.ref, evaluation.load)
     progress.step = "get_state"
     progress.final_state = entity.get_state()
     progress.step = "get_goal_state"
@@ -351,7 +382,7 @@ def _execute(action: Action, ctx: Context) -> Requeue | Stop | None:
 
 def error_text(error: BaseException, limit: int = MAX_ERROR) -> str:
     """`ConnectionError: no route to host`, on one line, in at most `limit` characters."""
-    return _one_line(f"{type(error).__name__}: {_str(error)}".removesuffix(": "), limit)
+    return one_line(f"{type(error).__name__}: {text_of(error)}".removesuffix(": "), limit)
 
 
 def _summary(outcome: Outcome) -> str:
@@ -385,26 +416,8 @@ def _summary(outcome: Outcome) -> str:
     return text if outcome.state is None else f"{' → '.join(states)}: {text}"
 
 
-def state_text(state: Any, limit: int = 60) -> str:
-    """A state, on one line, in at most `limit` characters."""
-    return _one_line(state.name if isinstance(state, enum.Enum) else _str(state), limit)
-
-
 def _span(seconds: float) -> str:
     for limit, unit, name in ((0.9995, 0.001, "ms"), (120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
         if seconds < limit:
             return f"{round(seconds / unit)} ms" if name == "ms" else f"{seconds / unit:.3g} {name}"
     return f"{seconds / 86_400:.3g} d"
-
-
-def _str(value: object) -> str:
-    try:
-        return str(value)
-    except Exception:  # noqa: BLE001 - a text for people must not fail the evaluation that it describes
-        return f"<{type(value).__name__} that cannot be printed>"
-
-
-def _one_line(text: str, limit: int) -> str:
-    """The text on one line, printable, and cut to `limit` characters."""
-    shown = printable(" ".join(text.split())[: limit + 1])
-    return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"

@@ -104,7 +104,7 @@ def _end_what_is_lost(engine: Engine, source: Index, settings: Settings, kind: K
     publisher = open_publisher(engine.app, source, engine.settings)
     parts = dataclasses.replace(engine.parts, index=source, publisher=publisher)
     kinds = {kind.name: kind}
-    Sweeper("move", parts=parts, settings=settings, kinds=lambda: kinds).sweep_out()
+    Sweeper("move", engine=engine, parts=parts, settings=settings, kinds=lambda: kinds).sweep_out()
 
 
 def _move(engine: Engine, kind: str, source: Index, old_kind: str, status: Status) -> int:

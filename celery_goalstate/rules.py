@@ -5,9 +5,11 @@ from __future__ import annotations
 import enum
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from celery_goalstate.actions import ActionList, ActionsLike, Method, as_action_list
+from celery_goalstate.display import state_text
 from celery_goalstate.entity import Entity
 from celery_goalstate.exceptions import ImproperlyConfigured
 
@@ -28,6 +30,35 @@ ANY: Final = _Any.ANY
 
 #: What a table has for a cell that is missing: an evaluation that gets it logs a warning.
 NO_RULE: Final = ActionList(())
+
+
+class Inherited(enum.StrEnum):
+    """Where the table has what holds for a state and a goal state that it does not name together."""
+
+    NO = ""  #: it does name them, or nothing holds
+    FROM_ANY_STATE = "ANY state"  #: of that goal state
+    FROM_ANY_GOAL = "ANY goal"  #: for that state
+    FROM_ANY = "ANY state, ANY goal"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What holds for one state and one goal state, in words for people and programs."""
+
+    state: str
+    goal: str
+    actions: tuple[str, ...] | None  #: names, in order; empty: a deliberate nothing; None: no rule covers it
+    inherited: Inherited
+    present: bool  #: is an entity there now?
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A whole `Rules` table: `celery_goalstate.display` has it as text and as HTML."""
+
+    states: tuple[str, ...]  #: one a row
+    goals: tuple[str, ...]  #: one a column
+    rows: tuple[tuple[Cell, ...], ...]
 
 
 class Rules:
@@ -51,14 +82,39 @@ class Rules:
 
     def actions(self, state: Any, goal_state: Any) -> ActionList:
         """What leads from the state toward the goal state; `NO_RULE` if the table does not say."""
+        return self._find(state, goal_state)[0]
+
+    def _find(self, state: Any, goal_state: Any) -> tuple[ActionList, Inherited]:
         for goal in (goal_state, ANY):
             row = _get(self._table, goal)
             if row is not None:
                 for key in (state, ANY):
                     action_list = _get(row, key)
                     if action_list is not None:
-                        return action_list
-        return NO_RULE
+                        return action_list, _INHERITED[key is not state, goal is not goal_state]
+        return NO_RULE, Inherited.NO
+
+    def matrix(self, present: tuple[Any, Any] | None = None) -> Matrix:
+        """The table as a matrix that leaves nothing out, so that gaps and what `ANY` covers can be seen.
+
+        It has the states and the goal states that the table names, of an Enum of states all members, and
+        `ANY` where the table has it. `present` is the (state, goal state) in which an entity is: its cell is
+        marked, and has a row and a column of its own if the table does not name it.
+        """
+        named = [state for row in self._table.values() for state in row]
+        states, goals = _axis(_with_all_members(named)), _axis(self._table)
+        row = column = None
+        if present is not None:
+            row, column = _place(states, present[0]), _place(goals, present[1])
+
+        def cell(r: int, c: int) -> Cell:
+            action_list, inherited = self._find(states[r], goals[c])
+            actions = None if action_list is NO_RULE else tuple(each.name for each in action_list.actions)
+            here = (r, c) == (row, column)
+            return Cell(state_text(states[r]), state_text(goals[c]), actions, inherited, here)
+
+        rows = tuple(tuple(cell(r, c) for c in range(len(goals))) for r in range(len(states)))
+        return Matrix(tuple(map(state_text, states)), tuple(map(state_text, goals)), rows)
 
     def missing(self, states: Iterable[Any], goals: Iterable[Any]) -> list[tuple[Any, Any]]:
         """Every (state, goal state) that no rule covers; `states` and `goals` may be Enum classes."""
@@ -112,6 +168,36 @@ def check_entity_class(cls: type[Entity]) -> None:
                 raise ImproperlyConfigured(f"the rules of {path} name {method.name!r}: {error}") from error
 
 
+_INHERITED = {
+    (False, False): Inherited.NO,
+    (True, False): Inherited.FROM_ANY_STATE,
+    (False, True): Inherited.FROM_ANY_GOAL,
+    (True, True): Inherited.FROM_ANY,
+}
+
+
+def _with_all_members(states: Iterable[Any]) -> Iterator[Any]:
+    for state in states:
+        if isinstance(state, enum.Enum) and state is not ANY:
+            yield from type(state)
+        yield state  # of a Flag perhaps one of several members
+
+
+def _axis(keys: Iterable[Any]) -> list[Any]:
+    """Each once, and what stands for all others last."""
+    return sorted(dict.fromkeys(keys), key=lambda key: key is ANY)
+
+
+def _place(axis: list[Any], value: Any) -> int:
+    """Where the value is on the axis; before `ANY`, from now on, if it was not."""
+    for place, key in enumerate(axis):
+        if key is not ANY and key == value:
+            return place
+    place = len(axis) - (ANY in axis)
+    axis.insert(place, value)
+    return place
+
+
 def _get(table: Mapping[Any, V], key: Any) -> V | None:
     try:
         hash(key)
@@ -142,7 +228,7 @@ def _checked_cell(goal: Any, state: Any, cell: ActionsLike) -> ActionList:
 
 
 def _label(value: Any) -> str:
-    return _escape(value.name if isinstance(value, enum.Enum) else str(value))
+    return _escape(state_text(value))
 
 
 def _escape(text: str) -> str:

@@ -14,7 +14,7 @@ from celery.exceptions import QueueNotFound
 
 from celery_goalstate.display import printable
 from celery_goalstate.engine import Engine
-from celery_goalstate.entity import EntityRef
+from celery_goalstate.entity import Entity, EntityRef
 from celery_goalstate.exceptions import GoalStateError, IndexUnavailable
 from celery_goalstate.index.url import safe_url
 from celery_goalstate.registry import engine_of
@@ -68,14 +68,14 @@ class _Unavailable(click.ClickException):
 
 
 @contextmanager
-def engine_of_command(ctx: click.Context) -> Iterator[Engine]:
+def engine_of_command(ctx: click.Context, *, asks_index: bool = True) -> Iterator[Engine]:
     """The engine that a command is about; its errors become one line and an exit code."""
     app, url = ctx.obj.app, ""
     try:
         app.loader.import_default_modules()  # the entities, as in a worker
         engine = engine_of(app, ctx.meta[NAMESPACE])
         url = engine.settings.index_url
-        if url == "memory://":
+        if asks_index and url == "memory://":
             raise click.UsageError(
                 "the index is memory://, which lives within one process: there is nothing to see from"
                 " another one. Set goalstate_index_url"
@@ -110,6 +110,15 @@ def check_kind(engine: Engine, kind: str) -> None:
     """Refuse a kind that no worker of the app evaluates: most likely a slip of the pen."""
     if kind not in engine.kinds:
         raise click.UsageError(unknown_kind(engine, kind))
+
+
+def class_of(engine: Engine, kind: str) -> type[Entity]:
+    """The entity class of a kind. Refuses a kind whose class another code base has."""
+    check_kind(engine, kind)
+    cls = engine.kind(kind).entity_class
+    if cls is None:
+        raise click.UsageError(f"kind {kind!r} is only declared here: ask the app that registers its class")
+    return cls
 
 
 def unknown_kind(engine: Engine, kind: str) -> str:

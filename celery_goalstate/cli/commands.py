@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import shlex
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import partial as call_of
+from typing import TypeVar
 
 import click
 from celery.bin.base import CeleryCommand, CeleryOption
 
+from celery_goalstate import evaluation
 from celery_goalstate import move as moving
 from celery_goalstate.cli.arguments import (
     NAMESPACE,
     NOT_FOUND,
     check_kind,
+    class_of,
     engine_of_command,
     entities_argument,
     json_option,
@@ -37,10 +41,15 @@ from celery_goalstate.cli.output import (
     until_resumed,
 )
 from celery_goalstate.description import Description, Status, position_of
-from celery_goalstate.display import printable
+from celery_goalstate.display import matrix_text, printable, state_text
 from celery_goalstate.engine import Engine
-from celery_goalstate.exceptions import ImproperlyConfigured, IndexUnavailable, UnknownKind
+from celery_goalstate.entity import Entity, EntityRef
+from celery_goalstate.evaluation import error_text
+from celery_goalstate.exceptions import EntityGone, ImproperlyConfigured, IndexUnavailable, UnknownKind
 from celery_goalstate.index.base import LONGEST_PAGE, Partial
+from celery_goalstate.rules import NO_RULE, Rules
+
+T = TypeVar("T")
 
 #: In which order `list` shows entities: first what a person may have to do something about.
 ORDER = (Status.FAILED, Status.RUNNING, Status.SCHEDULED, Status.IDLE)
@@ -133,6 +142,95 @@ def show(ctx: click.Context, entity: Sequence[str], as_json: bool) -> None:
                 click.echo(
                     f"{unknown_kind(engine, ref.kind)}. A worker that does not know it drops its messages."
                 )
+
+
+@goalstate.command(cls=CeleryCommand)
+@click.argument("entity", metavar="KIND ID", nargs=-1, required=True)
+@json_option
+@click.pass_context
+def explain(ctx: click.Context, entity: Sequence[str], as_json: bool) -> None:
+    """What an evaluation would do now. Runs nothing.
+
+    Calls from_id(), get_state(), get_goal_state() and get_action_list() here, and no hook.
+    """
+    ref, *more = refs_of(entity)
+    if more:
+        raise click.UsageError("give one entity")
+    with engine_of_command(ctx, asks_index=False) as engine:
+        cls = class_of(engine, ref.kind)
+        explanation = _own_code(ctx, ref, call_of(evaluation.explain, ref, cls.from_id), as_json)
+    if as_json:
+        print_json(
+            {
+                "entity": f"{ref.kind}/{ref.id}",
+                "state": state_text(explanation.state),
+                "goal": state_text(explanation.goal_state),
+                "actions": None
+                if explanation.action_list is NO_RULE
+                else [action.name for action in explanation.action_list.actions],
+            }
+        )
+    else:
+        click.echo(str(explanation))
+
+
+@goalstate.command(cls=CeleryCommand)
+@click.argument("kind_or_entity", metavar="KIND [ID]", nargs=-1, required=True)
+@click.option("--mermaid", cls=CeleryOption, is_flag=True, help="As a flowchart, for documentation.")
+@json_option
+@click.pass_context
+def graph(ctx: click.Context, kind_or_entity: Sequence[str], mermaid: bool, as_json: bool) -> None:
+    """Which actions lead from which state toward which goal state.
+
+    With an ID, the cell in which that entity is now has a star: its get_state() and get_goal_state() are
+    called here.
+    """
+    ref, kind = None, kind_or_entity[0]
+    if len(kind_or_entity) > 1 or "/" in kind:
+        ref, *more = refs_of(kind_or_entity)
+        kind = ref.kind
+        if more:
+            raise click.UsageError("give one entity")
+    if mermaid and (ref or as_json):
+        raise click.UsageError("--mermaid takes a KIND alone")
+    with engine_of_command(ctx, asks_index=False) as engine:
+        cls = class_of(engine, kind)
+        rules = cls.rules
+        if not isinstance(rules, Rules):
+            raise click.UsageError(
+                f"{cls.__qualname__} has no Rules that could be shown: its own code chooses the actions."
+                f" What it chooses: `goalstate explain {kind} ID`"
+            )
+        present = None
+        if ref is not None:
+            present = _own_code(ctx, ref, call_of(evaluation.read_states, ref, cls.from_id), as_json)
+    if mermaid:
+        click.echo(rules.to_mermaid())
+        return
+    matrix = rules.matrix(present)
+    if as_json:
+        print_json({"kind": kind, **asdict(matrix)})
+    else:
+        click.echo(matrix_text(matrix))
+        if present is not None:
+            click.echo(f"\n* {ref} is here: {' → '.join(map(state_text, present))}")
+    if cls.get_action_list is not Entity.get_action_list:
+        click.echo(f"{cls.__qualname__}.get_action_list() may choose otherwise than its rules.", err=True)
+
+
+def _own_code(ctx: click.Context, ref: EntityRef, call: Callable[[], T], as_json: bool) -> T:
+    """What code of the entity's class returns; if that fails, its traceback, and exit 1."""
+    try:
+        return call()
+    except Exception as error:  # noqa: BLE001 - code of others
+        if as_json:
+            print_json({"entity": f"{ref.kind}/{ref.id}", "error": error_text(error)})
+        if isinstance(error, EntityGone):
+            click.echo(f"{ref} is gone, as its class says: an evaluation would forget it", err=True)
+        else:
+            lines = "".join(traceback.format_exception(error)).splitlines()
+            click.echo("\n".join(map(printable, lines)), err=True)
+        ctx.exit(NOT_FOUND)
 
 
 @goalstate.command("list", cls=CeleryCommand)

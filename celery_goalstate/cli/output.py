@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from celery_goalstate.description import Description, Status
-from celery_goalstate.display import printable
+from celery_goalstate.display import printable, table_text
 
 #: Characters of an error in a table; `show` has all of it.
 ERROR_WIDTH = 60
@@ -150,10 +150,7 @@ def _moment(when: datetime) -> str:
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns that are as wide as they must be."""
-    lines = [[heading.upper() for heading in headings], *([printable(cell) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    click.echo(table_text([heading.upper() for heading in headings], rows))
 
 
 def details_of(found: Description, paused: bool, queue: str | None) -> dict[str, Any]:

@@ -6,8 +6,9 @@
 * idle records past their time are forgotten;
 * entities that are always scheduled (resyncs) are scheduled, whatever became of the index.
 
-It runs none of the user's code and does little at a time. First it does for all kinds what takes no broker;
-then it publishes, as `_Rests` allows. What could not be published is parked again.
+It does little at a time, and runs none of the user's code but receivers of signals. First it does for all
+kinds what takes no broker; then it publishes, as `_Rests` allows. What could not be published is parked
+again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 from celery_goalstate.deadlines import milliseconds
 from celery_goalstate.display import printable
@@ -39,7 +41,10 @@ from celery_goalstate.messages.errors import BrokerUnavailable, MessagesRefused,
 from celery_goalstate.registry import Kind
 from celery_goalstate.settings import Settings
 from celery_goalstate.worker.parts import Parts
-from celery_goalstate.worker.task import report
+from celery_goalstate.worker.task import report, send_if_quarantined, send_lease_lost
+
+if TYPE_CHECKING:
+    from celery_goalstate.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +67,13 @@ class Sweeper:
         self,
         name: str,
         *,
+        engine: Engine,
         parts: Parts,
         settings: Settings,
         kinds: Callable[[], Mapping[str, Kind]],
     ) -> None:
         self._name = name
+        self._engine = engine
         self._index = parts.index
         self._publisher = parts.publisher
         self._settings = settings
@@ -221,6 +228,8 @@ class Sweeper:
                 logger.warning(
                     "%s/%s was being evaluated by a worker that fell silent", kind.name, printable(ended.id)
                 )
+                send_lease_lost(self._engine, self._index, kind.name, ended)
+                send_if_quarantined(self._engine, self._index, kind.name, ended, finished)
         work.wakeups += [finished.wakeup for finished in replies if finished.wakeup]
         return any(finished.result is Finish.ACCEPTED for finished in replies)
 

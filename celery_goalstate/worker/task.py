@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from contextvars import copy_context
 from datetime import UTC, datetime
@@ -28,15 +28,16 @@ from celery.exceptions import Reject, Retry, TaskPredicate
 from celery.utils.serialization import get_pickleable_exception
 
 from celery_goalstate.deadlines import milliseconds
-from celery_goalstate.display import printable
+from celery_goalstate.display import printable, state_text
 from celery_goalstate.entity import EntityRef
-from celery_goalstate.evaluation import Evaluation, Outcome, error_text, evaluate, state_text
+from celery_goalstate.evaluation import Evaluation, Outcome, error_text, evaluate
 from celery_goalstate.exceptions import GoalStateError, IndexUnavailable, LeaseLost
 from celery_goalstate.index.base import (
     LONGEST_WORD,
     Claim,
     Finish,
     Finished,
+    Index,
     Refusal,
     Refused,
     Report,
@@ -50,6 +51,13 @@ from celery_goalstate.messages.envelope import strategy
 from celery_goalstate.messages.notes import adds_headers
 from celery_goalstate.messages.wakeup import read_message, rejection
 from celery_goalstate.registry import Kind
+from celery_goalstate.signals import (
+    entity_quarantined,
+    evaluation_finished,
+    evaluation_started,
+    lease_lost,
+    wakeup_refused,
+)
 from celery_goalstate.worker.batch import NOTHING_TO_DO, SLICE, Batch, Tally, ending
 from celery_goalstate.worker.caller import call_until_postrun, calling
 from celery_goalstate.worker.databases import usable_afterwards
@@ -148,14 +156,18 @@ class Evaluator:
         request: TaskRequest,
     ) -> Ended:
         claims, claimed_at = self._claim(pairs, nonce, task_id, resent_at)
-        self._dispatch([claim.wakeup for claim in claims if isinstance(claim, Refusal) and claim.wakeup])
+        refusals = [claim for claim in claims if isinstance(claim, Refusal)]
+        for refusal in refusals:
+            kind, reason = self._kind.name, refusal.reason.value
+            wakeup_refused.send(kind, engine=self._engine, kind=kind, id=refusal.id, reason=reason)
+        self._dispatch([refusal.wakeup for refusal in refusals if refusal.wakeup])
         if len(claims) == 1:
             ended = self._evaluate_one(claims[0], claimed_at, task_id, retries, request)
         else:
             held = [claim for claim in claims if isinstance(claim, Claim)]
             tally = self._evaluate_batch(request, held, claimed_at)
-            if refused := len(claims) - len(held):
-                tally[NOTHING_TO_DO] += refused
+            if refusals:
+                tally[NOTHING_TO_DO] += len(refusals)
             ended = Ended(str(tally))
         # What is taken has no message of its own, whose headers would say for whom it is.
         takes = self._kind.options.batch_size > 1 and not adds_headers(self._engine.app, self._kind)
@@ -179,6 +191,7 @@ class Evaluator:
 
         if finished.wakeup:
             self._dispatch([finished.wakeup])
+        self._send_what_followed(to_report, finished)
         if to_report.verdict is Verdict.UNSTARTED:
             return Ended(f"{entity}: {outcome}; given back, since the worker ends")
         if outcome.error is not None:
@@ -194,15 +207,14 @@ class Evaluator:
         batch = Batch(
             claims, ends=ends, clock=clock, give_back=lambda claim: given_back(Run(claim.id, claim.lease))
         )
-        settled: list[Report] = []
+        settled: list[tuple[Report, Finished]] = []
         expires = claimed_at + self._keeper.length
 
         settling = threading.Lock()
 
         def settle() -> None:
-            reports = batch.settle()
-            self._settle(reports, held=lambda: clock() < expires)
-            settled.extend(reports)  # not counted yet: the alarm's thread may be here at the same time
+            # Not counted yet, and nothing is sent: the alarm's thread may be here at the same time.
+            settled.extend(self._settle(batch.settle(), held=lambda: clock() < expires))
 
         def settle_early() -> None:
             with settling:
@@ -230,11 +242,13 @@ class Evaluator:
             finally:
                 with settling:  # the alarm's thread may be in the midst of its reports
                     pass
-        return Tally(map(ending, settled))
+                for reported, finished in settled:
+                    self._send_what_followed(reported, finished)
+        return Tally(ending(reported) for reported, _ in settled)
 
-    def _settle(self, reports: list[Report], held: Callable[[], bool]) -> None:
-        wakeups = []
-        for reported, finished in zip(reports, self._finish(reports, held), strict=True):
+    def _settle(self, reports: list[Report], held: Callable[[], bool]) -> Sequence[tuple[Report, Finished]]:
+        settled, wakeups = list(zip(reports, self._finish(reports, held), strict=True)), []
+        for reported, finished in settled:
             if finished.result is Finish.FENCED:
                 logger.warning(
                     "%s/%s: dropped, since its lease was lost", self._kind.name, printable(reported.id)
@@ -242,6 +256,7 @@ class Evaluator:
             if finished.wakeup:
                 wakeups.append(finished.wakeup)
         self._dispatch(wakeups)
+        return settled
 
     def _take_more(self, request: TaskRequest, task_id: str, summary: str) -> str:
         """Under load, evaluate what is due and parked instead of waiting for its messages."""
@@ -304,27 +319,52 @@ class Evaluator:
         )
         # In a context of its own: nothing of it reaches the next entity, or what Celery does afterwards.
         with usable_afterwards():
-            return copy_context().run(self._evaluate_here, evaluation, lease.run)
+            return copy_context().run(self._evaluate_here, evaluation, lease)
 
-    def _evaluate_here(self, evaluation: Evaluation, run: Run) -> Outcome:
-        with calling(self._index, self._kind.name, run):
-            return evaluate(
+    def _evaluate_here(self, evaluation: Evaluation, lease: Lease) -> Outcome:
+        kind, id, engine, clock = self._kind.name, lease.run.id, self._engine, self._parts.clock
+        with calling(self._index, kind, lease.run):
+            began = clock()
+            evaluation_started.send(kind, engine=engine, kind=kind, id=id)
+            outcome = evaluate(
                 evaluation,
                 self._kind.options,
-                self._engine.hooks,
+                engine.hooks,
                 retry_after=partial(_celery_retry_after, now=self._parts.now),
-                clock=self._parts.clock,
+                clock=clock,
                 random=self._parts.random,
             )
+            if not self._is_cut_off(lease, outcome):
+                evaluation_finished.send(
+                    kind,
+                    engine=engine,
+                    kind=kind,
+                    id=id,
+                    outcome=outcome,
+                    lateness=evaluation.lateness,
+                    seconds=clock() - began,
+                )
+            return outcome
+
+    def _send_what_followed(self, reported: Report, finished: Finished) -> None:
+        """Send what the index made of a report, if that is worth a signal."""
+        if finished.result is Finish.FENCED:
+            send_lease_lost(self._engine, self._index, self._kind.name, reported)
+        else:
+            send_if_quarantined(self._engine, self._index, self._kind.name, reported, finished)
+
+    def _is_cut_off(self, lease: Lease, outcome: Outcome) -> bool:
+        """Whether the worker's end cut the evaluation off, which is no failure of it."""
+        if outcome.error is None or not is_ending() or not self._keeper.held(lease):
+            return False
+        # The signal's handler raised its error in the main thread, and an action may have put another one
+        # in its place. In other threads the next action was held back.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        return in_main_thread or isinstance(outcome.error, LeaseLost)
 
     def _report(self, lease: Lease, outcome: Outcome, *, task_id: str, retries: int) -> Report:
-        """What is reported of an evaluation. If the worker's end cut it off, that is no failure of it."""
-        if outcome.error is not None and is_ending() and self._keeper.held(lease):
-            # The signal's handler raised its error in the main thread, and an action may have put another one
-            # in its place. In other threads the next action was held back.
-            in_main_thread = threading.current_thread() is threading.main_thread()
-            if in_main_thread or isinstance(outcome.error, LeaseLost):
-                return given_back(lease.run)
+        if self._is_cut_off(lease, outcome):
+            return given_back(lease.run)
         return report(lease.run, outcome, self._kind, task_id=task_id, retries=retries)
 
     def _finish(self, reports: list[Report], held: Callable[[], bool]) -> list[Finished]:
@@ -442,6 +482,21 @@ def report(
 def _word(state: Any) -> str:
     """A state in at most 20 characters; empty if it was not read."""
     return "" if state is None else cut(state_text(state, LONGEST_STATE), LONGEST_WORD)
+
+
+def send_lease_lost(engine: Engine, index: Index, kind: str, reported: Report) -> None:
+    """Send `lease_lost`; its receivers' words count as the evaluation's."""
+    with calling(index, kind, Run(reported.id, reported.lease)):
+        lease_lost.send(kind, engine=engine, kind=kind, id=reported.id)
+
+
+def send_if_quarantined(
+    engine: Engine, index: Index, kind: str, reported: Report, finished: Finished
+) -> None:
+    """Send `entity_quarantined` of a report that was accepted, unless an enqueue from outside came first."""
+    if reported.verdict is Verdict.QUARANTINED and finished.deadline is None:
+        with calling(index, kind, Run(reported.id, reported.lease)):
+            entity_quarantined.send(kind, engine=engine, kind=kind, id=reported.id, error=reported.error)
 
 
 #: What a base class, or `task_cls`, may set for all tasks and what would undo an outcome here, or spoil a

@@ -41,8 +41,10 @@ class Workplace:
         self.most_under_way = 0
         publisher: Any = self
         keeper: Any = None
+        engine: Any = None
         self.sweeper = Sweeper(
             "sweeper",
+            engine=engine,
             parts=Parts(index=self.index, publisher=publisher, keeper=keeper, clock=lambda: self.now),
             settings=Settings(index_url="memory://"),
             kinds=lambda: {KIND: kind},

@@ -191,6 +191,7 @@ class World:
     def sweeper(self, name: str = "worker-1") -> Sweeper:
         return Sweeper(
             name,
+            engine=self.engine,
             parts=self.engine.parts,
             settings=self.engine.settings,
             kinds=lambda: {kind: self.engine.kind(kind) for kind in self.engine.kinds},

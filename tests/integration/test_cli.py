@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import re
 import shlex
@@ -17,8 +18,9 @@ from celery import Celery
 from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
 
-from celery_goalstate import Description, Engine, Entity, EntityRef, Rules, Status, cli
+from celery_goalstate import ANY, Action, Description, Engine, Entity, EntityRef, Rules, Status, cli
 from celery_goalstate.cli import output
+from celery_goalstate.exceptions import EntityGone
 from celery_goalstate.index import open_index
 from celery_goalstate.index.base import Claim, Report, Run, Verdict
 from celery_goalstate.worker.lease import LeaseKeeper
@@ -475,6 +477,203 @@ class TestList:
         result = goalstate("list")
         assert "\x1b" not in result.output
         assert "No entity class of kind o\\x1b[2Jld is registered here" in result.stderr
+
+
+class Stage(enum.Enum):
+    NEW = "new"
+    PAID = "paid"
+    SHIPPED = "shipped"
+
+
+@pytest.fixture
+def shop() -> Engine:
+    """An engine whose index lives in this process: its code is asked here, and no index."""
+    app = Celery("shop", broker="memory://", set_as_current=False)
+    engine = Engine(app)
+
+    def never(ctx: Any, entity: Any) -> None:
+        raise AssertionError("an action was run")
+
+    @engine.register
+    class Order(Entity):
+        rules = Rules(
+            {
+                Stage.SHIPPED: {
+                    Stage.NEW: [Action("charge", never), Action("ship", never)],
+                    Stage.PAID: [Action("ship", never)],
+                    Stage.SHIPPED: [],
+                },
+                "cancelled": {ANY: Action("refund", never)},
+            }
+        )
+
+        @classmethod
+        def from_id(cls, id: str) -> Order:
+            if id == "gone":
+                raise EntityGone
+            return cls(id)
+
+        def get_state(self) -> Any:
+            if self.id == "broken":
+                raise ConnectionError("no route\x1b[2J to host")
+            return Stage.PAID
+
+        def get_goal_state(self) -> Any:
+            return "sold" if self.id == "odd" else Stage.SHIPPED
+
+    @engine.register
+    class Parcel(Order):
+        def get_action_list(self, state: Any, goal_state: Any) -> Any:
+            return ["sned"] if self.id == "typo" else super().get_action_list(state, goal_state)
+
+    @engine.register
+    class Invoice(Entity):
+        def get_state(self) -> str:
+            return "open"
+
+        get_goal_state = get_state
+
+        def get_action_list(self, state: Any, goal_state: Any) -> Any:
+            return []
+
+    engine.declare("elsewhere")
+    return engine
+
+
+@pytest.fixture
+def asked(shop: Engine) -> Command:
+    return lambda *arguments: run(shop.app, *arguments)
+
+
+class TestExplain:
+    @pytest.mark.parametrize(
+        ("entity", "line"),
+        [
+            (["order", "42"], "PAID → SHIPPED: would run ship"),
+            (["order/42"], "PAID → SHIPPED: would run ship"),
+            (["order", "odd"], "PAID → sold: would run nothing, for no rule covers these"),
+            (["invoice", "1"], "open → open: would run nothing"),
+        ],
+    )
+    def test_what_would_run_and_nothing_does(
+        self, shop: Engine, asked: Command, entity: list[str], line: str
+    ) -> None:
+        result = asked("explain", *entity)
+        assert (result.exit_code, result.stdout, result.stderr) == (0, f"{line}\n", "")
+        assert not any(any(counts.values()) for counts in shop.counts().values())
+
+    @pytest.mark.parametrize(("id", "goal", "actions"), [("42", "SHIPPED", ["ship"]), ("odd", "sold", None)])
+    def test_json(self, asked: Command, id: str, goal: str, actions: list[str] | None) -> None:
+        assert json.loads(asked("explain", "order", id, "--json").stdout) == {
+            "entity": f"order/{id}",
+            "state": "PAID",
+            "goal": goal,
+            "actions": actions,
+        }
+
+    def test_an_error_is_told_with_its_traceback(self, asked: Command) -> None:
+        result = asked("explain", "order", "broken")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "Traceback (most recent call last):\n" in result.stderr
+        assert "in get_state\n" in result.stderr
+        assert result.stderr.endswith("ConnectionError: no route\\x1b[2J to host\n")
+        result = asked("explain", "order", "broken", "--json")
+        assert result.exit_code == 1
+        assert json.loads(result.stdout)["error"].startswith("ConnectionError: no route")
+
+    def test_a_list_that_names_no_method_is_an_error_too(self, asked: Command) -> None:
+        result = asked("explain", "parcel", "typo")
+        assert result.exit_code == 1
+        assert "has no method 'sned'" in result.stderr
+
+    def test_one_that_is_gone(self, asked: Command) -> None:
+        result = asked("explain", "order", "gone")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr == "order/gone is gone, as its class says: an evaluation would forget it\n"
+
+    @pytest.mark.parametrize(
+        ("arguments", "told"),
+        [
+            (["order", "1", "2"], "give one entity"),
+            (["order"], "which order?"),
+            (["oder", "1"], "Did you mean order?"),
+            (["elsewhere", "1"], "kind 'elsewhere' is only declared here"),
+        ],
+    )
+    def test_bad_usage(self, asked: Command, arguments: list[str], told: str) -> None:
+        result = asked("explain", *arguments)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert told in result.stderr
+
+
+class TestGraph:
+    def test_the_matrix(self, asked: Command) -> None:
+        result = asked("graph", "order")
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert result.stdout.splitlines() == [
+            "STATE    → SHIPPED     → cancelled",
+            "NEW      charge, ship  refund (ANY state)",
+            "PAID     ship          refund (ANY state)",
+            "SHIPPED  nothing       refund (ANY state)",
+            "ANY      no rule       refund",
+        ]
+
+    @pytest.mark.parametrize("entity", [["order", "42"], ["order/42"]])
+    def test_the_present_cell(self, asked: Command, entity: list[str]) -> None:
+        lines = asked("graph", *entity).stdout.splitlines()
+        assert lines[2] == "PAID     * ship        refund (ANY state)"
+        assert lines[-1] == "* order/42 is here: PAID → SHIPPED"
+
+    def test_the_present_cell_is_outside_of_the_table(self, asked: Command) -> None:
+        lines = asked("graph", "order", "odd").stdout.splitlines()
+        assert lines[0].split(" → ")[-1] == "sold"
+        assert lines[2].endswith("* no rule")
+
+    def test_json(self, asked: Command) -> None:
+        found = json.loads(asked("graph", "order", "42", "--json").stdout)
+        assert (found["kind"], found["states"]) == ("order", ["NEW", "PAID", "SHIPPED", "ANY"])
+        assert found["goals"] == ["SHIPPED", "cancelled"]
+        assert found["rows"][1] == [
+            {"state": "PAID", "goal": "SHIPPED", "actions": ["ship"], "inherited": "", "present": True},
+            {
+                "state": "PAID",
+                "goal": "cancelled",
+                "actions": ["refund"],
+                "inherited": "ANY state",
+                "present": False,
+            },
+        ]
+        assert found["rows"][3][0]["actions"] is None
+
+    def test_mermaid(self, shop: Engine, asked: Command) -> None:
+        rules = shop.kind("order").entity_class.rules
+        assert asked("graph", "order", "--mermaid").stdout == f"{rules.to_mermaid()}\n"
+
+    def test_an_entity_that_cannot_be_read(self, asked: Command) -> None:
+        result = asked("graph", "order", "broken")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "in get_state\n" in result.stderr
+
+    def test_rules_that_are_not_all(self, asked: Command) -> None:
+        result = asked("graph", "parcel")
+        assert result.exit_code == 0
+        assert "get_action_list() may choose otherwise than its rules.\n" in result.stderr
+
+    @pytest.mark.parametrize(
+        ("arguments", "told"),
+        [
+            (["invoice"], "`goalstate explain invoice ID`"),
+            (["elsewhere"], "kind 'elsewhere' is only declared here"),
+            (["oder"], "Did you mean order?"),
+            (["order", "1", "2"], "give one entity"),
+            (["order", "1", "--mermaid"], "--mermaid takes a KIND alone"),
+            (["order", "--json", "--mermaid"], "--mermaid takes a KIND alone"),
+        ],
+    )
+    def test_bad_usage(self, asked: Command, arguments: list[str], told: str) -> None:
+        result = asked("graph", *arguments)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert told in result.stderr
 
 
 class TestDelete:

@@ -52,8 +52,10 @@ class Broker:
         self.timeout = settings.sweep_timeout
         publisher: Any = self
         keeper: Any = None
+        engine: Any = None
         self.sweeper = Sweeper(
             "sweeper",
+            engine=engine,
             parts=Parts(
                 index=self.index,
                 publisher=publisher,

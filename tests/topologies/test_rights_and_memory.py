@@ -212,7 +212,7 @@ def test_a_policy_that_drops_what_is_scheduled_is_told(
     admin.config_set("maxmemory-policy", policy)
     unused: Any = None
     parts = Parts(index=index, publisher=unused, keeper=unused)
-    sweeper = Sweeper("s", parts=parts, settings=Settings(index_url="redis://"), kinds=dict)
+    sweeper = Sweeper("s", engine=unused, parts=parts, settings=Settings(index_url="redis://"), kinds=dict)
     with caplog.at_level(logging.WARNING, "celery_goalstate"):
         sweeper.check_server()
         told = f"maxmemory-policy {policy}: " in caplog.text

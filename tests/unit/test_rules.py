@@ -10,7 +10,7 @@ import pytest
 from celery_goalstate.actions import Action, ActionList, Context
 from celery_goalstate.entity import Entity
 from celery_goalstate.exceptions import ImproperlyConfigured
-from celery_goalstate.rules import ANY, NO_RULE, Rules, check_entity_class
+from celery_goalstate.rules import ANY, NO_RULE, Inherited, Matrix, Rules, check_entity_class
 
 
 class State(enum.Enum):
@@ -272,3 +272,105 @@ def test_the_table_as_a_flowchart() -> None:
         '        state1_0(["ANY"]) --> actions1_0["power_on"]',
         "    end",
     ]
+
+
+# The matrix --------------------------------------------------------------------------------------
+
+EVERY_SORT = Rules(
+    {
+        Goal.DOWN: {State.UP: [drain, power_off], State.DOWN: [], ANY: [power_off]},
+        "moved": {State.UP: "move"},
+        ANY: {State.DRAINED: [power_on], ANY: []},
+    }
+)
+
+
+def shown(matrix: Matrix) -> dict[tuple[str, str], tuple[list[str] | None, str]]:
+    assert len(matrix.rows) == len(matrix.states)
+    assert [[cell.goal for cell in row] for row in matrix.rows] == [list(matrix.goals)] * len(matrix.rows)
+    assert [row[0].state for row in matrix.rows] == list(matrix.states)
+    return {
+        (cell.state, cell.goal): (None if cell.actions is None else list(cell.actions), cell.inherited)
+        for row in matrix.rows
+        for cell in row
+    }
+
+
+def test_the_matrix_says_what_holds_and_from_where() -> None:
+    assert shown(EVERY_SORT.matrix()) == {
+        ("UP", "DOWN"): (["drain", "power_off"], Inherited.NO),
+        ("UP", "moved"): (["move"], Inherited.NO),
+        ("UP", "ANY"): ([], Inherited.FROM_ANY_STATE),
+        ("DRAINED", "DOWN"): (["power_off"], Inherited.FROM_ANY_STATE),
+        ("DRAINED", "moved"): (["power_on"], Inherited.FROM_ANY_GOAL),
+        ("DRAINED", "ANY"): (["power_on"], Inherited.NO),
+        ("DOWN", "DOWN"): ([], Inherited.NO),
+        ("DOWN", "moved"): ([], Inherited.FROM_ANY),
+        ("DOWN", "ANY"): ([], Inherited.FROM_ANY_STATE),
+        ("ANY", "DOWN"): (["power_off"], Inherited.NO),
+        ("ANY", "moved"): ([], Inherited.FROM_ANY_GOAL),
+        ("ANY", "ANY"): ([], Inherited.NO),
+    }
+
+
+def test_the_matrix_tells_a_missing_cell_from_a_deliberate_nothing() -> None:
+    cells = shown(FLEET.matrix())
+    assert cells["DRAINED", "UP"] == (None, Inherited.NO)
+    assert cells["DOWN", "DOWN"] == ([], Inherited.NO)
+
+
+@pytest.mark.parametrize("state", [*State, "other"])
+@pytest.mark.parametrize("goal", [*Goal, "moved", "other"])
+def test_the_matrix_has_what_an_evaluation_would_find(state: Any, goal: Any) -> None:
+    expected = EVERY_SORT.actions(state, goal)
+    label = [each.name if isinstance(each, enum.Enum) else each for each in (state, goal)]
+    found, _ = shown(EVERY_SORT.matrix((state, goal)))[*label]
+    assert found == names(expected)
+
+
+def test_of_an_enum_of_states_the_matrix_has_all_members() -> None:
+    """A state that the table does not even name is a gap. A goal that it leaves out may be no goal."""
+    matrix = Rules({Goal.DOWN: {State.DOWN: [], "lost": [drain]}}).matrix()
+    assert matrix.states == ("UP", "DRAINED", "DOWN", "lost")
+    assert matrix.goals == ("DOWN",)
+    assert shown(matrix)["UP", "DOWN"] == (None, Inherited.NO)
+
+
+def test_a_state_of_several_flags_has_its_row() -> None:
+    class Flags(enum.Flag):
+        A = 1
+        B = 2
+
+    assert Rules({"g": {Flags.A | Flags.B: []}}).matrix().states == ("A", "B", "A|B")
+
+
+@pytest.mark.parametrize(
+    ("present", "states", "goals", "expected"),
+    [
+        ((State.UP, Goal.DOWN), 4, 3, (["drain", "power_off"], Inherited.NO)),
+        (("lost", Goal.DOWN), 5, 3, (["power_off"], Inherited.FROM_ANY_STATE)),
+        ((State.DRAINED, "sold"), 4, 4, (["power_on"], Inherited.FROM_ANY_GOAL)),
+        ((Replicas(1), Replicas(2)), 5, 4, ([], Inherited.FROM_ANY)),
+    ],
+)
+def test_the_present_cell_is_marked_and_there(
+    present: tuple[Any, Any], states: int, goals: int, expected: Any
+) -> None:
+    matrix = EVERY_SORT.matrix(present)
+    assert (len(matrix.states), len(matrix.goals)) == (states, goals)
+    assert (matrix.states[-1], matrix.goals[-1]) == ("ANY", "ANY")
+    [marked] = [cell for row in matrix.rows for cell in row if cell.present]
+    assert [marked.state, marked.goal] == [
+        each.name if isinstance(each, enum.Enum) else str(each) for each in present
+    ]
+    assert shown(matrix)[marked.state, marked.goal] == expected
+
+
+def test_no_cell_is_marked_of_a_table_alone() -> None:
+    assert not [cell for row in EVERY_SORT.matrix().rows for cell in row if cell.present]
+
+
+def test_an_empty_table_has_a_matrix() -> None:
+    assert Rules({}).matrix() == Matrix((), (), ())
+    [[cell]] = Rules({}).matrix(("UP", "DOWN")).rows
+    assert (cell.actions, cell.present) == (None, True)
