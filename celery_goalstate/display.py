@@ -7,7 +7,7 @@ import enum
 import getpass
 import os
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -72,14 +72,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 # Tables ------------------------------------------------------------------------------------------
 
 
-def table_text(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table for a terminal, whose columns are as wide as they must be."""
+def table_text(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: Container[int] = ()) -> str:
+    """A table for a terminal, whose columns are as wide as they must be; those of `numbers` end flush."""
     lines = [headings, *([printable(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+
+    def cell_text(column: int, cell: str) -> str:
+        return cell.rjust(widths[column]) if column in numbers else cell.ljust(widths[column])
+
+    return "\n".join("  ".join(cell_text(*each) for each in enumerate(line)).rstrip() for line in lines)
 
 
 def matrix_text(matrix: Matrix) -> str:

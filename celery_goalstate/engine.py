@@ -358,12 +358,16 @@ class Engine:
         name = self._known_name(kind)
         return overviews.counts({name: index if name in self._kinds else index.as_kept(name)})
 
-    def overview(self) -> dict[str, Overview]:
-        """Each kind that this process knows, at a glance: how much is where, late, failing; is it swept.
+    def overview(self, kind: KindLike | None = None) -> dict[str, Overview]:
+        """A kind at a glance (no kind: all that this process knows): what is late, or fails; is it swept.
 
         One round trip per node of the index. Raises `IndexUnavailable` as `list` does.
         """
-        return overviews.overviews(self.parts.index, self.kinds)
+        if kind is None:
+            return overviews.overviews(self.parts.index, self.kinds)
+        name = self._known_name(kind)
+        kept = self.parts.index if name in self._kinds else self.parts.index.as_kept(name)
+        return overviews.overviews(kept, [name]) if kept else {}
 
     def foreign_kinds(self) -> builtins.list[str]:
         """Kinds that the index keeps and this process does not know.

@@ -45,16 +45,6 @@ class Overview:
     sweeper: bool  #: Does a worker sweep the kind? If not, what is parked or lost waits
     unswept: float | None  #: if not: since the last one did; None: none ever did
 
-    @property
-    def needs_somebody(self) -> bool:
-        """Whether a person should look: something fails or is quarantined, or nobody sweeps."""
-        return bool(self.failing or self.counts[Status.FAILED] or self.is_left_alone)
-
-    @property
-    def is_left_alone(self) -> bool:
-        """Whether something is pending, or was being evaluated, and no worker sweeps."""
-        return not self.sweeper and bool(self.counts[Status.SCHEDULED] or self.counts[Status.RUNNING])
-
 
 def overviews(index: Index, kinds: Iterable[str]) -> dict[str, Overview]:
     """Each kind at a glance. Raises `IndexUnavailable` with what is known, as all here does."""

@@ -59,7 +59,6 @@ def parse_time(ctx: click.Context, param: click.Parameter, value: str | None) ->
     return when
 
 
-entities_argument = click.argument("entities", metavar="KIND ID...", nargs=-1, required=True)
 json_option = click.option("--json", "as_json", cls=CeleryOption, is_flag=True, help="For machines.")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -21,7 +20,6 @@ from celery_goalstate.cli.arguments import (
     check_kind,
     class_of,
     engine_of_command,
-    entities_argument,
     json_option,
     not_found,
     parse_duration,
@@ -31,28 +29,22 @@ from celery_goalstate.cli.arguments import (
     refs_of,
     unknown_kind,
 )
+from celery_goalstate.cli.bulk import bulk_options, choice_of, do_in_bulk
 from celery_goalstate.cli.output import (
     details_of,
     print_details,
     print_json,
-    print_table,
     relative,
-    row_of,
     until_resumed,
 )
-from celery_goalstate.description import Description, Status, position_of
 from celery_goalstate.display import matrix_text, printable, state_text
 from celery_goalstate.engine import Engine
 from celery_goalstate.entity import Entity, EntityRef
 from celery_goalstate.evaluation import error_text
-from celery_goalstate.exceptions import EntityGone, ImproperlyConfigured, IndexUnavailable, UnknownKind
-from celery_goalstate.index.base import LONGEST_PAGE, Partial
+from celery_goalstate.exceptions import EntityGone, UnknownKind
 from celery_goalstate.rules import NO_RULE, Rules
 
 T = TypeVar("T")
-
-#: In which order `list` shows entities: first what a person may have to do something about.
-ORDER = (Status.FAILED, Status.RUNNING, Status.SCHEDULED, Status.IDLE)
 
 
 @click.group()
@@ -64,7 +56,7 @@ def goalstate(ctx: click.Context, namespace: str | None) -> None:
 
 
 @goalstate.command(cls=CeleryCommand)
-@entities_argument
+@bulk_options
 @click.option(
     "--in",
     "delay",
@@ -85,6 +77,9 @@ def goalstate(ctx: click.Context, namespace: str | None) -> None:
 def enqueue(
     ctx: click.Context,
     entities: Sequence[str],
+    failed: str | None,
+    failing: str | None,
+    yes: bool,
     delay: timedelta | None,
     at: datetime | None,
     as_json: bool,
@@ -95,6 +90,19 @@ def enqueue(
     """
     if delay is not None and at is not None:
         raise click.UsageError("give --in or --at, not both")
+    if choice := choice_of(entities, failed, failing):
+        with engine_of_command(ctx) as engine:
+            count = do_in_bulk(
+                engine,
+                choice,
+                "Enqueue",
+                lambda refs: engine.enqueue_many(refs, at if delay is None else delay),
+                yes=yes,
+            )
+            _print_count(choice.kind, "enqueued", count, as_json)
+            if engine.paused(choice.kind):
+                click.echo(until_resumed(choice.kind), err=True)
+        return
     refs = refs_of(entities)
     with engine_of_command(ctx) as engine:
         for ref in refs:
@@ -233,87 +241,8 @@ def _own_code(ctx: click.Context, ref: EntityRef, call: Callable[[], T], as_json
         ctx.exit(NOT_FOUND)
 
 
-@goalstate.command("list", cls=CeleryCommand)
-@click.option("--kind", cls=CeleryOption, metavar="KIND", help="Entities of this kind.")
-@click.option(
-    "--status",
-    cls=CeleryOption,
-    type=click.Choice([str(status) for status in Status]),
-    help="Entities in this status.",
-)
-@click.option(
-    "--limit",
-    cls=CeleryOption,
-    metavar="N",
-    type=click.IntRange(1, LONGEST_PAGE),
-    default=50,
-    show_default=True,
-    help="So many entities at most.",
-)
-@click.option("--after", cls=CeleryOption, metavar="CURSOR", help="The next page, as the last one named it.")
-@json_option
-@click.pass_context
-def list_(
-    ctx: click.Context,
-    kind: str | None,
-    status: str | None,
-    limit: int,
-    after: str | None,
-    as_json: bool,
-) -> None:
-    """Entities of a kind or in a status, or how many of each there are.
-
-    Failed ones come first, then running, scheduled, idle.
-    """
-    if after is not None and kind is None and status is None:
-        raise click.UsageError("--after goes with --kind or --status")
-    with engine_of_command(ctx) as engine:
-        if kind is None and status is None:
-            _list_counts(ctx, engine, as_json)
-            return
-        if kind is not None:
-            ref_of(kind, "checked")
-        kinds = engine.kinds if kind is None else (kind,)
-        statuses = ORDER if status is None else (Status(status),)
-        lists = [(name, wanted) for wanted in statuses for name in kinds]
-        partial = Partial()
-        found = _page(engine, lists, limit, after, partial)
-        if as_json:
-            print_json([asdict(each) for each in found])
-        if not found and not partial.away:
-            words = ["no", after and "further", status, "entities", kind and f"of kind {kind}"]
-            what = " ".join(filter(None, words))
-            not_found(ctx, engine, kind or next(iter(engine.kinds), ""), what)
-        elif not as_json:
-            print_table(["entity", "status", "when", "goal", "failures", "error"], [row_of(d) for d in found])
-        if found and _page(engine, lists, 1, found[-1].cursor, Partial()):
-            cursor = printable(shlex.quote(found[-1].cursor))
-            click.echo(f"There are more than these {len(found)}: --after {cursor}", err=True)
-        partial.raise_if_away(found)
-
-
-def _page(
-    engine: Engine, lists: Sequence[tuple[str, Status]], limit: int, after: str | None, partial: Partial
-) -> list[Description]:
-    """One page over the lists of kinds and statuses, one after the other; `partial` is told what is away."""
-    if after is not None:
-        try:
-            status, kind, _ = position_of(after)
-        except ValueError as error:
-            raise click.UsageError(str(error)) from error
-        if (kind, status) not in lists:
-            raise click.UsageError(f"--after {after!r} is on no page of this list")
-        lists = lists[lists.index((kind, status)) :]
-    found: list[Description] = []
-    for kind, status in lists:
-        if len(found) < limit:
-            found += partial.known(call_of(engine.list, kind, status, limit - len(found), after)) or ()
-        after = None
-    return found
-
-
 @goalstate.command(cls=CeleryCommand)
-@entities_argument
+@bulk_options
 @click.option(
     "--all",
     "all_of_it",
@@ -323,8 +252,21 @@ def _page(
 )
 @json_option
 @click.pass_context
-def delete(ctx: click.Context, entities: Sequence[str], all_of_it: bool, as_json: bool) -> None:
+def delete(
+    ctx: click.Context,
+    entities: Sequence[str],
+    failed: str | None,
+    failing: str | None,
+    yes: bool,
+    all_of_it: bool,
+    as_json: bool,
+) -> None:
     """Forget entities: their schedules, failures, all of it. What they stand for is not touched."""
+    if choice := choice_of(entities, failed, failing):
+        with engine_of_command(ctx) as engine:
+            count = do_in_bulk(engine, choice, "Delete", engine.delete_many, yes=yes)
+            _print_count(choice.kind, "deleted", count, as_json)
+        return
     if all_of_it:
         _delete_kind(ctx, entities, as_json)
         return
@@ -340,6 +282,13 @@ def delete(ctx: click.Context, entities: Sequence[str], all_of_it: bool, as_json
                 click.echo(f"{ref}: deleted")
         if unknown := [ref for ref, deleted in done.items() if not deleted]:
             not_found(ctx, engine, unknown[0].kind, f"not known: {', '.join(map(str, unknown))}")
+
+
+def _print_count(kind: str, done: str, count: int, as_json: bool) -> None:
+    if as_json:
+        print_json({"kind": kind, done: count})
+    else:
+        click.echo(f"{kind}: {count} {done}")
 
 
 def _delete_kind(ctx: click.Context, words: Sequence[str], as_json: bool) -> None:
@@ -456,74 +405,4 @@ def resync(ctx: click.Context, kind: str, spread: timedelta | None, revive: bool
     with engine_of_command(ctx) as engine:
         check_kind(engine, kind)
         count = engine.resync(kind, spread=spread, revive=revive)
-    if as_json:
-        print_json({"kind": kind, "enqueued": count})
-    else:
-        click.echo(f"{kind}: {count} enqueued")
-
-
-def _list_counts(ctx: click.Context, engine: Engine, as_json: bool) -> None:
-    partial = Partial()
-    registered = partial.known(engine.counts) or {}
-    paused = {kind for kind in registered if partial.known(call_of(engine.paused, kind))}
-    orphans, unreadable = _orphans(engine, partial)
-    counts = {**registered, **orphans}
-    incomplete = {shard.partition(" ")[0] for shard in partial.away}
-    remarks = {"not registered": orphans, "paused": paused, "incomplete": incomplete}
-    if as_json:
-        print_json(
-            {
-                kind: {
-                    **counts[kind],
-                    "paused": kind in paused,
-                    "registered": kind in registered,
-                    "complete": kind not in incomplete,
-                }
-                for kind in counts
-            }
-            | {kind: {"registered": False, "error": error} for kind, error in unreadable.items()}
-        )
-    elif counts:
-        print_table(
-            ["kind", *Status, ""],
-            [
-                [
-                    kind,
-                    *map(str, counts[kind].values()),
-                    ", ".join(remark for remark, kinds in remarks.items() if kind in kinds),
-                ]
-                for kind in counts
-            ],
-        )
-    for error in unreadable.values():
-        click.echo(f"not counted: {printable(error)}", err=True)
-    if not engine.kinds:
-        click.echo("no entity classes are registered", err=True)
-        ctx.exit(NOT_FOUND)
-    for kind in map(printable, orphans):
-        click.echo(
-            f"No entity class of kind {kind} is registered here. Unless another app has one, no worker"
-            f" evaluates these. Renamed? `goalstate move {kind} NEW_KIND`."
-            f" Removed? `goalstate delete {kind} --all`.",
-            err=True,
-        )
-    partial.raise_if_away(counts)
-
-
-def _orphans(engine: Engine, partial: Partial) -> tuple[dict[str, dict[Status, int]], dict[str, str]]:
-    """How many entities kinds have that are not registered, and why some of these kinds cannot be read."""
-    counted: dict[str, dict[Status, int]] = {}
-    unreadable: dict[str, str] = {}
-    try:
-        foreign = engine.foreign_kinds()
-    except IndexUnavailable as error:
-        partial.away["the kinds that are not registered"] = error
-        return {}, {}
-    for kind in foreign:
-        try:
-            found = partial.known(call_of(engine.counts, kind))
-        except ImproperlyConfigured as error:  # another release's
-            unreadable[kind] = str(error)
-        else:
-            counted |= found or {}
-    return {kind: counts for kind, counts in counted.items() if any(counts.values())}, unreadable
+    _print_count(kind, "enqueued", count, as_json)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 
-from celery_goalstate.description import Description, Status
-from celery_goalstate.display import printable, table_text
+from celery_goalstate.description import Description, Doing, Failure, Status
+from celery_goalstate.display import one_line, printable, table_text
 
 #: Characters of an error in a table; `show` has all of it.
 ERROR_WIDTH = 60
@@ -20,48 +20,84 @@ ERROR_WIDTH = 60
 
 def row_of(found: Description) -> list[str]:
     """One line of the list."""
-    error = found.error or ""
     return [
         f"{found.kind}/{found.id}",
         found.status,
         when(found),
         {True: "reached", False: "not reached", None: ""}[found.converged],
         str(found.failures or ""),
-        error if len(error) <= ERROR_WIDTH else f"{error[: ERROR_WIDTH - 1]}…",
+        one_line(found.error or "", ERROR_WIDTH),
     ]
+
+
+def failing_row_of(found: Description) -> list[str]:
+    """One line of the list of what fails."""
+    next_one = "now" if found.deadline is None else relative(found.deadline)
+    if lateness(found) >= 1:
+        next_one = f"{span(lateness(found))} overdue"
+    return [
+        f"{found.kind}/{found.id}",
+        "" if found.failing is None else f"for {span(_seconds_since(found.failing))}",
+        next_one,
+        _course(found),
+        str(found.failures or ""),
+        one_line(found.error or "", ERROR_WIDTH),
+    ]
+
+
+def _course(found: Description) -> str:
+    """`paid → shipped, in charge`: where the last evaluation found it, and where it failed."""
+    course = f"{found.state} → {found.goal}" if found.state else ""
+    return ", ".join(filter(None, [course, found.step and f"in {found.step}"]))
 
 
 def when(found: Description) -> str:
     """The point in time that matters in this status."""
     if found.status is Status.SCHEDULED and found.deadline is not None:
         late = lateness(found)
-        return f"{_span(late)} overdue" if late >= 1 else relative(found.deadline)
+        return f"{span(late)} overdue" if late >= 1 else relative(found.deadline)
     if found.status is Status.RUNNING and found.started is not None:
-        return f"for {_span(_seconds_since(found.started))}"
+        return f"for {span(_seconds_since(found.started))}"
     since = found.quarantined or found.finished
     return "" if since is None else relative(since)
 
 
 def print_details(found: Description, paused: bool, queue: str | None) -> None:
     """All that `show` says."""
-    late = lateness(found)
-    overdue = f", {_span(late)} overdue" if late >= 1 else f", {relative(found.deadline)}"
+    late, doing = lateness(found), found.doing
+    overdue = f", {span(late)} overdue" if late >= 1 else f", {relative(found.deadline)}"
     reached = {True: ", goal reached", False: ", goal not reached", None: ""}[found.converged]
-    lines = {
+    since = f", since {_moment(found.failing)}" if found.failing else ""
+    lines: dict[str, Any] = {
         "deadline": found.deadline and _absolute(found.deadline) + overdue,
-        "running since": found.started and _moment(found.started),
+        "running since": found.started and _moment(found.started) + ((doing and _place(doing)) or ""),
+        "doing": doing and f"{doing.step}, {relative(doing.seen)}{doing.calls and f' at {doing.calls}'}",
         "quarantined": found.quarantined and _moment(found.quarantined),
         "evaluated": found.finished and f"ended {_moment(found.finished)}{reached}",
-        "failures": found.failures and str(found.failures),
+        "state": _course(found),
+        "failures": str(found.failures) + since if found.failures or found.failing else None,
         "error": found.error,
+        "history": [_failure_line(failure) for failure in found.history],
         "task id": found.task_id,
-        "message": found.sent and f"on its way{f', by queue {queue}' if queue else ''}",
+        "message": (found.sent and f"on its way{f', by queue {queue}' if queue else ''}") or None,
     }
     click.echo(f"{found.kind}/{printable(found.id)}: {found.status}\n")
     for name, value in lines.items():
-        if value:
-            click.echo(f"  {name:<14} {printable(value)}")
+        for n, line in enumerate([value] if isinstance(value, str) else value or ()):
+            if line:
+                click.echo(f"  {'' if n else name:<14} {printable(line)}")
     click.echo(f"\n{printable(what_follows(found, paused))}")
+
+
+def _place(doing: Doing) -> str:
+    worker = f", on {doing.worker}" if doing.worker else ""
+    return f"{worker}, pid {doing.pid}"
+
+
+def _failure_line(failure: Failure) -> str:
+    seconds = None if failure.seconds is None else span(failure.seconds)
+    where = ", ".join(filter(None, [failure.state, failure.step and f"in {failure.step}", seconds]))
+    return f"{_absolute(failure.at)}  {where}{': ' if where else ''}{one_line(failure.error, ERROR_WIDTH)}"
 
 
 def what_follows(found: Description, paused: bool) -> str:
@@ -72,8 +108,9 @@ def what_follows(found: Description, paused: bool) -> str:
     match found.status:
         case Status.RUNNING:
             again = " It is evaluated once more after that." if found.deadline else ""
+            hangs = f" To end it: `celery control terminate KILL {found.task_id}`." if found.doing else ""
             return (
-                f"A worker evaluates it now.{again} Should the worker fall silent, its lease ends"
+                f"A worker evaluates it now.{hangs}{again} Should the worker fall silent, its lease ends"
                 f" {relative(found.lease_expires)}; then it is evaluated again after the back-off."
             )
         case Status.FAILED:
@@ -128,10 +165,13 @@ def relative(when: datetime | None) -> str:
     ago = _seconds_since(when)
     if abs(ago) < 1:
         return "now"
-    return f"{_span(ago)} ago" if ago > 0 else f"in {_span(-ago)}"
+    return f"{span(ago)} ago" if ago > 0 else f"in {span(-ago)}"
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """`12 ms`, `19 s`, `4 min`, `2.5 h`."""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms" if seconds else "0 s"
     if seconds < 120:
         return f"{seconds:.0f} s"
     for limit, unit, name in ((7200, 60, "min"), (172_800, 3600, "h"), (63_072_000, 86_400, "d")):
@@ -148,9 +188,9 @@ def _moment(when: datetime) -> str:
     return f"{_absolute(when)}, {relative(when)}"
 
 
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns that are as wide as they must be."""
-    click.echo(table_text([heading.upper() for heading in headings], rows))
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: Container[int] = ()) -> None:
+    """Columns that are as wide as they must be; those of `numbers` end flush."""
+    click.echo(table_text([heading.upper() for heading in headings], rows, numbers))
 
 
 def details_of(found: Description, paused: bool, queue: str | None) -> dict[str, Any]:

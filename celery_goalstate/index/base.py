@@ -386,6 +386,14 @@ def _is_in(record: Record, listing: Status | Listing) -> bool:
     return record.status is (Status.RUNNING if listing is Listing.LONG else listing)
 
 
+class Server(NamedTuple):
+    """What a server that keeps the index says of itself."""
+
+    name: str
+    clock: int  #: its time, in milliseconds
+    saves: bool | None  #: Does it write its data to a disk? None: it does not tell
+
+
 class Running(NamedTuple):
     """An evaluation under way, also of an entity that was deleted since."""
 
@@ -655,6 +663,9 @@ class Index(Protocol):
 
         Whether nothing is left of each. Unlike `delete`, it keeps what was enqueued since.
         """
+
+    def servers(self) -> list[Server]:
+        """What is known of the servers that keep it. Raises `IndexUnavailable` if one does not answer."""
 
     def evicts(self) -> str:
         """The server's policy, if it may drop what the index holds when its memory is full; else empty."""

@@ -31,6 +31,7 @@ from celery_goalstate.index.base import (
     Run,
     Running,
     Scheduled,
+    Server,
     Status,
     Survey,
     Wakeup,
@@ -255,6 +256,9 @@ class MemoryIndex:
         with self._lock:
             call = do.Retiring(*self._on(kind))
             return [call.retire(call.open(record.id), record) for record in records]
+
+    def servers(self) -> list[Server]:
+        return [Server("this process", self._clock(), saves=False)]
 
     def evicts(self) -> str:
         return ""

@@ -53,6 +53,7 @@ from celery_goalstate.index.base import (
     Run,
     Running,
     Scheduled,
+    Server,
     Status,
     Survey,
     Verdict,
@@ -532,6 +533,25 @@ class RedisIndex:
             for each in records
         ]
         return self._transition("retire", kind, rows)
+
+    def servers(self) -> list[Server]:
+        client = self._client
+        nodes: list[Any] = client.get_primaries() if self._cluster else [None]
+        try:
+            return [self._server(node) for node in nodes]
+        except REDIS_ERRORS as error:
+            raise in_our_words(error) from error
+
+    def _server(self, node: Any) -> Server:
+        target = {} if node is None else {"target_nodes": node}
+        seconds, microseconds = self._client.time(**target)
+        try:
+            said = self._client.info("persistence", **target)
+        except errors.NoPermissionError:
+            said = {}
+        saves = bool(said.get("aof_enabled") or said.get("rdb_saves")) if said else None
+        name = "its server" if node is None else node.name
+        return Server(name, seconds * 1000 + microseconds // 1000, saves)
 
     def evicts(self) -> str:
         # INFO, since CONFIG is what managed servers forbid. No key of the index has a time to live, so the

@@ -148,7 +148,7 @@ class TestEnqueue:
             ),
             (["Order", "42"], "kind is 'Order'; accepted: lower-case letters"),
             (["order", "4\n2"], "an entity's id is '4\\n2'"),
-            ([], "Missing argument"),
+            ([], "give KIND ID..."),
             (["order"], "which order? Give KIND ID, or KIND/ID"),
             (["order/"], "an entity's id is ''"),
         ],
@@ -196,7 +196,8 @@ class TestShow:
         goalstate("enqueue", "order", "42")
         evaluate(engine, "42", Verdict.FAILED, delay=240_000, failures=3, error="OSError: no route to host")
         result = goalstate("show", "order", "42")
-        assert "failures       3\n" in result.output
+        assert re.search(r"failures       3, since .* UTC, now\n", result.output)
+        assert re.search(r"history        .* UTC  OSError: no route to host\n", result.output)
         assert "error          OSError: no route to host\n" in result.output
         assert "in 4 min\n" in result.output
         assert "the retry after 3 failures in a row" in result.output
