@@ -78,7 +78,8 @@ class Doing:
     def text(self) -> str:
         """As the index keeps it."""
         calls = cut(self.calls, LONGEST_CALLS)
-        return json.dumps([cut(self.worker, LONGEST_WORD), self.pid, cut(self.step, LONGEST_WORD), calls])
+        fields = [cut(self.worker, LONGEST_WORD), self.pid, cut(self.step, LONGEST_WORD), calls]
+        return json.dumps(fields, ensure_ascii=False)
 
 
 #: Bytes of calls that are kept.
