@@ -22,8 +22,9 @@ local function failing(entity)
 end
 
 local function history(entity)
-  local found = entity.fields.history and redis.pcall('LRANGE', entity.history_key, 0, header.history and -1 or 0)
-  return found and not found.err and #found > 0 and found or nil
+  if entity.fields.history and redis.call('TYPE', entity.history_key).ok == 'list' then
+    return redis.call('LRANGE', entity.history_key, 0, header.history and -1 or 0)
+  end
 end
 
 -- nil if it is of an earlier run, was evicted or is no text.
