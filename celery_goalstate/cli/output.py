@@ -77,7 +77,7 @@ def print_details(found: Description, paused: bool, queue: str | None) -> None:
         "state": _course(found),
         "failures": str(found.failures) + since if found.failures or found.failing else None,
         "error": found.error,
-        "history": [_failure_line(failure) for failure in found.history],
+        "before that" if found.error else "failed before": _older_failures(found),
         "task id": found.task_id,
         "message": (found.sent and f"on its way{f', by queue {queue}' if queue else ''}") or None,
     }
@@ -92,6 +92,12 @@ def print_details(found: Description, paused: bool, queue: str | None) -> None:
 def _place(doing: Doing) -> str:
     worker = f", on {doing.worker}" if doing.worker else ""
     return f"{worker}, pid {doing.pid}"
+
+
+def _older_failures(found: Description) -> list[str]:
+    """Lines for those that nothing else tells of."""
+    told = bool(found.history) and found.error == found.history[0].error
+    return [_failure_line(failure) for failure in found.history[told:]]
 
 
 def _failure_line(failure: Failure) -> str:

@@ -180,7 +180,7 @@ def shown_default(cell: str) -> Any:
 
 
 #: How the commands begin that operators are told to run.
-COMMANDS = ("celery ", "grep ", "redis-cli ", "resync ", "ACL ", "--")
+COMMANDS = ("celery ", "grep ", "redis-cli ", "resync ", "list ", "enqueue ", "delete ", "ACL ", "--")
 
 
 def quoted_to_operators() -> Iterator[tuple[str, bool]]:

@@ -59,8 +59,9 @@ def run(command: list[str] | str, shop: Path, **more: str) -> subprocess.Complet
 
 
 def revive_all(shop: Path) -> subprocess.CompletedProcess[str]:
-    [recipe] = [block for block in blocks(PAGE) if block.language == "python"]
-    return run([sys.executable, "-c", recipe.text], shop)
+    recipe = "enqueue --failed order"
+    assert f"`{recipe}`" in PAGE.read_text()
+    return run(f"celery -A shop goalstate {recipe} --yes", shop)
 
 
 def alarm(shop: Path, **environment: str) -> bool:
@@ -73,7 +74,7 @@ def test_all_that_are_quarantined_are_revived_and_no_others_are_invented(engine:
     quarantine(engine, IDS)
     done = revive_all(shop)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"order {len(IDS)}\n"
+    assert done.stdout == f"order: {len(IDS)} enqueued\n"
     assert engine.counts("order")["order"][Status.SCHEDULED] == len(IDS)
     assert all(engine.describe_many(engine.ref("order", id) for id in IDS))
     assert engine.counts("order")["order"][Status.FAILED] == 0
@@ -83,17 +84,31 @@ def test_all_that_are_quarantined_are_revived_and_no_others_are_invented(engine:
 def test_with_the_index_down_the_revival_says_so(valkey: Valkey, shop: Path) -> None:
     valkey.stop()
     done = revive_all(shop)
-    assert done.returncode != 0
-    assert "IndexUnavailable: the index did not answer" in done.stderr
+    assert done.returncode == 3
+    assert "the index did not answer" in done.stderr
 
 
-def test_the_alarm_is_silent_when_nothing_is_quarantined(engine: Engine, shop: Path) -> None:
+def sweep(engine: Engine) -> None:
+    """As a worker does."""
+    index = open_index(engine.settings)
+    index.survey(["order"], sweeper="s", hold=60_000, limit=0)
+    index.close()
+
+
+def test_the_alarm_is_silent_when_all_is_well(engine: Engine, shop: Path) -> None:
     engine.enqueue(engine.ref("order", "42"))
+    sweep(engine)
     assert not alarm(shop)
 
 
 def test_the_alarm_rings_when_something_is_quarantined(engine: Engine, shop: Path) -> None:
     quarantine(engine, {"A 0"})
+    sweep(engine)
+    assert alarm(shop)
+
+
+def test_the_alarm_rings_when_no_worker_is_there(engine: Engine, shop: Path) -> None:
+    engine.enqueue(engine.ref("order", "42"))
     assert alarm(shop)
 
 

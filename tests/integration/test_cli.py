@@ -197,7 +197,6 @@ class TestShow:
         evaluate(engine, "42", Verdict.FAILED, delay=240_000, failures=3, error="OSError: no route to host")
         result = goalstate("show", "order", "42")
         assert re.search(r"failures       3, since .* UTC, now\n", result.output)
-        assert re.search(r"history        .* UTC  OSError: no route to host\n", result.output)
         assert "error          OSError: no route to host\n" in result.output
         assert "in 4 min\n" in result.output
         assert "the retry after 3 failures in a row" in result.output
