@@ -106,11 +106,12 @@ def test_the_supported_versions_are_those_of_the_package() -> None:
         *project["dependencies"],
         *extras["django"],
         *extras["flower"],
+        *extras["opentelemetry"],
     ]
     page = (ROOT / "CONTRIBUTING.md").read_text()
     section = page.partition("## Supported versions")[2].partition("\n## ")[0].lower()
     for bound in bounds:
-        name, version = re.findall(r"^(\w+)(?:\[\w+\])?>=([\d.]+)", bound)[0]
+        name, version = re.findall(r"^([\w-]+?)(?:\[\w+\])?>=([\d.]+)", bound)[0]
         assert re.search(rf"^\| {name}\b.*\| .*{re.escape(version)}\b", section, re.MULTILINE), bound
 
 
