@@ -27,7 +27,7 @@ AroundAction: TypeAlias = "Callable[[Context, Action], AbstractContextManager[ob
 StatesRead: TypeAlias = "Callable[[Evaluation, Any, Any], object]"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Hooks:
     """The hooks of one engine, each list in the order of the calls: the first one is the outermost."""
 
@@ -35,3 +35,6 @@ class Hooks:
     around_evaluation: list[AroundEvaluation] = field(default_factory=list)
     around_action: list[AroundAction] = field(default_factory=list)
     states_read: list[StatesRead] = field(default_factory=list)
+    #: Does each evaluation begin a trace of its own, with a link to that of its enqueue? If not, one that is
+    #: due soon goes on with that trace, as a task does.
+    own_traces: bool = False

@@ -18,7 +18,7 @@ from celery_goalstate.backoff import delay_seconds
 from celery_goalstate.deadlines import milliseconds, spread_by
 from celery_goalstate.hooks import Hooks
 from celery_goalstate.index.base import Policy, Request, Scheduled
-from celery_goalstate.messages.notes import note_of, warn_of_other_headers
+from celery_goalstate.messages.notes import note_of, trace_of_caller, warn_of_other_headers
 from celery_goalstate.registry import Kind
 from celery_goalstate.worker.caller import calling_run
 from celery_goalstate.worker.parts import Parts
@@ -65,7 +65,8 @@ class Scheduling:
                 warn_of_other_headers(kind, request.id, request.note, reply.noted)
         wakeups = [each.wakeup for each in scheduled if each.wakeup is not None]
         if publish:
-            return scheduled, self.parts.publisher.dispatch(kind, wakeups, enqueued=True)
+            link = trace_of_caller() if self.hooks.own_traces else {}
+            return scheduled, self.parts.publisher.dispatch(kind, wakeups, enqueued=True, link=link)
         index.put_back(kind.name, wakeups)
         return scheduled, not wakeups
 

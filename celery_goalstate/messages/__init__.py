@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from celery import Celery
 
 from celery_goalstate.index.base import Index, Wakeup
 from celery_goalstate.messages.eager import EagerPublisher
+from celery_goalstate.messages.notes import NO_LINK
 from celery_goalstate.messages.publisher import MessagePublisher
 from celery_goalstate.registry import Kind
 from celery_goalstate.settings import Settings
@@ -17,10 +18,18 @@ from celery_goalstate.settings import Settings
 class Publisher(Protocol):
     """Where wake-ups go. Those that could not be published are parked: the sweeper sends them later."""
 
-    def dispatch(self, kind: Kind, wakeups: Sequence[Wakeup], *, enqueued: bool = False) -> bool:
+    def dispatch(
+        self,
+        kind: Kind,
+        wakeups: Sequence[Wakeup],
+        *,
+        enqueued: bool = False,
+        link: Mapping[str, Any] = NO_LINK,
+    ) -> bool:
         """Publish wake-ups; whether all were. It waits for the broker for `broker_timeout`, and warns then.
 
-        `enqueued`: by the caller, just now. All others carry what their enqueue noted.
+        `enqueued`: by the caller, just now. All others carry what their enqueue noted. `link` names the
+        caller's trace, if the messages are not to be a part of it.
         """
 
     def publish_at_once(self, kind: Kind, wakeups: Sequence[Wakeup]) -> None:
@@ -47,8 +56,15 @@ class _AsConfigured:
     def _publisher(self) -> Publisher:
         return self._eagerly if self._conf.task_always_eager else self._by_messages
 
-    def dispatch(self, kind: Kind, wakeups: Sequence[Wakeup], *, enqueued: bool = False) -> bool:
-        return self._publisher.dispatch(kind, wakeups, enqueued=enqueued)
+    def dispatch(
+        self,
+        kind: Kind,
+        wakeups: Sequence[Wakeup],
+        *,
+        enqueued: bool = False,
+        link: Mapping[str, Any] = NO_LINK,
+    ) -> bool:
+        return self._publisher.dispatch(kind, wakeups, enqueued=enqueued, link=link)
 
     def publish_at_once(self, kind: Kind, wakeups: Sequence[Wakeup]) -> None:
         self._publisher.publish_at_once(kind, wakeups)

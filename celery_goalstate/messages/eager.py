@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from celery import Celery
 from celery.exceptions import Retry
 
 from celery_goalstate.display import printable
 from celery_goalstate.index.base import Index, Wakeup
+from celery_goalstate.messages.notes import NO_LINK
 from celery_goalstate.registry import Kind
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ class EagerPublisher:
         wakeups: Sequence[Wakeup],
         *,
         enqueued: bool = False,  # noqa: ARG002 - the signature of Publisher
+        link: Mapping[str, Any] = NO_LINK,  # noqa: ARG002 - likewise
     ) -> bool:
         """Evaluate what is due. Raises what an evaluation does, if `task_eager_propagates`."""
         queue = self._queue

@@ -30,10 +30,16 @@ logger = logging.getLogger(__name__)
 #: The header that names the trace of the enqueue: a dict of the trace's own headers.
 LINK = "goalstate_link"
 
+#: What names no trace.
+NO_LINK: Mapping[str, Any] = {}
+
+#: The header of what travels with a trace: much, and it tells nothing of which trace it is.
+BAGGAGE = "baggage"
+
 #: Headers that make a message part of a trace: W3C, Sentry, B3, Jaeger, Datadog, New Relic, Elastic.
 OF_TRACES = frozenset(
     {
-        *("traceparent", "tracestate", "baggage", "sentry-trace"),
+        *("traceparent", "tracestate", BAGGAGE, "sentry-trace"),
         *("b3", "x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled", "x-b3-flags"),
         *("uber-trace-id", "newrelic", "elastic-apm-traceparent"),
         *("x-datadog-trace-id", "x-datadog-parent-id", "x-datadog-sampling-priority", "x-datadog-tags"),
@@ -57,7 +63,6 @@ def note_of(app: Celery, kind: Kind, id: str) -> str:
     """
     added = _Recorded({}, {})
     overridden = adds_headers(app, kind)  # finalizes the app: an error of that is the caller's
-    trace: Mapping[str, Any] = {}
     try:
         added = _added(app, kind, id) if overridden else added
     except Exception as error:  # noqa: BLE001 - code of others
@@ -66,21 +71,12 @@ def note_of(app: Celery, kind: Kind, id: str) -> str:
             "what the app adds to messages of kind %s is not noted by enqueue, so it is missing from messages"
             " that are published later: %s: %s", kind.name, type(error).__name__, error,
         )  # fmt: skip
-    try:
-        trace = _trace()
-    except Exception as error:  # noqa: BLE001 - code of others
-        _warn_once(
-            "trace",
-            "the trace of an enqueue is not noted, so messages that are published later have no link to it:"
-            " %s: %s",
-            type(error).__name__, error,
-        )  # fmt: skip
+    trace = trace_of_caller()
     if not added.headers and not trace:
         return ""
     of_trace = {name for name in added.headers if name.lower() in OF_TRACES}
     headers = _what_fits({name: value for name, value in added.headers.items() if name not in of_trace})
-    link = {name: added.headers[name] for name in of_trace} | {**trace}
-    link.pop("baggage", None)  # much, and it tells nothing of which trace it is
+    link = {name: added.headers[name] for name in of_trace - {BAGGAGE}} | {**trace}
     if kind.options.batch_size > 1:
         link = {}  # or only entities of one trace would share a message
     options = added.options if headers else {}
@@ -164,8 +160,24 @@ def outside_traces() -> Context:
 # The caller's trace -------------------------------------------------------------------------------
 
 
+def trace_of_caller() -> Mapping[str, Any]:
+    """The headers that name the caller's trace, by the tracers that this process has loaded.
+
+    What goes wrong with that is logged once, and nothing is named.
+    """
+    try:
+        return _trace()
+    except Exception as error:  # noqa: BLE001 - code of others
+        _warn_once(
+            "trace",
+            "the trace of an enqueue is not noted, so messages that are published later have no link to it:"
+            " %s: %s",
+            type(error).__name__, error,
+        )  # fmt: skip
+        return NO_LINK
+
+
 def _trace() -> dict[str, Any]:
-    """The headers that name the caller's trace, by the tracers that this process has loaded."""
     headers: dict[str, Any] = {}
     if propagate := sys.modules.get("opentelemetry.propagate"):
         propagate.inject(headers)
@@ -173,6 +185,7 @@ def _trace() -> dict[str, Any]:
         scope = sentry.get_current_scope()
         if scope.span is not None or getattr(scope, "streamed_span", None) is not None:
             headers["sentry-trace"] = sentry.get_traceparent()
+    headers.pop(BAGGAGE, None)
     return headers
 
 

@@ -26,7 +26,7 @@ from celery.utils.quorum_queues import detect_quorum_queues
 
 from celery_goalstate.index.base import Index, Wakeup
 from celery_goalstate.messages.errors import BrokerUnavailable, MessagesRefused, NotPublished
-from celery_goalstate.messages.notes import LINK, adds_headers, outside_traces, read_note
+from celery_goalstate.messages.notes import LINK, NO_LINK, adds_headers, outside_traces, read_note
 from celery_goalstate.messages.producers import Producers
 from celery_goalstate.messages.wakeup import contents_of, grouped
 from celery_goalstate.registry import Kind
@@ -50,10 +50,18 @@ class MessagePublisher:
         self._patient = Producers(app, settings.broker_timeout)
         self._hasty = Producers(app, min(settings.broker_timeout, settings.sweep_timeout))
 
-    def dispatch(self, kind: Kind, wakeups: Sequence[Wakeup], *, enqueued: bool = False) -> bool:
+    def dispatch(
+        self,
+        kind: Kind,
+        wakeups: Sequence[Wakeup],
+        *,
+        enqueued: bool = False,
+        link: Mapping[str, Any] = NO_LINK,
+    ) -> bool:
         """As `messages.Publisher` says."""
+        options = kind.options.routing
         try:
-            self._publish(self._patient, kind, wakeups, kind.options.routing, enqueued=enqueued)
+            self._publish(self._patient, kind, wakeups, options, enqueued=enqueued, link=link)
         except NotPublished as error:
             logger.warning("%s, the sweeper will send them later: %s", error, error.reason)
             if isinstance(error.__cause__, SoftTimeLimitExceeded):
@@ -73,12 +81,15 @@ class MessagePublisher:
         options: Mapping[str, Any],
         *,
         enqueued: bool = False,
+        link: Mapping[str, Any] = NO_LINK,
     ) -> None:
         asked_at = time.monotonic()
         for start in range(0, len(wakeups), BATCH):
             messages = list(grouped(wakeups[start : start + BATCH], kind.options.batch_size))
             try:
-                self._publish_batch(producers, kind, messages, options, asked_at, enqueued=enqueued)
+                self._publish_batch(
+                    producers, kind, messages, options, asked_at, enqueued=enqueued, link=link
+                )
             except Exception as error:
                 left = wakeups[start:]
                 self._index.put_back(kind.name, left)
@@ -96,6 +107,7 @@ class MessagePublisher:
         asked_at: float,
         *,
         enqueued: bool,
+        link: Mapping[str, Any],
     ) -> None:
         send = self._sender(kind)
         several = len(messages) > 1
@@ -106,7 +118,10 @@ class MessagePublisher:
             for wakeups in messages:
                 delay = self._delay(wakeups[0], asked_at, producer)
                 of_message = {**options, **delay, "producer": producer}
-                if enqueued:
+                if enqueued and link:
+                    linked = {**of_message, "headers": {**of_message.get("headers", {}), LINK: link}}
+                    outside_traces().run(self._send, send, kind, wakeups, linked)
+                elif enqueued:
                     self._send(send, kind, wakeups, of_message)
                 else:
                     context = Context() if adds_headers(self._app, kind) else outside_traces()

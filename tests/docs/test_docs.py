@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery.utils.dispatch import Signal
 
 from benchmarks.report import ratio
-from celery_goalstate import Engine, Status, cli, exceptions
+from celery_goalstate import Engine, Status, cli, exceptions, signals
 from celery_goalstate.display import DOCS
 from celery_goalstate.settings import REFUSED_TASK_OPTIONS, TASK_OPTIONS, KindOptions, Settings
 from celery_goalstate.worker.task import REFUSALS
@@ -106,11 +107,12 @@ def test_the_supported_versions_are_those_of_the_package() -> None:
         *project["dependencies"],
         *extras["django"],
         *extras["flower"],
+        *extras["opentelemetry"],
     ]
     page = (ROOT / "CONTRIBUTING.md").read_text()
     section = page.partition("## Supported versions")[2].partition("\n## ")[0].lower()
     for bound in bounds:
-        name, version = re.findall(r"^(\w+)(?:\[\w+\])?>=([\d.]+)", bound)[0]
+        name, version = re.findall(r"^([\w-]+?)(?:\[\w+\])?>=([\d.]+)", bound)[0]
         assert re.search(rf"^\| {name}\b.*\| .*{re.escape(version)}\b", section, re.MULTILINE), bound
 
 
@@ -310,6 +312,15 @@ def test_celery_task_options_are_those_of_the_code() -> None:
     accepted, refused = re.findall(r"^(?:Accepted|Refused): (.*?)\.$", text, re.MULTILINE | re.DOTALL)
     assert set(re.findall(r"`(\w+)`", accepted)) == TASK_OPTIONS
     assert set(re.findall(r"`(\w+)`", refused)) == set(REFUSED_TASK_OPTIONS)
+
+
+def test_signals_are_those_of_the_code() -> None:
+    shown = table("docs/how-to/signals-and-traces.md", "Signals")
+    sent = {name: each for name, each in vars(signals).items() if isinstance(each, Signal)}
+    assert set(shown) == set(sent)
+    for name, (_, arguments) in shown.items():
+        told = {argument for argument in sent[name].providing_args if f"`{argument}`" in arguments}
+        assert told == set(sent[name].providing_args) - {"engine", "kind", "id"}
 
 
 def test_statuses_are_those_of_the_code() -> None:

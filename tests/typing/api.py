@@ -26,8 +26,12 @@ from celery_goalstate import (
     Stop,
     current_engine,
     shared_entity,
+    signals,
 )
 from celery_goalstate.contrib.django import enqueue_on_commit
+from celery_goalstate.contrib.opentelemetry import install
+from celery_goalstate.display import matrix_html, matrix_text
+from celery_goalstate.evaluation import Outcome
 from celery_goalstate.exceptions import IndexUnavailable, PermanentError, RetryAfter
 
 app = Celery("shop", broker="redis://localhost/0")
@@ -127,6 +131,8 @@ engine.stop()
 engine.start()
 assert_type(current_engine(), Engine)
 assert_type(Parcel.rules.missing(State, State), list[tuple[Any, Any]])
+assert_type(matrix_text(Parcel.rules.matrix((State.PAID, State.SHIPPED))), str)
+assert_type(matrix_html(Parcel.rules.matrix()), str)
 
 try:
     engine.enqueue(order)
@@ -134,6 +140,12 @@ except IndexUnavailable as error:
     assert_type(str(error), str)
 
 enqueue_on_commit(order, 60, using="default", engine=engine)
+install(engine)
+
+
+@signals.evaluation_finished.connect(sender="order")
+def finished(kind: str, id: str, outcome: Outcome, seconds: float, **_: Any) -> None: ...
+
 
 engine.register(
     Order,
