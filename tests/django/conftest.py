@@ -34,7 +34,7 @@ class Shop:
         variables = {
             "DATABASE": json.dumps(self.database),
             "DJANGO_SETTINGS_MODULE": "shop.settings",
-            "PYTHONPATH": str(PROJECT),
+            "PYTHONPATH": f"{PROJECT}{os.pathsep}{self.directory}",
             **self.env,
             **env,
         }

@@ -23,6 +23,8 @@ class GoalStateConfig(AppConfig):
         The index is left alone: a server that loads the app may fork afterwards.
         """
         autodiscover_modules("entities")
+        from celery_goalstate.contrib.django import checks  # noqa: F401 - they register themselves
+
         for engine in list(all_engines):
             guard = TransactionGuard(engine)
             if guard not in engine.hooks.before_enqueue:

@@ -41,7 +41,7 @@ class OrderEntity(ModelEntity):
         self.transition([Status.PAID, Status.PACKED], Status.CANCELLED)
 
 
-@engine.register(batch_size=50, resync_every=600)
+@engine.register(queue="parcels", batch_size=50, resync_every=600)
 class ParcelEntity(ModelEntity):
     model = Parcel
 

@@ -1,9 +1,10 @@
 """`ModelEntity`: what it reads and writes, and with how many statements."""
 
 import uuid
-from unittest import mock
+from unittest import mock, skipUnless
 
 from django.db import OperationalError, connection, models
+from django.test.utils import CaptureQueriesContext
 from orders.entities import OrderEntity, ParcelEntity, SeatEntity
 from orders.models import Order, Parcel, Seat, Status
 from shop.celery import engine
@@ -196,6 +197,15 @@ class Unconverged(Case):
             )
         self.assertEqual(engine.resync("seat"), 8)
         self.assertFalse(Seat.objects.exclude(state="sold"))
+
+    @skipUnless(connection.vendor == "sqlite", "of SQLite; that of PostgreSQL is asked with many rows")
+    def test_the_partial_index_is_read(self):
+        with CaptureQueriesContext(connection) as queries:
+            list(OrderEntity.iter_unconverged())
+        [query] = queries.captured_queries
+        with connection.cursor() as cursor:
+            [plan] = cursor.execute(f"EXPLAIN QUERY PLAN {query['sql']}").fetchall()
+        self.assertIn("USING INDEX order_unconverged", plan[-1])
 
     def test_an_index_needs_one_field_that_is_the_key(self):
         index = unconverged_index("state", "goal", name="x", key="number")

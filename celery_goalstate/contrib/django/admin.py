@@ -1,0 +1,7 @@
+"""The admin."""
+
+from __future__ import annotations
+
+
+class GoalStateAdmin:
+    """Placeholder."""
