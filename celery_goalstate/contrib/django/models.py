@@ -188,3 +188,17 @@ def _as_loaded(states: Mapping[str, Any]) -> models.Q:
     """The rows whose columns are these."""
     nulls = {f"{name}__isnull": True for name, value in states.items() if value is None}
     return models.Q(**nulls, **{name: value for name, value in states.items() if value is not None})
+
+
+class Overview(models.Model):
+    """No table: what the engine's page in the admin is named after, and its permissions."""
+
+    class Meta:
+        managed = False
+        app_label = "goalstate"
+        default_permissions = ()
+        permissions = [  # noqa: RUF012 - as Django reads it
+            ("view_overview", "Can see how entities stand"),
+            ("operate_overview", "Can pause, resume and resync kinds"),
+        ]
+        verbose_name = verbose_name_plural = "overview"
