@@ -173,6 +173,17 @@ def test_what_is_wrong_with_a_kind(shop: Shop, id: str) -> None:
     assert "no issues" in check(shop, code=right)
 
 
+def test_an_entity_without_a_model(shop: Shop) -> None:
+    code = """
+@engine.register(resync_every=60)
+class Stray(ModelEntity):
+    rules = Rules({})
+"""
+    output = check(shop, fails=True, code=code)
+    assert ids(output) == {"E004"}
+    assert "Stray has no `model`" in output
+
+
 def test_no_engine(shop: Shop) -> None:
     shop.env |= {"DJANGO_SETTINGS_MODULE": "bare"}
     (shop.directory / "bare.py").write_text(

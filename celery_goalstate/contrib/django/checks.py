@@ -11,7 +11,7 @@ from django.core.checks import CheckMessage, Error, Warning, register  # noqa: A
 from django.db.models import Model
 
 from celery_goalstate.contrib.django.columns import choices_of, column_of
-from celery_goalstate.contrib.django.entity import ModelEntity
+from celery_goalstate.contrib.django.entity import ModelEntity, is_of_model
 from celery_goalstate.engine import Engine
 from celery_goalstate.entity import Entity
 from celery_goalstate.exceptions import ImproperlyConfigured
@@ -56,7 +56,14 @@ def _of_engine(engine: Engine) -> Iterator[CheckMessage]:
         if cls is None:
             continue
         yield from _of_rules(cls)
-        if issubclass(cls, ModelEntity):
+        if issubclass(cls, ModelEntity) and not is_of_model(cls):
+            yield Error(
+                f"{cls.__name__} has no `model`, so its entities are no rows.",
+                hint="Name it: model = Order.",
+                obj=cls,
+                id="goalstate.E004",
+            )
+        elif is_of_model(cls):
             columns = list(_of_columns(cls))
             yield from columns
             if not columns:

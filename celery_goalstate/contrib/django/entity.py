@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache, cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeGuard
 
 from django.db import InterfaceError, OperationalError, connections, router, transaction
 from django.db.models import F, Model, Q, QuerySet
@@ -15,6 +15,7 @@ from celery_goalstate.actions import ActionsLike
 from celery_goalstate.contrib.django.columns import (
     check_value,
     choices_of,
+    column_of,
     id_of_key,
     key_of,
     touched,
@@ -223,19 +224,25 @@ _defined: list[type[ModelEntity]] = []
 
 @cache
 def columns_of(model: type[Model]) -> frozenset[str]:
-    """The columns of a model that hold a state or a goal state of an entity."""
-    return frozenset(
-        name
+    """The attributes of a row, one for each column, that hold a state or a goal state of an entity."""
+    fields = [
+        column_of(model, name)
         for cls in _defined
         if issubclass(model, cls.model._meta.concrete_model or cls.model)
         for name in (cls.state_field, cls.goal_field)
-    )
+    ]
+    return frozenset(field.attname for field in fields if field is not None)
+
+
+def is_of_model(cls: type[Entity]) -> TypeGuard[type[ModelEntity]]:
+    """Whether its entities are rows; without a `model`, which a check complains of, they are not."""
+    return issubclass(cls, ModelEntity) and hasattr(cls, "model")
 
 
 def entity_classes_of(engine: Engine, model: type[Model]) -> Sequence[type[ModelEntity]]:
     """The registered classes whose entities are rows of this model, or of a parent of it."""
     classes = (engine.kind(name).entity_class for name in engine.kinds)
-    found = [cls for cls in classes if cls is not None and issubclass(cls, ModelEntity)]
+    found = [cls for cls in classes if cls is not None and is_of_model(cls)]
     concrete = model._meta.concrete_model or model
     return [cls for cls in found if cls.model is model] or [
         cls for cls in found if issubclass(concrete, cls.model._meta.concrete_model or cls.model)

@@ -127,9 +127,7 @@ class GoalStateModel(models.Model):
     def refresh_from_db(self, *args: Any, **options: Any) -> None:
         """As Django's; notes the columns of the engine."""
         super().refresh_from_db(*args, **options)
-        fields = options.get("fields", args[1] if len(args) > 1 else None)
-        columns = columns_of(type(self))
-        self._note_states(columns if fields is None else columns.intersection(fields))
+        self._note_states(self._columns_among(options.get("fields", args[1] if len(args) > 1 else None)))
 
     def save(self, *args: Any, update_fields: Iterable[str] | None = None, **options: Any) -> None:
         """As Django's, with the columns of the engine as this class says.
@@ -137,10 +135,10 @@ class GoalStateModel(models.Model):
         Raises `StateChanged`; inside a transaction, catch it around an `atomic()` of its own, as any error of
         a save.
         """
-        columns, loaded = columns_of(type(self)), self._loaded_states
         if update_fields is not None:
             update_fields = frozenset(update_fields)
-            columns = columns & update_fields
+        columns, loaded = self._columns_among(update_fields), self._loaded_states
+        if update_fields is not None:
             unchanged = {name for name in columns if loaded.get(name) == self.__dict__.get(name)}
             self._loaded_states = {name: loaded[name] for name in loaded.keys() - unchanged}
         try:
@@ -172,6 +170,14 @@ class GoalStateModel(models.Model):
                 message=f"{self._meta.label} {pk_val} was loaded with {named}, and has changed"
             )
         return updated
+
+    def _columns_among(self, names: Collection[str] | None) -> Collection[str]:
+        """The columns of the engine among these fields; None: all of them."""
+        columns = columns_of(type(self))
+        if names is None:
+            return columns
+        fields = self._meta.concrete_fields
+        return columns & {each.attname for each in fields if each.name in names or each.attname in names}
 
     def _note_states(self, columns: Collection[str]) -> None:
         """Note what these columns are now; of an expression only the database knows that."""

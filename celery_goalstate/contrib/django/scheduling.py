@@ -25,7 +25,7 @@ from celery_goalstate.description import Enqueued
 from celery_goalstate.engine import Engine
 from celery_goalstate.entity import EntityLike, EntityRef
 from celery_goalstate.exceptions import IndexUnavailable
-from celery_goalstate.registry import current_engine
+from celery_goalstate.registry import Kind, current_engine
 
 logger = logging.getLogger(__name__)
 
@@ -234,14 +234,20 @@ def _enqueue_robustly(engine: Engine, enqueue: Callable[[], object], refs: Seque
         enqueue()
     except IndexUnavailable as error:
         first, others = refs[0], len(refs) - 1
-        every = engine.kind(first.kind).options.resync_every
         logger.error(  # noqa: TRY400 - where it comes from is no news, and this may be a busy site
             "%s%s saved, but not enqueued: %s %s",
             first,
             f" and {others} others are" if others else " is",
             error,
-            f"The resync of its kind, every {every:g} s, finds it if it is off its goal"
-            if every is not None
-            else "Its kind has no resync_every, so nothing enqueues it by itself",
+            _remedy(engine.kind(first.kind)),
         )
         not_enqueued.send_robust(sender=engine, refs=list(refs), error=error)
+
+
+def _remedy(kind: Kind) -> str:
+    every = kind.options.resync_every
+    if every is not None:
+        return f"The resync of its kind, every {every:g} s, finds it if it is off its goal"
+    if kind.entity_class is None:
+        return "Whether a resync finds it is up to the code base that evaluates its kind"
+    return "Its kind has no resync_every, so nothing enqueues it by itself"

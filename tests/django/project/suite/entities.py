@@ -84,6 +84,13 @@ class Statements(Case):
         order = Order.objects.create(status=Status.PACKED)
         self.assertEqual(self.evaluate(order, 3), ["SELECT", "UPDATE", "SELECT"])
 
+    def test_also_for_each_entity_of_a_batch(self):
+        parcels = Parcel.objects.bulk_create([Parcel(state="hub", goal="depot") for _ in range(10)])
+        with self.assertNumQueries(30) as captured:
+            engine.enqueue_many(map(ParcelEntity, parcels))
+        words = [query["sql"].split()[0] for query in captured.captured_queries]
+        self.assertEqual(words, ["SELECT", "UPDATE", "SELECT"] * 10)
+
     def test_an_action_that_uses_the_row_reads_it_no_second_time(self):
         used = []
 

@@ -3,14 +3,32 @@
 import copy
 import pickle
 
+from django.db import models
 from django.db.models import F
 from django.db.transaction import atomic
+from django.test.utils import isolate_apps
 from orders.entities import OrderEntity
 from orders.models import Order, Status
 
-from celery_goalstate.contrib.django import StateChanged, set_goal
+from celery_goalstate.contrib.django import ModelEntity, StateChanged, set_goal
+from celery_goalstate.contrib.django.entity import columns_of
 
 from .base import Case
+
+
+class Columns(Case):
+    @isolate_apps("orders")
+    def test_are_named_as_a_row_has_them(self):
+        """A foreign key, say: Django knows it by two names."""
+
+        class Ticket(models.Model):
+            stage = models.ForeignKey(Order, models.CASCADE)
+
+            class Meta:
+                app_label = "orders"
+
+        type("TicketEntity", (ModelEntity,), {"model": Ticket, "state_field": "stage", "goal_field": "no"})
+        self.assertEqual(columns_of(Ticket), {"stage_id"})
 
 
 class Saving(Case):
