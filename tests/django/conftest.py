@@ -30,6 +30,11 @@ class Shop:
     env: dict[str, str] = field(default_factory=dict)
     url: str = ""  #: of PostgreSQL
 
+    def another(self) -> Mapping[str, Any]:
+        """Settings of a second database, which tests of the project create."""
+        test = {"NAME": str(self.directory / "another.sqlite3")} if not self.url else {}
+        return {**self.database, "NAME": f"{self.database['NAME']}_2", "TEST": test}
+
     def process(self, *command: str, log: str, **env: str) -> Process:
         variables = {
             "DATABASE": json.dumps(self.database),

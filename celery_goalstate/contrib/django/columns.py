@@ -92,7 +92,7 @@ def unconverged(state: str, goal: str) -> Q:
 
 def touched(model: type[Model]) -> dict[str, Any]:
     """The `auto_now` fields with their values of now, which a queryset's `update` leaves out."""
-    row = model()
+    row = model.__new__(model)  # not a call: the defaults of other fields may do something
     return {
         field.name: field.pre_save(row, add=False)
         for field in model._meta.concrete_fields

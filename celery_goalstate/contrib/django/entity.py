@@ -110,7 +110,7 @@ class ModelEntity(Entity):
             return self._one(rows)
         except (OperationalError, InterfaceError):
             connection = connections[rows.db]
-            in_use = connection.in_atomic_block or not connection.get_autocommit()
+            in_use = connection.in_atomic_block or not connection.autocommit
             if in_use or connection.connection is None or connection.is_usable():
                 raise
             connection.close()

@@ -86,13 +86,12 @@ def _set_goals(
     spread: float | timedelta | None,
     robust: bool,
 ) -> int:
-    rows = rows.select_for_update()
-    using = rows.db  # where the queryset, or else the router, writes
+    using = _database_of(cls, rows)
+    rows = rows.using(using).select_for_update()
+    if not rows.query.is_sliced:
+        rows = rows.order_by("pk")  # or two of these calls could wait for each other
     with transaction.atomic(using=using):
-        in_order = (
-            rows if rows.query.is_sliced else rows.order_by("pk")
-        )  # or two of these would wait in a ring
-        keys = list(in_order.values_list("pk", flat=True))
+        keys = list(rows.values_list("pk", flat=True))
         for start in range(0, len(keys), ROWS):
             some = rows.model._base_manager.using(using).filter(pk__in=keys[start : start + ROWS])
             some.update(**values)
@@ -146,9 +145,9 @@ def enqueue_many_on_commit(
     chosen = engine or current_engine()
     by_database: defaultdict[str | None, list[EntityLike]] = defaultdict(list)
     if isinstance(targets, QuerySet):
-        keys = targets.values_list("pk", flat=True)
         cls = entity_class_of(chosen, targets.model, kind)
-        by_database[using or targets.select_for_update().db] += map(cls, keys)
+        alias = using or _database_of(cls, targets)
+        by_database[alias] += map(cls, targets.using(alias).values_list("pk", flat=True))
     else:
         for target in targets:
             entity = _entity(chosen, target, kind)
@@ -214,6 +213,11 @@ def _database(entity: EntityLike, target: object) -> str | None:
         return None
     hints = {"instance": target} if isinstance(target, Model) else {}
     return entity.using or router.db_for_write(entity.model, **hints)
+
+
+def _database_of(cls: type[ModelEntity], rows: QuerySet[Any]) -> str:
+    """The database that these rows are written to: the one of the kind, of the queryset, or of the router."""
+    return cls.using or rows.select_for_update().db
 
 
 def _on_commit(
