@@ -155,7 +155,6 @@ install(engine)
 def finished(kind: str, id: str, outcome: Outcome, seconds: float, **_: Any) -> None: ...
 
 
-
 class Row(GoalStateModel):
     status: models.CharField[str, str] = models.CharField(max_length=10)
 

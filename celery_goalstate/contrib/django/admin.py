@@ -385,8 +385,6 @@ class GoalStateAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # it cannot b
         return format_html('<table class="goalstate-record">{}</table>', rows)
 
     def _buttons(self, row: Any) -> SafeString:
-        # The key Enter presses the first button of a form: that one is to save, as ever.
-        first = format_html('<button type="submit" name="_save" hidden></button>')
         buttons = format_html_join(
             " ",
             '<button type="submit" class="button" formaction="{}" formnovalidate>{}</button>',
@@ -395,7 +393,11 @@ class GoalStateAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # it cannot b
                 for verb, text in (("evaluate", "Evaluate now"), ("forget", "Forget …"))
             ),
         )
-        return format_html('<div class="goalstate-buttons">{}{}</div>', first, buttons)
+        # The key Enter presses the first button of a form: that one is to save, as ever.
+        return format_html(
+            '<div class="goalstate-buttons"><button type="submit" name="_save" hidden></button>{}</div>',
+            buttons,
+        )
 
     def _url(self, view: str, *args: Any) -> str:
         name = f"{self.opts.app_label}_{self.opts.model_name}_{view}"
