@@ -17,6 +17,7 @@ from celery import Celery
 from celery_goalstate import index as indexes
 from celery_goalstate import overview as overviews
 from celery_goalstate import registry
+from celery_goalstate.backoff import delay_seconds
 from celery_goalstate.deadlines import Deadline, one_deadline, policy_of, request_for
 from celery_goalstate.description import (
     Description,
@@ -268,10 +269,33 @@ class Engine:
         `spread` (seconds or a timedelta) adds to each deadline a random part of it, so that they do not all
         come due at once. Raises as `enqueue` does: all entities are checked before the first is written.
         """
+        return self.prepare_many(
+            entities,
+            deadline,
+            eta=eta,
+            countdown=countdown,
+            spread=spread,
+            replace=replace,
+            max_wait=max_wait,
+        )()
+
+    def prepare_many(
+        self,
+        entities: Iterable[EntityLike],
+        deadline: Deadline = None,
+        *,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        spread: float | timedelta | None = None,
+        replace: bool = False,
+        max_wait: float | timedelta | None = None,
+    ) -> Callable[[], int]:
+        """Check the arguments of an `enqueue_many` now, to be done later."""
         policy, bound = policy_of(replace=replace, max_wait=max_wait)
         request = request_for("any", one_deadline(deadline, eta, countdown), now=self._now)
+        width = 0.0 if spread is None else delay_seconds(spread, "spread")
         identified = [self._kinds.identify(entity) for entity in entities]
-        return self._scheduling.enqueue_all(identified, request, policy, spread=spread, max_wait=bound)
+        return lambda: self._scheduling.enqueue_all(identified, request, policy, spread=width, max_wait=bound)
 
     @property
     def _scheduling(self) -> Scheduling:

@@ -124,6 +124,13 @@ class Rules:
             if self.actions(state, goal) is NO_RULE
         ]
 
+    def named(self) -> tuple[list[Any], list[Any]]:
+        """The states and the goal states that the table names, each once; `ANY` is none of them."""
+        states = dict.fromkeys(state for row in self._table.values() for state in row)
+        return [state for state in states if state is not ANY], [
+            goal for goal in self._table if goal is not ANY
+        ]
+
     def methods(self) -> Iterator[Method]:
         """The entity's methods that the table names."""
         for row in self._table.values():

@@ -41,4 +41,4 @@ def _note(hosts, text):
 
 def _look_at(hosts):
     for host in hosts:
-        enqueue_on_commit(HostEntity(host.name))
+        enqueue_on_commit(HostEntity(host.name), robust=False)

@@ -9,6 +9,7 @@ from typing import Any, assert_type
 from uuid import UUID, uuid4
 
 from celery import Celery, Task
+from django.db import models
 
 from celery_goalstate import (
     ANY,
@@ -28,7 +29,14 @@ from celery_goalstate import (
     shared_entity,
     signals,
 )
-from celery_goalstate.contrib.django import enqueue_on_commit
+from celery_goalstate.contrib.django import (
+    ModelEntity,
+    StateChanged,
+    enqueue_many_on_commit,
+    enqueue_on_commit,
+    set_goal,
+)
+from celery_goalstate.contrib.django.models import GoalStateModel, unconverged_index
 from celery_goalstate.contrib.opentelemetry import install
 from celery_goalstate.display import matrix_html, matrix_text
 from celery_goalstate.evaluation import Outcome
@@ -145,6 +153,36 @@ install(engine)
 
 @signals.evaluation_finished.connect(sender="order")
 def finished(kind: str, id: str, outcome: Outcome, seconds: float, **_: Any) -> None: ...
+
+
+class Row(GoalStateModel):
+    status: models.CharField[str, str] = models.CharField(max_length=10)
+
+    class Meta:
+        indexes = (unconverged_index("status", "wanted", name="row_unconverged", key="number"),)
+
+
+@engine.register(resync_every=600)
+class RowEntity(ModelEntity):
+    model, state_field, goal_field = Row, "status", "wanted"
+    goals = ("shipped",)
+    rules = Rules({"shipped": {"paid": ["ship"]}})
+
+    def ship(self, ctx: Context) -> None:
+        with self.locked(nowait=True) as row:
+            row.status = "packed"
+        try:
+            self.transition(["paid", "packed"], "shipped", note=self.obj.note)
+        except StateChanged as changed:
+            ctx.log.info("%g", changed.seconds)
+            raise
+
+
+def in_a_view(row: Row) -> int:
+    row.set_goal("shipped", deadline=60)
+    enqueue_on_commit(row, robust=False)
+    enqueue_many_on_commit([row, row.entity], spread=60)
+    return set_goal(Row.objects.filter(status="paid"), "shipped")
 
 
 engine.register(

@@ -1,38 +1,31 @@
-"""Django: enqueue when the transaction has been committed.
-
-An enqueue inside a transaction lets a worker read the row before the change can be seen: it evaluates the old
-state, finds nothing to do, and the change is missed.
+"""Django: rows of models as entities, goals that are set on commit, checks, commands, and the admin.
 
 Settings are Celery's own: with `app.config_from_object("django.conf:settings", namespace="CELERY")` each
-`goalstate_x` is `CELERY_GOALSTATE_X` in Django's settings.
+`goalstate_x` is `CELERY_GOALSTATE_X` in Django's settings. What needs models is in `.models`, for they cannot
+be imported while Django loads its apps.
 """
 
-from __future__ import annotations
+from celery_goalstate.contrib.django.entity import ModelEntity, StateChanged
+from celery_goalstate.contrib.django.guard import EnqueuedInTransaction
+from celery_goalstate.contrib.django.scheduling import (
+    aenqueue,
+    aenqueue_on_commit,
+    aset_goal,
+    enqueue_many_on_commit,
+    enqueue_on_commit,
+    not_enqueued,
+    set_goal,
+)
 
-from typing import Any
-
-from django.db import transaction
-
-from celery_goalstate.deadlines import Deadline
-from celery_goalstate.engine import Engine
-from celery_goalstate.entity import EntityLike
-from celery_goalstate.registry import current_engine
-
-__all__ = ["enqueue_on_commit"]
-
-
-def enqueue_on_commit(
-    entity: EntityLike,
-    deadline: Deadline = None,
-    *,
-    using: str | None = None,
-    engine: Engine | None = None,
-    **options: Any,
-) -> None:
-    """`engine.enqueue`, as soon as the transaction is committed; never if it is rolled back.
-
-    Outside a transaction: at once. A relative deadline counts from the commit. `using` names the database,
-    `engine` is by default the one of Celery's current app. Bad input raises here, as in `enqueue`.
-    """
-    chosen = engine or current_engine()
-    transaction.on_commit(chosen.prepare(entity, deadline, **options), using=using)
+__all__ = [
+    "EnqueuedInTransaction",
+    "ModelEntity",
+    "StateChanged",
+    "aenqueue",
+    "aenqueue_on_commit",
+    "aset_goal",
+    "enqueue_many_on_commit",
+    "enqueue_on_commit",
+    "not_enqueued",
+    "set_goal",
+]
