@@ -303,11 +303,10 @@ class Settings:
     keep_client: bool = _option(True, _BOOL)  #: let the consumer's channel on Redis keep one client
     index_credentials: str | None = _option(None, _or_none(_DOTTED_PATH))  #: of a provider of redis-py's
     history: int = _option(10, _COUNT_OR_ZERO)  #: failures that are kept of an entity; the newest in any case
+    metrics: bool = _option(True, _BOOL)  #: count what happens, for monitoring
     # Read by `contrib.django` alone.
     enqueue_in_transaction: str = _option("warn", _IN_TRANSACTION)  #: inside one of the database's
     flower_url: str | None = _option(None, _or_none(_WEB_ADDRESS))  #: for links to Flower
-    # Accepted for what is yet to come; nothing reads it so far.
-    metrics: bool = _option(True, _BOOL)
     kind: KindOptions = dataclasses.field(default_factory=KindOptions)  #: the defaults of every kind
 
     @property

@@ -56,6 +56,8 @@ class IndexSettings(Protocol):
     @property
     def history(self) -> int: ...
     @property
+    def metrics(self) -> bool: ...
+    @property
     def index_timeout(self) -> float: ...
     @property
     def index_credentials(self) -> str | None: ...
@@ -72,6 +74,7 @@ def open_index(settings: IndexSettings) -> Index:
         resend_after=round(settings.resend_after * 1000),
         window=settings.window,
         history=settings.history,
+        metrics=settings.metrics,
     )
     if settings.index_url == "memory://":
         return MemoryIndex(limits)

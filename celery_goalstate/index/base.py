@@ -43,6 +43,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from celery_goalstate.exceptions import IndexUnavailable
+from celery_goalstate.index.counters import ActionTime, Metrics
 
 T = TypeVar("T")
 
@@ -110,6 +111,7 @@ class Limits:
     resend_intervals: int = 8  #: a message is sent again at doubling intervals, up to so many `resend_after`
     history: int = 10  #: failures that are kept of an entity, the newest ones; at least that one
     history_ttl: int = 604_800_000  #: how long they are kept after the newest one
+    metrics: bool = True  #: whether anything is counted
 
     @property
     def margin(self) -> int:
@@ -220,6 +222,8 @@ class Report(NamedTuple):
     respect_backoff: bool = False  #: an enqueue from outside cannot come before the back-off
     idle_ttl: int | None = None  #: how long an idle record is kept; None: until it is deleted
     began: bool = False  #: it entered an action, whose late write may undo what another evaluation did
+    lateness: int | None = None  #: as in `Claim`; None: not known, or it did not begin
+    actions: tuple[ActionTime, ...] = ()  #: those that it executed, in that order
     #: The sweeper's: only if the lease still ends at this count, which has passed (see `Survey.lost`).
     lost_at: int | None = None
 
@@ -477,7 +481,7 @@ class Index(Protocol):
 
     A call is about one kind and as many entities as you like; replies are in the order of what was given.
     Any method may raise `IndexUnavailable`: then the call may have been made or not, and can be repeated.
-    That of `records`, `counts`, `overviews`, `paused` has what is known, if a part of the index has answered.
+    That of `records`, `counts`, `overviews`, `metrics`, `paused` has what is known, if a part has answered.
     Any method raises `ImproperlyConfigured` for a kind that is kept in another layout or number of shards.
     """
 
@@ -568,7 +572,7 @@ class Index(Protocol):
     def forget_kind(self, kind: str) -> bool:
         """Forget that the kind is kept here, and how, if nothing of it is there: no entity, no pause.
 
-        Whether it is forgotten. The next `note` or `enqueue` remembers it again.
+        Whether it is forgotten, with all that was counted. The next `note` or `enqueue` remembers it again.
         """
 
     def pause(self, kind: str, *, by: str) -> None:
@@ -585,6 +589,12 @@ class Index(Protocol):
 
     def overviews(self, kinds: Iterable[str]) -> Mapping[str, Overview]:
         """What there is to know of each kind at a glance. One round trip per node."""
+
+    def metrics(self, kinds: Iterable[str]) -> Mapping[str, Metrics]:
+        """What was counted of each kind since it is kept here, or since its counters were lost.
+
+        Nothing, unless `Limits.metrics`. A report counts once, when it is accepted. One round trip per node.
+        """
 
     def describe(self, kind: str, ids: Sequence[str], *, history: bool = False) -> list[Record | None]:
         """What is known of each entity; None: nothing, or deleted while it is evaluated.

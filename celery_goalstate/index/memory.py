@@ -39,6 +39,7 @@ from celery_goalstate.index.base import (
     check_notes,
     records_after,
 )
+from celery_goalstate.index.counters import Metrics, metrics_of
 
 
 def _wall_clock() -> int:
@@ -164,6 +165,10 @@ class MemoryIndex:
     def overviews(self, kinds: Iterable[str]) -> Mapping[str, Overview]:
         with self._lock:
             return {kind: do.Overviewing(*self._on(kind)).overview() for kind in kinds}
+
+    def metrics(self, kinds: Iterable[str]) -> Mapping[str, Metrics]:
+        with self._lock:
+            return {kind: metrics_of(self._kinds[kind].counters) for kind in kinds}
 
     def describe(self, kind: str, ids: Sequence[str], *, history: bool = False) -> list[Record | None]:
         with self._lock:

@@ -16,8 +16,8 @@ import json
 import math
 import time
 import zlib
-from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
@@ -66,6 +66,7 @@ from celery_goalstate.index.base import (
 )
 from celery_goalstate.index.cluster import REDIS_ERRORS, Cluster, NodeAway
 from celery_goalstate.index.connection import Command, raise_first, server_of
+from celery_goalstate.index.counters import BOUNDS, MORE, MOST_ACTIONS, OTHER, UNKNOWN, Metrics, metrics_of
 from celery_goalstate.index.transitions import whole_error
 
 #: Which keys, fields and statuses there are. One more with every change that older processes cannot bear.
@@ -100,7 +101,7 @@ GIVEN_NONE = ("Authentication required", "already authenticated")
 #: The keys of one shard, in the order in which the scripts know them; then come the records, and their notes.
 SHARD_KEYS = (
     *("parked", "sent", "running", "idle", "failed", "suspect"),
-    *("token", "paused", "claimed", "sweeper", "form", "all_deleted", "failing", "long"),
+    *("token", "paused", "claimed", "sweeper", "form", "all_deleted", "failing", "long", "metrics"),
 )
 #: What the keys of one entity begin with: record, note, history of failures, whereabouts of the run.
 ENTITY_KEYS = ("e:", "n:", "h:", "w:")
@@ -285,6 +286,8 @@ class RedisIndex:
         return self._transition("renew", kind, rows)
 
     def finish(self, kind: str, reports: Sequence[Report]) -> list[Finished]:
+        if not self._limits.metrics:
+            reports = [report._replace(lateness=None, actions=()) for report in reports]
         replies = self._transition("finish", kind, [_row(report) for report in reports])
         return [
             Finished(Finish(reply["result"]), _number(reply, "deadline"), _wakeup(report.id, reply))
@@ -365,16 +368,33 @@ class RedisIndex:
         shards = [(kind, shard) for kind in kinds for shard in range(self._shards)]
         replies = self._run_each("overview", [self._call(*shard, (), NOTHING) for shard in shards])
         partial, found = Partial(), dict[str, Overview]()
+        for kind, reply in self._known(shards, replies, partial):
+            overview = _overview(reply)
+            found[kind] = found[kind] + overview if kind in found else overview
+        partial.raise_if_away(found)
+        return found
+
+    def metrics(self, kinds: Iterable[str]) -> Mapping[str, Metrics]:
+        shards = [(kind, shard) for kind in kinds for shard in range(self._shards)]
+        replies = self._replies([("HGETALL", self._key(*shard, "metrics")) for shard in shards])
+        partial, counters = Partial(), defaultdict[str, Counter[str]](Counter)
+        for kind, reply in self._known(shards, replies, partial):
+            counters[kind].update(_counters(reply))
+        found = {kind: metrics_of(of_kind) for kind, of_kind in counters.items()}
+        partial.raise_if_away(found)
+        return found
+
+    def _known(
+        self, shards: Sequence[tuple[str, int]], replies: Sequence[Any], partial: Partial
+    ) -> Iterator[tuple[str, Any]]:
+        """The replies of those shards that are not away, and their kinds; of the others `partial` is told."""
         for (kind, shard), reply in zip(shards, replies, strict=True):
             try:
                 raise_first([reply])
             except IndexUnavailable as error:
                 self._note_away(partial, kind, shard, error)
             else:
-                overview = _overview(reply)
-                found[kind] = found[kind] + overview if kind in found else overview
-        partial.raise_if_away(found)
-        return found
+                yield kind, reply
 
     def describe(self, kind: str, ids: Sequence[str], *, history: bool = False) -> list[Record | None]:
         replies = self._transition("describe", kind, _rows(ids), _given(history=history or None))
@@ -595,7 +615,7 @@ class RedisIndex:
     def _script(self, name: str) -> _Script:
         if name not in self._scripts:
             full = [_lua("full")] if name in EVEN_WHEN_FULL else []
-            constants = f"{_limits_lua(self._limits)}\nlocal form = [[{self._form}]]"
+            constants = f"{_limits_lua(self._limits)}\n{_COUNTERS_LUA}\nlocal form = [[{self._form}]]"
             source = "\n".join([self.clock_lua(), constants, _lua("common"), *full, _lua(name)])
             sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
             self._scripts[name] = _Script(source, sha)
@@ -752,7 +772,16 @@ def _lua(name: str) -> str:
 def _limits_lua(limits: Limits) -> str:
     """The limits as a Lua table: constants of a script, that no call has to pass."""
     constants = {**asdict(limits), "margin": limits.margin}
-    return f"local limits = {{ {', '.join(f'{name} = {n}' for name, n in constants.items())} }}"
+    return (
+        f"local limits = {{ {', '.join(f'{name} = {_encode(value)}' for name, value in constants.items())} }}"
+    )
+
+
+#: Likewise those of `counters.py`.
+_COUNTERS_LUA = (
+    f"local BOUNDS, MOST_ACTIONS = {{ {', '.join(map(str, BOUNDS))} }}, {MOST_ACTIONS}\n"
+    f"local MORE, UNKNOWN, OTHER = '{MORE}', '{UNKNOWN}', '{OTHER}'"
+)
 
 
 def _words(error: Exception) -> str:
@@ -931,6 +960,12 @@ def _overview(reply: Mapping[str, Any]) -> Overview:
         paused=paused and _pause(paused),
         unswept=reply.get("unswept"),
     )
+
+
+def _counters(reply: Any) -> dict[str, int]:
+    """A mapping under RESP3, flat under RESP2. What is damaged counts nothing."""
+    fields = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
+    return {name: int(text) for name, text in fields.items() if text.isdecimal()}
 
 
 def _failure(text: str) -> Failure:

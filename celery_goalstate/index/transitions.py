@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -42,6 +43,16 @@ from celery_goalstate.index.base import (
     Watch,
     Whereabouts,
     cut,
+)
+from celery_goalstate.index.counters import (
+    FAILED,
+    MOST_ACTIONS,
+    OK,
+    OTHER,
+    UNKNOWN,
+    Outcome,
+    Result,
+    bound_of,
 )
 
 T = TypeVar("T")
@@ -109,6 +120,7 @@ class Shard:
     newest_survey: int = 0  # the time of it, by the index's clock
     all_deleted: int = 0  # the token of a `delete_all` that goes on: every life that began before it is over
     met: int = 0  # how many of them were deleted since
+    counters: Counter[str] = field(default_factory=Counter)  # as `counters.py` names them
 
     def with_status(self, status: Status) -> list[Entity]:
         """The entities in one status, lowest score first."""
@@ -228,6 +240,26 @@ class Transition:
         if entity.status is None:
             self.begin_life(entity)
         return entity
+
+    def is_named(self, action: str) -> bool:
+        """Whether an action is counted by its name: the first ones are.
+
+        One that is named anew each time would fill the index.
+        """
+        counters = self.shard.counters
+        if f"named:{action}" not in counters and counters["named"] < MOST_ACTIONS:
+            counters[f"named:{action}"] = 1
+            counters["named"] += 1
+        return f"named:{action}" in counters
+
+    def count(self, counter: str, n: int = 1, action: str = "") -> None:
+        """The name of a counter of an action ends with that of the action."""
+        if not self.limits.metrics or n == 0:
+            return
+        is_new = counter + action not in self.shard.counters
+        if is_new and action and not self.is_named(action):
+            action = OTHER
+        self.shard.counters[counter + action] += n
 
     def under_way(self) -> int:
         return len(self.shard.with_status(Status.SENT))
@@ -431,10 +463,25 @@ class Enqueuing(Transition):
                 return self.enqueue_failed(entity, request, wanted)
         return self.enqueue_idle(entity, request, wanted)  # or not known at all
 
+    def result_of(
+        self, status: Status | None, deadline: int | None, entity: Entity, reply: Scheduled
+    ) -> Result:
+        """What it came to, as it is counted. A message that is published once more changes no deadline."""
+        if not reply.changed:
+            return Result.UNCHANGED
+        if status is Status.RUNNING:
+            return Result.NOTED
+        if status in PENDING:
+            return Result.UNCHANGED if entity.deadline == deadline else Result.EARLIER
+        return Result.NEW
+
     def enqueue(self, entity: Entity, request: Request) -> Scheduled:
+        status, deadline = entity.status, entity.deadline
         pending = earliest(entity.deadline, entity.own) is not None
         noted = entity.note if pending and request.note not in {"", entity.note} else None
-        return self.enqueue_by_status(entity, request)._replace(noted=noted)
+        reply = self.enqueue_by_status(entity, request)
+        self.count(f"enqueues:{self.result_of(status, deadline, entity, reply)}")
+        return reply._replace(noted=noted)
 
 
 class PuttingBack(Transition):
@@ -478,6 +525,10 @@ class Claiming(Leasing):
     resent_at: int | None
     batch: bool
 
+    def refused(self, entity: Entity, reason: Refused, wakeup: Wakeup | None = None) -> Refusal:
+        self.count(f"refusals:{reason}")
+        return Refusal(entity.id, reason, wakeup)
+
     def is_missing(self, entity: Entity) -> bool:
         return entity.status is None or entity.deleted
 
@@ -502,22 +553,22 @@ class Claiming(Leasing):
 
     def claim(self, entity: Entity, token: str) -> Claim | Refusal:
         if self.is_missing(entity):
-            return Refusal(entity.id, Refused.MISSING)
+            return self.refused(entity, Refused.MISSING)
         if self.is_repeated(entity):
             return self.claimed(entity)
         if not self.is_expected(entity, token):
-            return Refusal(entity.id, Refused.STALE)
+            return self.refused(entity, Refused.STALE)
         self.note_arrival(entity, token)
         if self.shard.paused:
             self.park(entity)
-            return Refusal(entity.id, Refused.PAUSED)
+            return self.refused(entity, Refused.PAUSED)
         if not self.is_near(_known(entity.deadline)):
             # Sent by who had a longer horizon, or before the clock was set back: no worker waits so long.
             self.park(entity)
-            return Refusal(entity.id, Refused.EARLY)
+            return self.refused(entity, Refused.EARLY)
         if self.is_early(entity):
             again = self.wakeup(entity, self.limits.shortest_delay)
-            return Refusal(entity.id, Refused.EARLY, self.with_note(entity, again))
+            return self.refused(entity, Refused.EARLY, self.with_note(entity, again))
         return self.lease(entity, self.batch)
 
 
@@ -593,6 +644,27 @@ class Finishing(Transition):
         """Given back, or lost with a batch, for which any of it may be to blame."""
         return report.verdict is Verdict.UNSTARTED or (report.lost_at is not None and entity.batch)
 
+    def outcome_of(self, report: Report) -> Outcome:
+        if report.lost_at is not None:
+            return Outcome.LOST
+        match report.verdict:
+            case Verdict.UNSTARTED:
+                return Outcome.RETURNED
+            case Verdict.DONE if report.converged:
+                return Outcome.CONVERGED
+            case Verdict.DONE:
+                return Outcome.UNCONVERGED if report.delay is None else Outcome.REQUEUED
+        return Outcome(report.verdict)
+
+    def count_evaluation(self, report: Report) -> None:
+        bound = UNKNOWN if report.lateness is None else bound_of(report.lateness)
+        self.count(f"evaluations:{self.outcome_of(report)}:{bound}")
+        self.count("lateness", report.lateness or 0)
+        for name, took, failed in report.actions:
+            outcome = FAILED if failed else OK
+            self.count(f"actions:{outcome}:{bound_of(took)}:", 1, name)
+            self.count(f"took:{outcome}:", took, name)
+
     def end_run(self, entity: Entity, report: Report) -> Ended:
         """Take the run's fields away, and return those that decide what follows."""
         run = Ended(
@@ -654,8 +726,14 @@ class Finishing(Transition):
         given = report.lease.isdecimal() and int(report.lease) <= self.shard.last_token
         return report.began and report.lost_at is None and given
 
+    def count_fenced(self, report: Report) -> None:
+        """Neither the sweeper nor who gives a run back has an outcome to be dropped."""
+        if report.lost_at is None and report.verdict is not Verdict.UNSTARTED:
+            self.count("fenced")
+
     def finish_fenced(self, entity: Entity, report: Report) -> Finished:
         if not self.is_repeated(entity, report):
+            self.count_fenced(report)
             if not self.asks_again(report):
                 return Finished(Finish.FENCED)
             reply = self.again(entity, self.now, report.fresh_task_id)
@@ -711,6 +789,7 @@ class Finishing(Transition):
             return self.finish_fenced(entity, report)
         if self.was_renewed(entity, report):
             return Finished(Finish.FENCED)
+        self.count_evaluation(report)
         run = self.end_run(entity, report)
         if run.deleted or report.verdict is Verdict.GONE:
             return self.finish_deleted(entity, report, run)
@@ -810,6 +889,7 @@ class ForgettingKind(Transition):
             return False
         self.shard.newest_arrival = self.shard.count = self.shard.newest_survey = 0
         self.shard.sweeper, self.shard.swept_until = "", 0
+        self.shard.counters.clear()
         return True
 
 
@@ -1036,6 +1116,7 @@ class Resending(Transition):
         intervals = min(2**entity.resends, self.limits.resend_intervals)
         entity.suspect_at = self.now + self.limits.resend_after * intervals
         self.save(entity, Status.SENT)
+        self.count("resends")
         return self.with_note(entity, self.wakeup(entity))
 
 

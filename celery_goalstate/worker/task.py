@@ -30,7 +30,7 @@ from celery.utils.serialization import get_pickleable_exception
 from celery_goalstate.deadlines import milliseconds
 from celery_goalstate.display import printable, state_text
 from celery_goalstate.entity import EntityRef
-from celery_goalstate.evaluation import Evaluation, Outcome, error_text, evaluate
+from celery_goalstate.evaluation import ActionRun, Evaluation, Outcome, error_text, evaluate
 from celery_goalstate.exceptions import GoalStateError, IndexUnavailable, LeaseLost
 from celery_goalstate.index.base import (
     LONGEST_WORD,
@@ -47,6 +47,7 @@ from celery_goalstate.index.base import (
     cut,
     random_id,
 )
+from celery_goalstate.index.counters import ActionTime
 from celery_goalstate.messages.envelope import strategy
 from celery_goalstate.messages.notes import adds_headers
 from celery_goalstate.messages.wakeup import read_message, rejection
@@ -186,7 +187,7 @@ class Evaluator:
         run = Run(claim.id, claim.lease)
         with self._keep(run, claimed_at) as lease:
             outcome = self._evaluate(request, claim, lease)
-            to_report = self._report(lease, outcome, task_id=task_id, retries=retries)
+            to_report = self._report(claim, lease, outcome, task_id=task_id, retries=retries)
             [finished] = self._finish([to_report], held=lambda: self._keeper.held(lease))
 
         if finished.wakeup:
@@ -235,7 +236,7 @@ class Evaluator:
                         outcome = self._evaluate(request, claim, lease)
                     expires = max(expires, lease.expires)  # a slow one's was renewed
                     self._log(claim.id, outcome)
-                    batch.end(self._report(lease, outcome, task_id="", retries=0))
+                    batch.end(self._report(claim, lease, outcome, task_id="", retries=0))
         finally:
             try:
                 settle()
@@ -362,10 +363,12 @@ class Evaluator:
         in_main_thread = threading.current_thread() is threading.main_thread()
         return in_main_thread or isinstance(outcome.error, LeaseLost)
 
-    def _report(self, lease: Lease, outcome: Outcome, *, task_id: str, retries: int) -> Report:
+    def _report(self, claim: Claim, lease: Lease, outcome: Outcome, *, task_id: str, retries: int) -> Report:
         if self._is_cut_off(lease, outcome):
             return given_back(lease.run)
-        return report(lease.run, outcome, self._kind, task_id=task_id, retries=retries)
+        return report(
+            lease.run, outcome, self._kind, task_id=task_id, retries=retries, lateness=claim.lateness
+        )
 
     def _finish(self, reports: list[Report], held: Callable[[], bool]) -> list[Finished]:
         """Report to the index, again and again while the lease lasts: the actions have been executed.
@@ -445,7 +448,14 @@ def _result(ended: Ended) -> str:
 
 
 def report(
-    run: Run, outcome: Outcome, kind: Kind, *, task_id: str, retries: int, lost_at: int | None = None
+    run: Run,
+    outcome: Outcome,
+    kind: Kind,
+    *,
+    task_id: str,
+    retries: int,
+    lateness: int | None = None,
+    lost_at: int | None = None,
 ) -> Report:
     """What is reported to the index of an outcome."""
     if outcome.gone:
@@ -475,8 +485,14 @@ def report(
         respect_backoff=kind.options.respect_backoff,
         idle_ttl=None if ttl is None else milliseconds(ttl),
         began=bool(outcome.actions),
+        lateness=lateness,
+        actions=tuple(map(_action_time, outcome.actions)),
         lost_at=lost_at,
     )
+
+
+def _action_time(run: ActionRun) -> ActionTime:
+    return ActionTime(cut(run.name, LONGEST_WORD), round(run.seconds * 1000), run.failed)
 
 
 def _word(state: Any) -> str:

@@ -23,7 +23,7 @@ KINDS = ("order", "host")
 PREFIX = "gs"
 NAMESPACE = "default"
 START = 1_700_000_000_000  # a Tuesday; milliseconds
-AUXILIARY = {"form", "token", "paused", "claimed", "sweeper", "all_deleted", "testclock"}
+AUXILIARY = {"form", "token", "paused", "claimed", "sweeper", "all_deleted", "metrics", "testclock"}
 #: Sorted sets besides those of statuses: as what their scores are among the fields of a row.
 SCORES = {"suspect": "suspect_at", "failing": "failing", "long": "long_since"}
 

@@ -530,3 +530,20 @@ def test_only_a_note_costs_a_key(index: RedisIndex, valkey: Any) -> None:
     index.enqueue(KIND, [Request("a", 10**7)])
     assert not list(valkey.scan_iter("*:n:*"))
     assert not valkey.hexists(f"gs:{{default:{KIND}:0}}:e:a", "noted")
+
+
+@pytest.mark.parametrize("damage", ["of one counter", "of all"])
+def test_counters_that_are_damaged_are_in_nobody_s_way(
+    index: RedisIndex, valkey: redis.Redis, damage: str
+) -> None:
+    """They begin anew, as after a restart."""
+    key = index._key(KIND, 0, "metrics")
+    index.enqueue(KIND, [Request("a", 0, task_id="a")])
+    valkey.delete(key)
+    if damage == "of all":
+        valkey.set(key, "damaged")
+    else:
+        valkey.hset(key, "enqueues:new", "many")
+        assert index.metrics([KIND])[KIND].enqueues == {}
+    index.enqueue(KIND, [Request("b", 0, task_id="b")])
+    assert index.metrics([KIND])[KIND].enqueues == {"new": 1}

@@ -47,6 +47,7 @@ from celery_goalstate.index.base import (
     Wakeup,
     Watch,
 )
+from celery_goalstate.index.counters import ActionTime
 from tests.contract.bench import KIND
 from tests.contract.conftest import LANES
 from tests.contract.lanes import Clock, Lane, MemoryLane, RedisLane, check
@@ -61,6 +62,9 @@ errors = st.sampled_from(["boom", "boom: " + "ü" * 100, "x" * 500])
 notes = st.sampled_from(["", "", '{"tenant": "a"}', "ü"])
 times = st.sampled_from([1, 20, 49, 50, 99, 100, 101, 200])
 clock_steps = st.sampled_from([-86_400_000, -2_000, -500, -101, -20, 20, 101, 500, 2_000])
+action_times = st.lists(
+    st.builds(ActionTime, st.sampled_from(["charge", "ship: ü"]), times, st.booleans()), max_size=2
+)
 numbers = st.integers(0, 1_000)  # which of those there are
 rarely = st.sampled_from([False, False, False, True])
 
@@ -108,6 +112,7 @@ class Machine(RuleBasedStateMachine):
         self.watching: dict[str, tuple[Survey, int]] = {}  # by sweeper: its last survey, and when
         self.elapsed = 0  # milliseconds, on a clock that never steps
         self.seen: dict[str, Record | None] = {}  # what a mover knew of each entity
+        self.finished = 0  #: reports that were accepted
         self.happened = 0  # numbers all that happens, since much can happen within a millisecond
 
     def _next(self) -> int:
@@ -347,6 +352,8 @@ class Machine(RuleBasedStateMachine):
         respect_backoff=st.booleans(),
         idle_ttl=st.none() | delays,
         began=st.booleans(),
+        lateness=st.none() | times,
+        actions=action_times,
         error=errors,
         repeat=rarely,
     )
@@ -361,6 +368,8 @@ class Machine(RuleBasedStateMachine):
         respect_backoff: bool,
         idle_ttl: int | None,
         began: bool,
+        lateness: int | None,
+        actions: list[ActionTime],
         error: str,
         repeat: bool,
     ) -> None:
@@ -387,6 +396,8 @@ class Machine(RuleBasedStateMachine):
             respect_backoff=respect_backoff,
             idle_ttl=idle_ttl,
             began=began,
+            lateness=lateness,
+            actions=tuple(actions),
         )
         self._finish(evaluation, report)
         if repeat:
@@ -409,6 +420,7 @@ class Machine(RuleBasedStateMachine):
                 lost,
             )
             self.reported[evaluation.lease] = report
+            self.finished += 1
             assert (reply.result, reply.deadline) == (Finish.ACCEPTED, entity.due)
         elif not repeated:
             assert reply.result is Finish.FENCED
@@ -453,7 +465,7 @@ class Machine(RuleBasedStateMachine):
             assert (done.count, {run.id for run in done.runs}, done.away) == (sum(known), runs, {})
             assert self.index.forget_kind(KIND) == (not runs and not self.paused)
             if not runs and not self.paused:
-                self.sweeper, self.swept_until = "", 0
+                self.sweeper, self.swept_until, self.finished = "", 0, 0
 
     @precondition(lambda self: self.paused)
     @rule()
@@ -613,6 +625,10 @@ class Machine(RuleBasedStateMachine):
         self.what_is_stored_is_sound()
         self.what_is_described_may_be_expected()
         self.the_overview_counts_what_is_stored()
+        self.each_evaluation_counts_once()
+
+    def each_evaluation_counts_once(self) -> None:
+        assert self.index.metrics([KIND])[KIND].evaluations.total() == self.finished
 
     def the_overview_counts_what_is_stored(self) -> None:
         overview = self.index.overviews([KIND])[KIND]

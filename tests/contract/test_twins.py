@@ -15,8 +15,8 @@ LUA = Path(redis.__file__).with_name("lua")
 #: Written in one only: keys, digits and replies of Redis, and what is damaged or evicted there.
 NOT_IN_PYTHON = {
     *("paused", "digits", "number", "swept", "rebuild", "read", "not_later", "each", "note_of", "strike_out"),
-    *("score_of", "suspect_from", "scheduled", "restore", "refused", "accepted", "score", "with_hidden"),
-    *("is_kept", "not_kept", "passed", "keep_in", "later", "cut"),
+    *("score_of", "suspect_from", "scheduled", "restore", "accepted", "score", "with_hidden"),
+    *("is_kept", "not_kept", "passed", "keep_in", "later", "cut", "add", "write_counts", "bound_of"),
 }
 NOT_IN_LUA = {"resync", "by_suspicion", "missed", "too_far", "survey", "positions"}
 

@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from tests.docs.pages import Block, blocks
-from tests.servers import Process
+from tests.servers import Process, free_port
 
 STAGE = Path(__file__).parent / "stage"
+#: Commands that go on beside the others, and what they print when they are ready.
+SERVERS = {"worker": " ready.", "exporter": "/metrics"}
 PATIENCE = 20.0  #: seconds, for what a worker does meanwhile
 REDIS = re.compile(r"redis://localhost:6379\b")
+EXPORTER = re.compile(r"\b9808\b")
 
 _VARYING = [
     (re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"), "TIME"),
@@ -41,12 +44,13 @@ def alike(text: str) -> str:
 
 
 class Stage:
-    """Where the examples of one page run: the current directory, one namespace, and workers."""
+    """Where the examples of one page run: the current directory, one namespace, and servers."""
 
     def __init__(self, page: Path, url: str) -> None:
         self.url = url.removesuffix("/0")
+        self.port = str(free_port())
         self.namespace: dict[str, Any] = {"__name__": "__page__"}
-        self.workers: list[Process] = []
+        self.servers: list[Process] = []
         own = STAGE / page.stem
         for props in (STAGE / "common", own):
             if props.is_dir():
@@ -72,10 +76,10 @@ class Stage:
             self.run_python(block)
         else:
             for command, output in block.commands():
-                self.run_command(block, command, output)
+                self.run_command(block, self.localized(command), output)
 
     def localized(self, text: str) -> str:
-        return REDIS.sub(self.url, text)
+        return EXPORTER.sub(self.port, REDIS.sub(self.url, text))
 
     def run_python(self, block: Block) -> None:
         source = "\n" * (block.line - 1) + self.localized(block.text)
@@ -92,9 +96,10 @@ class Stage:
                 exec(compile(ast.Module([node], []), str(block.page), "exec"), self.namespace)
 
     def run_command(self, block: Block, command: str, output: str) -> None:
-        if re.search(r"\bcelery .* worker\b", command):
-            self.start_worker(command)
-            return
+        for server, its_sign in SERVERS.items():
+            if re.search(rf"\bcelery .* {server}\b", command):
+                self.start(command, its_sign)
+                return
 
         def run() -> str:
             done = subprocess.run(
@@ -116,15 +121,15 @@ class Stage:
             assert time.monotonic() < ends, f"{where}\nwanted: {wanted}\ngot:    {got}"
             time.sleep(0.05)  # polls: `assert` above has the deadline
 
-    def start_worker(self, command: str) -> None:
-        worker = Process(shlex.split(command), log=Path(f"worker{len(self.workers)}.log"))
-        self.workers.append(worker)
-        worker.start()
-        worker.poll_until("the worker is ready", lambda: " ready." in worker.output(), timeout=2 * PATIENCE)
+    def start(self, command: str, sign: str) -> None:
+        server = Process(shlex.split(command), log=Path(f"server{len(self.servers)}.log"))
+        self.servers.append(server)
+        server.start()
+        server.poll_until(f"{command} is ready", lambda: sign in server.output(), timeout=2 * PATIENCE)
 
     def clear(self) -> None:
-        for worker in self.workers:
-            worker.end()
+        for server in self.servers:
+            server.end()
 
 
 def main(page: Path, url: str) -> None:

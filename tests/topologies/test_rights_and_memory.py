@@ -32,6 +32,7 @@ from celery_goalstate.index.base import (
     Verdict,
     Wakeup,
 )
+from celery_goalstate.index.counters import ActionTime
 from celery_goalstate.index.redis import RedisIndex
 from celery_goalstate.settings import Settings
 from celery_goalstate.worker.parts import Parts
@@ -99,7 +100,8 @@ def live(index: RedisIndex) -> None:
         failed = Report("a", claimed.lease, Verdict.FAILED, 0, failures=1, error="x" * 500)
         [finished] = index.finish(KIND, [failed])
         claimed = start(index, finished.wakeup)
-    index.finish(KIND, [Report("a", claimed.lease, Verdict.DONE, None, idle_ttl=0)])
+    charge = ActionTime("charge", 12, failed=False)
+    index.finish(KIND, [Report("a", claimed.lease, Verdict.DONE, None, idle_ttl=0, actions=(charge,))])
     index.put_back(KIND, [wakeups["b"]])
     index.promote(KIND, {"b": "again"})
     index.resend(KIND, {"c": "again"}, probe="c")
@@ -112,6 +114,7 @@ def live(index: RedisIndex) -> None:
     index.holds([KIND], sweeper="other")
     index.describe(KIND, ids, history=True)
     index.overviews([KIND])
+    index.metrics([KIND])
     index.servers()
     index.records(KIND, Status.SENT, 9, Position(1, "a"))
     index.counts(KIND)

@@ -10,6 +10,7 @@
 local reached = 0
 
 local function refused(reason, again)
+  count('refusals:' .. reason, 1)
   return { refused = reason, wakeup = again }
 end
 

@@ -1,8 +1,8 @@
--- What the transitions share. Each script is run as clock.lua, the table `limits` (`base.Limits`) and the text `form` of
--- `redis.py`, this file, its own.
+-- What the transitions share. Each script is run as clock.lua, the constants of `redis.py` (the table `limits`, which is
+-- `base.Limits`, those of `counters.py`, the text `form`), this file, its own.
 --
--- KEYS  1-14  the shard's own keys, as named below
---       15-   the records, one for each row; then as many notes; where they are of use, as many histories, and whereabouts
+-- KEYS  1-15  the shard's own keys, as named below
+--       16-   the records, one for each row; then as many notes; where they are of use, as many histories, and whereabouts
 -- ARGV  1     JSON: {header, rows}. The header is the transition's own; a row is about one entity and has its `id`.
 --             What is absent, or has its default, is left out: nil. One argument costs the client less than many.
 -- Reply       JSON, for each row the transition's reply
@@ -14,8 +14,8 @@
 
 local PARKED, SENT, RUNNING, IDLE, FAILED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local SUSPECT, TOKEN, PAUSED, CLAIMED, SWEEPER = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
-local FORM, ALL_DELETED, FAILING, LONG = KEYS[11], KEYS[12], KEYS[13], KEYS[14]
-local SHARD_KEYS = 14
+local FORM, ALL_DELETED, FAILING, LONG, METRICS = KEYS[11], KEYS[12], KEYS[13], KEYS[14], KEYS[15]
+local SHARD_KEYS = 15
 
 local input = cjson.decode(ARGV[1])
 local header, rows = input.header, input.rows
@@ -401,6 +401,64 @@ local function alive(entity, n)
   return entity
 end
 
+-- What is counted in this call, in order, and of which action it is: written when the call ends.
+local counters, counts, actions = {}, {}, {}
+
+-- One that is damaged begins anew, with all others, as after a restart of the server.
+local function add(counter, n)
+  local total = redis.pcall('HINCRBY', METRICS, counter, n)
+  if type(total) == 'number' then
+    return total
+  end
+  redis.call('DEL', METRICS)
+  return redis.call('HINCRBY', METRICS, counter, n)
+end
+
+-- Whether an action is counted by its name: the first ones are, or one that is named anew each time would fill the index.
+local function is_named(action)
+  if redis.call('HGET', METRICS, 'named:' .. action) then
+    return true
+  elseif (tonumber(redis.call('HGET', METRICS, 'named')) or 0) >= MOST_ACTIONS then
+    return false
+  end
+  add('named:' .. action, 1)
+  add('named', 1)
+  return true
+end
+
+-- See counters.py. The name of a counter of an action ends with that of the action.
+local function count(counter, n, action)
+  if not limits.metrics or n == 0 then
+    return
+  end
+  counter = action and counter .. action or counter
+  if not counts[counter] then
+    counters[#counters + 1], counts[counter], actions[counter] = counter, 0, action
+  end
+  counts[counter] = counts[counter] + n
+end
+
+local function write_counts()
+  for _, counter in ipairs(counters) do
+    local n, action = counts[counter], actions[counter]
+    local is_new = add(counter, n) == n
+    if is_new and action and not is_named(action) then
+      redis.call('HDEL', METRICS, counter)
+      add(string.sub(counter, 1, -#action - 1) .. OTHER, n)
+    end
+  end
+end
+
+-- The name of a histogram's bucket.
+local function bound_of(milliseconds)
+  for _, bound in ipairs(BOUNDS) do
+    if milliseconds <= bound then
+      return bound
+    end
+  end
+  return MORE
+end
+
 local function each(transition)
   local replies = {}
   for n, row in ipairs(rows) do
@@ -412,6 +470,7 @@ local function each(transition)
   if met > 0 then
     redis.call('SET', ALL_DELETED, digits(all_deleted) .. ' ' .. digits(already_met + met))
   end
+  write_counts()
   return cjson.encode(replies)
 end
 

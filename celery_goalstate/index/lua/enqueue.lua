@@ -156,10 +156,24 @@ local function enqueue_by_status(entity, request)
   return enqueue_idle(entity, request, wanted) -- or not known at all
 end
 
+-- What it came to, as it is counted. A message that is published once more changes no deadline.
+local function result_of(status, deadline, entity, reply)
+  if not reply.changed then
+    return 'unchanged'
+  elseif status == RUNNING then
+    return 'noted'
+  elseif status == PARKED or status == SENT then
+    return entity.fields.deadline == deadline and 'unchanged' or 'earlier'
+  end
+  return 'new'
+end
+
 local function enqueue(entity, request)
-  local pending = entity.fields.deadline or entity.fields.own
+  local status, deadline = entity.status, entity.fields.deadline
+  local pending = deadline or entity.fields.own
   local noted = pending and request.note and (note_of(entity) or '')
   local reply = enqueue_by_status(entity, request)
+  count('enqueues:' .. result_of(status, deadline, entity, reply), 1)
   reply.noted = noted and noted ~= request.note and noted or nil
   return reply
 end

@@ -1,7 +1,7 @@
 -- Ends evaluations: idle, quarantined, or scheduled again.
 --
 -- KEYS   see common.lua; histories if a run failed
--- Row    `base.Report`
+-- Row    `base.Report`; its actions are [name, milliseconds, whether it failed]
 -- Reply  {result: 'accepted' or 'fenced', deadline, wakeup}
 -- Reads and writes everything
 
@@ -35,6 +35,30 @@ end
 -- Given back, or lost with a batch, for which any of it may be to blame.
 local function is_unstarted(entity, report)
   return report.verdict == 'unstarted' or (report.lost_at and entity.fields.batch)
+end
+
+local function outcome_of(report)
+  if report.lost_at then
+    return 'lost'
+  elseif report.verdict == 'unstarted' then
+    return 'returned'
+  elseif report.verdict ~= 'done' then
+    return report.verdict
+  elseif report.converged then
+    return 'converged'
+  end
+  return report.delay and 'requeued' or 'unconverged'
+end
+
+local function count_evaluation(report)
+  local bound = report.lateness and bound_of(report.lateness) or UNKNOWN
+  count('evaluations:' .. outcome_of(report) .. ':' .. bound, 1)
+  count('lateness', report.lateness or 0)
+  for _, action in ipairs(report.actions or {}) do
+    local name, took, outcome = action[1], action[2], action[3] and 'failed' or 'ok'
+    count('actions:' .. outcome .. ':' .. bound_of(took) .. ':', 1, name)
+    count('took:' .. outcome .. ':', took, name)
+  end
 end
 
 -- Takes the run's fields away, and returns those that decide what follows.
@@ -131,8 +155,16 @@ local function asks_again(report)
     and lease <= (number(shard.token, TOKEN_DIGITS) or 0)
 end
 
+-- Neither the sweeper nor who gives a run back has an outcome to be dropped.
+local function count_fenced(report)
+  if not report.lost_at and report.verdict ~= 'unstarted' then
+    count('fenced', 1)
+  end
+end
+
 local function finish_fenced(entity, report)
   if not is_repeated(entity, report) then
+    count_fenced(report)
     if not asks_again(report) then
       return { result = 'fenced' }
     end
@@ -199,6 +231,7 @@ local function finish(entity, report)
   elseif was_renewed(entity, report) then
     return { result = 'fenced' }
   end
+  count_evaluation(report)
   local run = end_run(entity, report)
   if run.deleted or report.verdict == 'gone' then
     return finish_deleted(entity, report, run)

@@ -14,7 +14,7 @@ local function forget_kind()
   if not is_empty() then
     return false
   end
-  redis.call('DEL', FORM, CLAIMED, SWEEPER)
+  redis.call('DEL', FORM, CLAIMED, SWEEPER, METRICS)
   if shard.token then
     redis.call('SET', TOKEN, shard.token, 'PX', MILLISECONDS_OF_TOKEN)
   end

@@ -42,6 +42,7 @@ local function resend(entity, request)
   local intervals = math.min(2 ^ fields.resends, limits.resend_intervals)
   save(entity, SENT)
   suspect_from(entity, now + limits.resend_after * intervals)
+  count('resends', 1)
   return with_note(entity, wakeup(entity))
 end
 
