@@ -361,8 +361,7 @@ def _not_crash_safe(failing: Sequence[tuple[Schedule, Ran]], count: int, good: R
         ends += ["", "Likewise: " + ", ".join(repr(_text(each)) for each, _ in others[:OTHERS_NAMED])]
         if len(others) > OTHERS_NAMED:
             ends[-1] += f" and {len(others) - OTHERS_NAMED} more"
-    what = "schedule ends" if len(failing) == 1 else "schedules end"
-    head = f"not crash-safe: {len(failing)} of {count} {what} in another world. The shortest:"
+    head = f"not crash-safe: {len(failing)} of {count} schedules end in another world. The shortest:"
     repeat = f"Repeat it: check_crash_safe(..., schedule={_text(schedule)!r})"
     return NotCrashSafe(_report(head, ran, "", *ends, "", repeat), _text(schedule))
 

@@ -16,14 +16,20 @@ _KILLED = object()
 _killed: list[Any] = []
 
 
-def survives(work: Callable[[], object], context: Context) -> bool:
-    """Do this work in this context; whether nobody has killed it. Raises what it raises."""
+def need_greenlet() -> None:
+    """Raise `ImportError` if it is not installed."""
     try:
-        from greenlet import greenlet
+        import greenlet  # noqa: F401 - only whether it can be
     except ImportError as error:
         raise ImportError(
-            'to kill a worker needs greenlet: pip install "celery-goalstate[testing]"'
+            'to kill a worker takes greenlet: pip install "celery-goalstate[testing]"'
         ) from error
+
+
+def survives(work: Callable[[], object], context: Context) -> bool:
+    """Do this work in this context; whether nobody has killed it. Raises what it raises."""
+    from greenlet import greenlet
+
     worker = greenlet(work)
     worker.gr_context = context
     return worker.switch() is not _KILLED

@@ -391,7 +391,7 @@ class Simulation:
         Points are "before ship" and "after ship" of an action, the same of a watched call, "before commit"
         and "after commit" of Django's transactions, and "between looks". A function is what somebody else
         does at that moment. It happens the first so many `times` that the point is passed, or only the `nth`
-        time. Never to get there is an error.
+        time. Never to get there is an error. To kill takes greenlet (the extra `testing`).
         """
         if point != BETWEEN_LOOKS and not point.startswith(("before ", "after ")):
             raise ValueError(
@@ -406,6 +406,8 @@ class Simulation:
             )
         if times < 1 or (nth is not None and nth < 1):
             raise ValueError(f"times is {times!r} and nth is {nth!r}; give 1 or more")
+        if isinstance(fault, Kill):
+            mortal.need_greenlet()
         self._planned.append(_Planned(point, fault, times, nth))
 
     def watch(self, *calls: Watched) -> None:

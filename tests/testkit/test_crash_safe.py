@@ -199,7 +199,7 @@ def test_a_schedule_repeats_one_run_with_the_same_story(shop: Shop) -> None:
     with pytest.raises(NotCrashSafe) as again:
         check(shop, twice, schedule=raised.value.schedule)
     assert story(str(again.value)) == story(str(raised.value))
-    assert "1 of 1 schedule ends" in str(again.value)
+    assert "1 of 1 schedules end" in str(again.value)
 
 
 def test_a_schedule_tells_the_same_story_in_another_process() -> None:
