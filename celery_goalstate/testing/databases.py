@@ -110,9 +110,41 @@ def _undone(alias: str) -> Iterator[None]:
         transaction.set_rollback(True, using=alias)
 
 
+class Commits:
+    """The points before and after each commit: `reach` is called with them, `note` between the two."""
+
+    def __init__(self, reach: Callable[[str], None], note: Callable[[], None]) -> None:
+        self._reach, self._note = reach, note
+        self._goes_on = False
+
+    def before(self) -> None:
+        """A commit follows."""
+        self._reach(BEFORE_COMMIT)
+
+    def after(self) -> None:
+        """It has been made."""
+        self._note()
+        self._reach(AFTER_COMMIT)
+
+    def after_statement(self) -> None:
+        """It has been made by a statement, whose reply is not read yet: nothing else can be asked now."""
+        self._note()
+        self._goes_on = True
+
+    def catch_up(self) -> None:
+        """The code goes on, so the reply has been read."""
+        if self._goes_on:
+            self._goes_on = False
+            self._reach(AFTER_COMMIT)
+
+    def forget(self) -> None:
+        """Whoever read the reply is gone."""
+        self._goes_on = False
+
+
 @contextmanager
-def observed(reach: Callable[[str], None], commits: Callable[[], None]) -> Iterator[None]:
-    """Pass the points before and after each commit; `commits` is told between the two."""
+def observed(commits: Commits) -> Iterator[None]:
+    """Pass the points of the commits that are made while the block runs."""
     if _connections() is None:
         yield
         return
@@ -123,10 +155,6 @@ def observed(reach: Callable[[str], None], commits: Callable[[], None]) -> Itera
     enter, leave = Atomic.__enter__, Atomic.__exit__
     cursors: Any = CursorWrapper  # whose stubs lack the method
     on_commit, execute = BaseDatabaseWrapper.on_commit, cursors._execute_with_wrappers
-
-    def committed() -> None:
-        commits()
-        reach(AFTER_COMMIT)
 
     def enter_block(block: Any) -> None:
         connection = get_connection(block.using)
@@ -144,12 +172,12 @@ def observed(reach: Callable[[str], None], commits: Callable[[], None]) -> Itera
             return
         savepoint = connection.savepoint_ids[-1] if connection.savepoint_ids else None
         try:
-            reach(BEFORE_COMMIT)
+            commits.before()
         except BaseException as error:
             leave(block, type(error), error, error.__traceback__)
             raise
         leave(block, None, None, None)
-        committed()
+        commits.after()
         if savepoint is not None:  # else Django has called them
             _call_hooks(connection, savepoint)
 
@@ -160,13 +188,14 @@ def observed(reach: Callable[[str], None], commits: Callable[[], None]) -> Itera
             on_commit(connection, func, robust)
 
     def execute_statement(cursor: Any, sql: Any, params: Any, many: bool, executor: Any) -> Any:
+        commits.catch_up()
         # A composed statement of a driver (psycopg's `sql`) is no text.
         writes = str(sql).lstrip()[:8].upper().startswith(_WRITES)
         if not writes or _depth(cursor.db):
             return execute(cursor, sql, params, many, executor)
-        reach(BEFORE_COMMIT)
+        commits.before()
         result = execute(cursor, sql, params, many, executor)
-        committed()
+        commits.after_statement()
         return result
 
     with (

@@ -19,28 +19,29 @@ import itertools
 import pkgutil
 import sys
 from collections import ChainMap, Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import Context as ContextVariables
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, NoReturn, Self
 from unittest import mock
 
 import celery._state
 
 from celery_goalstate.actions import Action, Context
 from celery_goalstate.description import Description, Status
+from celery_goalstate.display import state_text
 from celery_goalstate.engine import Engine
 from celery_goalstate.entity import Entity, EntityLike, EntityRef
 from celery_goalstate.evaluation import Evaluation
-from celery_goalstate.index.base import Claim, Finish, Finished, Limits, Report, Verdict, Wakeup
+from celery_goalstate.index.base import Claim, Finish, Finished, Limits, Report, Request, Run, Verdict, Wakeup
 from celery_goalstate.registry import Kind, all_engines
 from celery_goalstate.settings import Settings
 from celery_goalstate.testing import databases, mortal
 from celery_goalstate.testing.faults import Fail, Fault, Kill, LoseLease
-from celery_goalstate.testing.story import Event, Sort, name_of, scrubbed, shortened, told
+from celery_goalstate.testing.story import Event, Sort, scrubbed, shortened, told
 from celery_goalstate.testing.world import SimulatedIndex, SimulatedKeeper
 from celery_goalstate.worker import shutdown
 from celery_goalstate.worker.parts import Parts
@@ -122,10 +123,12 @@ class Simulation:
         self._planned: list[_Planned] = []
         self._seen: Counter[str] = Counter()
         self.points: list[Point] = []  #: all that were passed, in order
+        self._commits = databases.Commits(self._reach, self._note_commit)
         self._look: Look | None = None  # the one under way
         self._level = 0  # how many workers are stalled
         self._is_mortal = False  # is the delivery under way one that can be killed?
         self._most_looks = sys.maxsize
+        self._mistake: Exception | None = None  # of the test, for which no evaluation is to blame
         self._outside: ContextVariables = copy_context()
         self._stack = ExitStack()
 
@@ -161,6 +164,7 @@ class Simulation:
             limits,
             lambda: self._clock,
             is_away=lambda: self.index_away,
+            enqueuing=self._check_committed,
             claimed=self._note_claim,
             finished=self._note_outcome,
         )
@@ -175,7 +179,9 @@ class Simulation:
             random=lambda: 1.0,  # no jitter: each back-off in full
         )
         self._sweep_every = _milliseconds(settings.sweep_every)
-        self._sweeper = Sweeper("simulation", parts=self._parts, settings=settings, kinds=self._swept)
+        self._sweeper = Sweeper(
+            "simulation", engine=self.engine, parts=self._parts, settings=settings, kinds=self._swept
+        )
         hooks = self.engine.hooks
         mine: list[tuple[list[Any], Any]] = [
             (hooks.around_evaluation, self._around_evaluation),
@@ -187,7 +193,7 @@ class Simulation:
             for those, hook in mine:
                 those.append(hook)
                 stack.callback(those.remove, hook)
-            stack.enter_context(databases.observed(self._reach, self._note_commit))
+            stack.enter_context(databases.observed(self._commits))
             self._patches = stack
             self._outside = copy_context()
             self._travel()
@@ -333,6 +339,26 @@ class Simulation:
             self._note(Sort.OUTCOME, f"✉ a message of {kind.name}/{wakeup.id} is doubled")
             self._send(kind, wakeup, due)
 
+    def _check_committed(self, kind: str, requests: Sequence[Request], inside: Run | None) -> None:
+        """What is due now must be committed; what an evaluation enqueues of its own entity waits for that."""
+        if not databases.in_transaction() or self._settings.enqueue_in_transaction == "allow":
+            return
+        for request in requests:
+            due = request.delay == 0 or (request.at is not None and request.at <= self._clock)
+            if due and (inside is None or inside.id != request.id):
+                self._fail_test(
+                    AssertionError(
+                        f"{kind}/{request.id} is enqueued inside a transaction: a worker may look before that"
+                        " is committed, find nothing to do, and nobody looks again. Use enqueue_on_commit. (If"
+                        ' it is meant, set goalstate_enqueue_in_transaction to "allow".)'
+                    )
+                )
+
+    def _fail_test(self, error: Exception) -> NoReturn:
+        """Raise an error that no evaluation keeps to itself: the test gets it, too."""
+        self._mistake = error
+        raise error
+
     def _send(self, kind: Kind, wakeup: Wakeup, due: int) -> None:
         self._messages.append(_Message(kind, wakeup, due, next(self._numbers)))
 
@@ -366,6 +392,9 @@ class Simulation:
                 context.run(work)
         finally:
             self._look, self._is_mortal = before, mortal_before
+            self._commits.forget()
+        if self._mistake is not None and self._level == 0:
+            raise self._mistake
         if self.index_away and len(self.looks) > count and not self.looks[count].outcome:
             self._note(Sort.OUTCOME, "the index is away: the outcome could not be reported")
 
@@ -442,6 +471,7 @@ class Simulation:
         """Pass a point: what was planned for it happens."""
         if self._look is None and name != BETWEEN_LOOKS:
             return
+        self._commits.catch_up()
         self._seen[name] += 1
         point = Point(name, self._seen[name], of_call, databases.in_transaction())
         self.points.append(point)
@@ -455,14 +485,18 @@ class Simulation:
         match fault:
             case Kill():
                 if not self._is_mortal:
-                    raise RuntimeError("plan to kill a worker before it begins: this one began already")
+                    self._fail_test(
+                        RuntimeError("plan to kill a worker before it begins: this one began already")
+                    )
                 self._note(Sort.STEP, f"☠ worker killed {point.name}")
                 mortal.die()
             case LoseLease():
                 if point.in_transaction:
-                    raise RuntimeError(
-                        f"the worker cannot stall {point.name}, in a transaction: others would see what is"
-                        " not committed, on the test's one connection. Give a point outside of it"
+                    self._fail_test(
+                        RuntimeError(
+                            f"the worker cannot stall {point.name}, in a transaction: others would see what"
+                            " is not committed, on the test's one connection. Give a point outside of it"
+                        )
                     )
                 self._stall(point)
             case Fail(error):
@@ -515,7 +549,7 @@ class Simulation:
             return
         if not look.is_read:
             look.is_read, look.state = True, state
-            self._note(Sort.LOOK, f"{look.entity}: {name_of(state)}, goal {name_of(goal_state)}")
+            self._note(Sort.LOOK, f"{look.entity}: {state_text(state)}, goal {state_text(goal_state)}")
         look.final_state, look.goal_state = state, goal_state
 
     @contextmanager
@@ -588,7 +622,7 @@ class Simulation:
         if not self.engine.kind(entity.kind).options.converge or fresh.is_converged(state, goal_state):
             return ""
         found = self.engine.describe(entity)
-        return f"it rests at {name_of(state)}, goal {name_of(goal_state)} ({_why(found)})"
+        return f"it rests at {state_text(state)}, goal {state_text(goal_state)} ({_why(found)})"
 
     def assert_scheduled(self, entity: EntityLike, in_: float | timedelta | None = None) -> None:
         """An evaluation of the entity is pending; and falls due in so many seconds, if that is given."""
@@ -616,13 +650,15 @@ class Simulation:
     def _unrest(self, when: str) -> str:
         """How it is not at rest: the round in which evaluations go, or the last of them."""
         text = f"it is not at rest {when}"
-        signs = [(look.entity, name_of(look.state), tuple(look.actions), look.error) for look in self.looks]
+        signs = [
+            (look.entity, state_text(look.state), tuple(look.actions), look.error) for look in self.looks
+        ]
         for length in range(1, min(20, len(signs) // 3) + 1):
             if signs[-length:] == signs[-2 * length : -length] == signs[-3 * length : -2 * length]:
                 steps = "".join(f"{_step_of(look)} → " for look in self.looks[-length:])
-                first = name_of(self.looks[-length].state)
+                first = state_text(self.looks[-length].state)
                 return f"{text}; it goes round and round ({len(self.looks)} looks): {steps}{first} …"
-        last = " → ".join(name_of(look.state) for look in self.looks[-8:])
+        last = " → ".join(state_text(look.state) for look in self.looks[-8:])
         return f"{text}; the last states: {last}" if last else text
 
 
@@ -632,12 +668,18 @@ class _Publisher:
     def __init__(self, publish: Callable[[Kind, Wakeup], None]) -> None:
         self._publish = publish
 
-    def dispatch(self, kind: Kind, wakeups: Any, *, enqueued: bool = False) -> bool:  # noqa: ARG002
+    def dispatch(
+        self,
+        kind: Kind,
+        wakeups: Sequence[Wakeup],
+        *,
+        enqueued: bool = False,  # noqa: ARG002 - the signature of Publisher
+    ) -> bool:
         """See `Publisher`."""
         self.publish_at_once(kind, wakeups)
         return True
 
-    def publish_at_once(self, kind: Kind, wakeups: Any) -> None:
+    def publish_at_once(self, kind: Kind, wakeups: Sequence[Wakeup]) -> None:
         """See `Publisher`."""
         for wakeup in wakeups:
             self._publish(kind, wakeup)
@@ -697,7 +739,7 @@ def located(call: Watched) -> tuple[Any, str, str]:
 
 
 def _step_of(look: Look) -> str:
-    return f"{name_of(look.state)} –[{', '.join(look.actions) or 'no action'}]"
+    return f"{state_text(look.state)} –[{', '.join(look.actions) or 'no action'}]"
 
 
 def _next(report: Report) -> str:
@@ -722,7 +764,7 @@ def _ending(look: Look, report: Report, reply: Finished) -> str:
         again = f"; again in {report.delay / 1000:g} s" if report.delay else "; again at once"
     if report.converged:
         return f"converged{again}"
-    where = f"now {name_of(look.final_state)}"
+    where = f"now {state_text(look.final_state)}"
     return where + (again or ("" if report.converged is None else "; its goal is not reached, and it rests"))
 
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from celery_goalstate.display import printable
+
 #: How many evaluations a round may have that is told once when it repeats.
 LONGEST_ROUND = 5
 #: A round is told twice, and more of them only counted.
@@ -66,16 +68,11 @@ def shortened(lines: Sequence[str], most: int) -> list[str]:
 
 
 def scrubbed(text: str, tokens: Mapping[str, int]) -> str:
-    """The text without what differs from process to process: addresses, and fencing tokens."""
-    text = re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+    """The text, printable, without what differs from process to process: addresses, and fencing tokens."""
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", printable(text))
     return re.sub(
         r"\b\d{16,}\b", lambda found: f"<token {tokens[found[0]]}>" if found[0] in tokens else found[0], text
     )
-
-
-def name_of(value: object) -> str:
-    """A state, for people: of an Enum's member its name."""
-    return value.name if isinstance(value, enum.Enum) else str(value)
 
 
 def _cut(line: str) -> str:

@@ -9,11 +9,12 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+from celery_goalstate.display import state_text
 from celery_goalstate.engine import Engine
 from celery_goalstate.entity import Entity
 from celery_goalstate.rules import ANY, Rules
 from celery_goalstate.testing.simulation import DAY, LINES_TOLD, Simulation
-from celery_goalstate.testing.story import name_of, shortened
+from celery_goalstate.testing.story import shortened
 from celery_goalstate.testing.worlds import engine_of, fresh
 
 #: Problems that a report shows.
@@ -29,17 +30,23 @@ def check_rules(rules: Rules, states: Iterable[Any], goals: Iterable[Any]) -> No
     __tracebackhide__ = True
     states, goals = list(states), list(goals)
     problems = [
-        f"no rule for state {name_of(state)}, goal {name_of(goal)}"
+        f"no rule for state {state_text(state)}, goal {state_text(goal)}"
         for state, goal in rules.missing(states, goals)
     ]
     cells = [(goal, state) for goal, state, _ in rules.cells()]
     for goal, state in cells:
         if goal is not ANY and goal not in goals:
-            problems.append(f"no goal is {name_of(goal)}: its cell of state {name_of(state)} is never used")
+            problems.append(
+                f"no goal is {state_text(goal)}: its cell of state {state_text(state)} is never used"
+            )
         elif state is not ANY and state not in states:
-            problems.append(f"no state is {name_of(state)}: its cell of goal {name_of(goal)} is never used")
+            problems.append(
+                f"no state is {state_text(state)}: its cell of goal {state_text(goal)} is never used"
+            )
         elif not any(_is_used(cells, (goal, state), cell) for cell in itertools.product(goals, states)):
-            problems.append(f"goal {name_of(goal)}, state {name_of(state)} is never used: others come first")
+            problems.append(
+                f"goal {state_text(goal)}, state {state_text(state)} is never used: others come first"
+            )
     if problems:
         raise AssertionError("\n".join(["the rules have holes:", *_first(problems)]))
 
@@ -78,7 +85,7 @@ def check_converges(
                 simulation.engine.enqueue(entity)
                 problem = simulation.come_to_rest(within, looks) or simulation.problem_of(entity)
         if problem:
-            problems.append(f"from {name_of(state)} to {name_of(goal)}: {problem}")
+            problems.append(f"from {state_text(state)} to {state_text(goal)}: {problem}")
             story = story or simulation.lines()
     if problems:
         lines = ["it does not converge", *_first(problems), "", "The first:", *shortened(story, LINES_TOLD)]
@@ -89,8 +96,8 @@ def _check_world(entity: Entity, state: Any, goal: Any) -> None:
     there = entity.get_state(), entity.get_goal_state()
     if there != (state, goal):
         raise AssertionError(
-            f"the world of state {name_of(state)}, goal {name_of(goal)} has an entity of state"
-            f" {name_of(there[0])}, goal {name_of(there[1])}"
+            f"the world of state {state_text(state)}, goal {state_text(goal)} has an entity of state"
+            f" {state_text(there[0])}, goal {state_text(there[1])}"
         )
 
 

@@ -14,7 +14,9 @@ from celery_goalstate.index.base import (
     Limits,
     Refusal,
     Report,
+    Request,
     Run,
+    Scheduled,
     Status,
 )
 from celery_goalstate.index.memory import MemoryIndex
@@ -24,7 +26,8 @@ from celery_goalstate.worker.lease import Lease
 class SimulatedIndex(MemoryIndex):
     """The reference index, which the contract suite ties to Redis. It can be away, and tells what it is told.
 
-    `clock` is in milliseconds. `claimed` gets each claim, `finished` each report and its reply.
+    `clock` is in milliseconds. `enqueuing` gets each call beforehand, and what it raises reaches the caller;
+    `claimed` gets each claim, `finished` each report and its reply.
     """
 
     def __init__(
@@ -33,12 +36,20 @@ class SimulatedIndex(MemoryIndex):
         clock: Callable[[], int],
         *,
         is_away: Callable[[], bool],
+        enqueuing: Callable[[str, Sequence[Request], Run | None], None],
         claimed: Callable[[Claim], None],
         finished: Callable[[str, Report, Finished], None],
     ) -> None:
         super().__init__(limits, clock)
         self._lock: Any = _Door(self._lock, is_away)
-        self._claimed, self._finished = claimed, finished
+        self._enqueuing, self._claimed, self._finished = enqueuing, claimed, finished
+
+    def enqueue(
+        self, kind: str, requests: Sequence[Request], *, inside: Run | None = None, **options: Any
+    ) -> list[Scheduled]:
+        """See `Index`."""
+        self._enqueuing(kind, requests, inside)
+        return super().enqueue(kind, requests, inside=inside, **options)
 
     def claim(self, kind: str, *args: Any, **options: Any) -> list[Claim | Refusal]:
         """See `Index`."""
