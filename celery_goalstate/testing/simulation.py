@@ -349,8 +349,8 @@ class Simulation:
                 self._fail_test(
                     AssertionError(
                         f"{kind}/{request.id} is enqueued inside a transaction: a worker may look before that"
-                        " is committed, find nothing to do, and nobody looks again. Use enqueue_on_commit. (If"
-                        ' it is meant, set goalstate_enqueue_in_transaction to "allow".)'
+                        " is committed, find nothing to do, and nobody looks again. Use enqueue_on_commit; if"
+                        ' it is meant, set goalstate_enqueue_in_transaction to "allow"'
                     )
                 )
 
