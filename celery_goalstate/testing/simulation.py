@@ -143,7 +143,12 @@ class Simulation:
 
     def __exit__(self, exc_type: object, *exc_info: object) -> None:
         self._stack.close()
-        if exc_type is None and (missed := self.missed()):
+        if exc_type is None:
+            self.check_reached()
+
+    def check_reached(self) -> None:
+        """Raise `AssertionError` if something was to happen at a point that was never passed."""
+        if missed := self.missed():
             points = ", ".join(dict.fromkeys(f'"{point.name}"' for point in self.points))
             raise AssertionError(
                 f'nothing was ever at the point "{missed[0]}", so what was to happen there did not. Points'
