@@ -127,7 +127,7 @@ class Engine:
     def settings(self) -> Settings:
         """The settings, as frozen when they were first used. Raises `ImproperlyConfigured`."""
         if self._settings is None:
-            settings = Settings.from_conf(self.app.conf, namespace=self._namespace)
+            settings = self.read_settings(self.app.conf)
             other = engines_of(self.app).get(settings.namespace, self)
             if other is not self:
                 raise ImproperlyConfigured(
@@ -136,6 +136,10 @@ class Engine:
                 )
             self._settings = settings
         return self._settings
+
+    def read_settings(self, conf: Mapping[str, Any]) -> Settings:
+        """What these settings would be for this engine. Raises `ImproperlyConfigured`."""
+        return Settings.from_conf(conf, namespace=self._namespace)
 
     @overload
     def register(self, cls: E, /, **options: Unpack[KindKeywords]) -> E: ...
@@ -504,6 +508,10 @@ class Engine:
     def kind(self, name: str) -> Kind:
         """A kind that is registered or declared. Raises `UnknownKind`, and the `ImportError` of a module."""
         return self._kinds.get(name)
+
+    def is_registered(self, cls: type[Entity]) -> bool:
+        """Whether this entity class is registered here, or one that it derives from."""
+        return any(cls.kind == known.kind and issubclass(cls, known) for known, _ in self._kinds.registered())
 
     def _known_name(self, kind: KindLike) -> str:
         """The name of a kind that this process knows, or at least the index. Raises `UnknownKind`."""

@@ -355,7 +355,7 @@ def _act(
         ctx.check()
         started, raised = clock(), True
         try:
-            returned = _within(hooks.around_action, (ctx, action), partial(_execute, action, ctx))
+            returned = _within(hooks.around_action, (ctx, action), partial(execute, action, ctx))
             raised = False
         finally:
             progress.actions.append(ActionRun(action.name, clock() - started, raised))
@@ -366,7 +366,8 @@ def _act(
             return
 
 
-def _execute(action: Action, ctx: Context) -> Requeue | Stop | None:
+def execute(action: Action, ctx: Context) -> Requeue | Stop | None:
+    """What the action returns. Raises what it raises, and `TypeError` for what it may not return."""
     returned = action.execute(ctx, ctx.entity)
     if returned is None or isinstance(returned, (Requeue, Stop)):
         return returned

@@ -133,11 +133,16 @@ class Rules:
 
     def methods(self) -> Iterator[Method]:
         """The entity's methods that the table names."""
-        for row in self._table.values():
-            for action_list in row.values():
-                for action in action_list.actions:
-                    if isinstance(action.execute, Method):
-                        yield action.execute
+        for _, _, action_list in self.cells():
+            for action in action_list.actions:
+                if isinstance(action.execute, Method):
+                    yield action.execute
+
+    def cells(self) -> Iterator[tuple[Any, Any, ActionList]]:
+        """Goal state, state (each may be `ANY`) and actions of each cell, in the table's order."""
+        for goal, row in self._table.items():
+            for state, action_list in row.items():
+                yield goal, state, action_list
 
     def to_mermaid(self) -> str:
         """The table as a Mermaid flowchart: per goal state, which state leads to which actions."""

@@ -63,12 +63,9 @@ class IndexSettings(Protocol):
     def index_credentials(self) -> str | None: ...
 
 
-def open_index(settings: IndexSettings) -> Index:
-    """The index that the settings name. Connects when it is first used.
-
-    But for a cluster, which is asked for its nodes at once: that may raise `IndexUnavailable`.
-    """
-    limits = Limits(
+def limits_of(settings: IndexSettings) -> Limits:
+    """The part of the settings that an index has to know."""
+    return Limits(
         eta_horizon=round(settings.eta_horizon * 1000),
         lease=round(settings.lease * 1000),
         resend_after=round(settings.resend_after * 1000),
@@ -76,6 +73,14 @@ def open_index(settings: IndexSettings) -> Index:
         history=settings.history,
         metrics=settings.metrics,
     )
+
+
+def open_index(settings: IndexSettings) -> Index:
+    """The index that the settings name. Connects when it is first used.
+
+    But for a cluster, which is asked for its nodes at once: that may raise `IndexUnavailable`.
+    """
+    limits = limits_of(settings)
     if settings.index_url == "memory://":
         return MemoryIndex(limits)
     try:

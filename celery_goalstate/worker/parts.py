@@ -27,6 +27,7 @@ class Parts:
     #: Opens the index with the time-outs of a sweep, which a worker waits for. None: `index` will do.
     open_hasty_index: Callable[[], Index] | None = None
     clock: Callable[[], float] = time.monotonic  #: seconds, for durations
+    sleep: Callable[[float], None] = time.sleep  #: by that clock
     now: Callable[[], datetime] = _now  #: this process's time, where a caller or Celery names a point in time
     #: From 0 to 1. Not the module's own, whose sequence a host may have seeded; nor the same in each child.
     random: Callable[[], float] = SystemRandom().random

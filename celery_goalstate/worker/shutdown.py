@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 VARIABLE = "GOALSTATE_WORKER"
 
 #: Claims of this process whose evaluations have not ended.
-_under_way: set[str] = set()
+under_way: set[str] = set()
 
 
 def name_worker() -> None:
@@ -45,11 +45,11 @@ def name_worker() -> None:
 def claiming() -> Iterator[str]:
     """The nonce of a claim whose evaluations end with the block; it names the worker."""
     nonce = f"{os.environ.get(VARIABLE, '')}:{random_id()}"
-    _under_way.add(nonce)
+    under_way.add(nonce)
     try:
         yield nonce
     finally:
-        _under_way.discard(nonce)
+        under_way.discard(nonce)
 
 
 def is_ending() -> bool:
@@ -67,10 +67,10 @@ def give_back(parts: Parts, kinds: Iterable[Kind], *, wait: float) -> None:
 
     Evaluations in threads, which the pool may have left running, have `wait` seconds to come to an end.
     """
-    if _under_way:
+    if under_way:
         logger.info("waiting for evaluations in threads to end their actions, for %g s at most", wait)
     until = time.monotonic() + wait
-    while _under_way and time.monotonic() < until:
+    while under_way and time.monotonic() < until:
         time.sleep(0.05)  # asks again: a condition would be one more lock for each evaluation
     if alive := [process.name for process in active_children() if "PoolWorker" in process.name]:
         logger.warning(
@@ -89,7 +89,7 @@ def _give_back(parts: Parts, kind: Kind) -> None:
     cut_off = [
         Run(record.id, record.lease)
         for record in parts.index.records(kind.name, Status.RUNNING, running)
-        if record.nonce.startswith(mine) and record.nonce not in _under_way
+        if record.nonce.startswith(mine) and record.nonce not in under_way
     ]
     if not cut_off:
         return

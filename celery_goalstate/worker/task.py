@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from contextvars import copy_context
@@ -297,7 +296,7 @@ class Evaluator:
             except IndexUnavailable as error:
                 if error.away_for >= CLAIM_PATIENCE or self._parts.clock() >= gives_up_at:
                     return [Refusal(id, Refused.AWAY) for id, _ in pairs], claimed_at
-                time.sleep(TRY_AGAIN_AFTER)  # this evaluation has nothing else to do
+                self._parts.sleep(TRY_AGAIN_AFTER)  # this evaluation has nothing else to do
 
     def _keep(self, run: Run, claimed_at: float) -> AbstractContextManager[Lease]:
         max_run = self._kind.options.max_run
@@ -388,7 +387,7 @@ class Evaluator:
                         gives_up_at = now + patience
                     if gives_up_at is not None and now >= gives_up_at:
                         raise
-                    time.sleep(TRY_AGAIN_AFTER)  # this evaluation has nothing else to do
+                    self._parts.sleep(TRY_AGAIN_AFTER)  # this evaluation has nothing else to do
             except SoftTimeLimitExceeded:
                 pass  # it struck after the actions; a report is safe to repeat
 

@@ -34,6 +34,10 @@ class HostEntity(Entity):
     def get_goal_state(self):
         return Goal(self._read("goal"))
 
+    def is_converged(self, state, goal_state):
+        # The pool is a part of the goal: a host that is off by now may still have to change it.
+        return state == goal_state and Host.objects.at_goal().filter(pk=self.get_id()).exists()
+
     @classmethod
     def iter_unconverged(cls):
         return Host.objects.unconverged().values_list("name", flat=True).iterator()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-MAY_KNOW_CELERY = {"cli", "contrib", "engine", "messages", "registry", "signals", "worker"}
+MAY_KNOW_CELERY = {"cli", "contrib", "engine", "messages", "registry", "signals", "testing", "worker"}
 
 
 def test_each_room_either_may_know_celery_or_is_checked_not_to() -> None:
