@@ -175,4 +175,7 @@ def test_a_night(shop: Path, valkey: Valkey, engine: Engine, worker: Process) ->
     worker.kill()
     soon(r"^! no worker is there since .*, nothing happens \(order, parcel, invoice\)")
     valkey.stop()
-    assert status()[0] == 3
+    try:
+        assert status()[0] == 3
+    finally:
+        valkey.start()
