@@ -66,13 +66,7 @@ def open_index(settings: IndexSettings) -> Index:
 
     But for a cluster, which is asked for its nodes at once: that may raise `IndexUnavailable`.
     """
-    limits = Limits(
-        eta_horizon=round(settings.eta_horizon * 1000),
-        lease=round(settings.lease * 1000),
-        resend_after=round(settings.resend_after * 1000),
-        window=settings.window,
-        history=settings.history,
-    )
+    limits = limits_of(settings)
     if settings.index_url == "memory://":
         return MemoryIndex(limits)
     try:
@@ -87,6 +81,17 @@ def open_index(settings: IndexSettings) -> Index:
         namespace=settings.namespace,
         key_prefix=settings.key_prefix,
         shards=settings.shards,
+    )
+
+
+def limits_of(settings: IndexSettings) -> Limits:
+    """The settings as an index wants them."""
+    return Limits(
+        eta_horizon=round(settings.eta_horizon * 1000),
+        lease=round(settings.lease * 1000),
+        resend_after=round(settings.resend_after * 1000),
+        window=settings.window,
+        history=settings.history,
     )
 
 
@@ -201,4 +206,4 @@ def _sentinel_master(url: str, options: dict[str, Any]) -> Redis:
     return master
 
 
-__all__ = ["open_index"]
+__all__ = ["limits_of", "open_index"]

@@ -36,7 +36,9 @@ from celery_goalstate.display import state_text
 from celery_goalstate.engine import Engine
 from celery_goalstate.entity import Entity, EntityLike, EntityRef
 from celery_goalstate.evaluation import Evaluation
-from celery_goalstate.index.base import Claim, Finish, Finished, Limits, Report, Request, Run, Verdict, Wakeup
+from celery_goalstate.index import limits_of
+from celery_goalstate.index.base import Claim, Finish, Finished, Report, Request, Run, Verdict, Wakeup
+from celery_goalstate.messages.notes import NO_LINK
 from celery_goalstate.registry import Kind, all_engines
 from celery_goalstate.settings import Settings
 from celery_goalstate.testing import databases, mortal
@@ -159,14 +161,8 @@ class Simulation:
     def in_place(self) -> Iterator[None]:
         """While the block runs, the engine is simulated."""
         settings = self._settings
-        limits = Limits(
-            eta_horizon=round(settings.eta_horizon * 1000),
-            lease=round(settings.lease * 1000),
-            resend_after=round(settings.resend_after * 1000),
-            window=settings.window,
-        )
         self._index = SimulatedIndex(
-            limits,
+            limits_of(settings),
             lambda: self._clock,
             is_away=lambda: self.index_away,
             enqueuing=self._check_committed,
@@ -679,6 +675,7 @@ class _Publisher:
         wakeups: Sequence[Wakeup],
         *,
         enqueued: bool = False,  # noqa: ARG002 - the signature of Publisher
+        link: Mapping[str, Any] = NO_LINK,  # noqa: ARG002
     ) -> bool:
         """See `Publisher`."""
         self.publish_at_once(kind, wakeups)
