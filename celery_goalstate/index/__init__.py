@@ -209,4 +209,4 @@ def _sentinel_master(url: str, options: dict[str, Any]) -> Redis:
     return master
 
 
-__all__ = ["open_index"]
+__all__ = ["limits_of", "open_index"]
