@@ -207,7 +207,8 @@ class GoalStateAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # it cannot b
         # Django 6.1 has lists of actions in several places, earlier ones only one.
         where = {} if action_location is None else {"action_location": action_location}
         actions: dict[str, Any] = super().get_actions(request, **where)
-        if IS_POPUP_VAR not in request.GET and self.has_change_permission(request):
+        wanted = self.actions is not None and IS_POPUP_VAR not in request.GET
+        if wanted and self.has_change_permission(request):
             for function in self._actions():
                 found = self.get_action(function, **where)
                 if found is not None:

@@ -152,6 +152,12 @@ class Actions(AdminCase):
         )
         self.assertEqual(LogEntry.objects.count(), 2)
 
+    def test_there_are_none_where_the_class_wants_none(self):
+        Order.objects.create()
+        with mock.patch.object(OrderAdmin, "actions", None):
+            self.assertNotContains(self.client.get(LIST), "goalstate_evaluate")
+        self.assertNotContains(self.client.get(f"{LIST}?_popup=1"), "goalstate_evaluate")
+
     def test_choose_one_of_many_goals(self):
         order = Order.objects.create()
         with mock.patch("celery_goalstate.contrib.django.admin.GOAL_ACTIONS", 1):
