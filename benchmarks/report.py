@@ -90,6 +90,20 @@ TARGETS = (
         )
         for pool in ("prefork", "solo")
     ),
+    *(
+        target(
+            f"counters of {what}",
+            "counters",
+            f"{name}, {actions} actions, counted",
+            limit,
+            f"{name}, {actions} actions, not counted",
+        )
+        for what, name, actions, limit in (
+            ("a report of one action", "finish, 1 at once", 1, 1.3),
+            ("a report of two actions", "finish, 1 at once", 2, 1.45),
+            ("an evaluation of one action", "evaluation, 1 at once", 1, 1.08),
+        )
+    ),
     target("store memory per waiting entity", "store", "bytes per waiting entity", 300, unit="bytes"),
     target("store memory per evaluated entity", "store", "bytes per idle entity", 400, unit="bytes"),
     target("store memory per failing entity", "store", "bytes per failing entity", 600, unit="bytes"),
@@ -142,6 +156,11 @@ has work, keeps each processor awake. Waking up takes the same time for whoever 
 larger part of what takes less. The targets above are measured without such loops.""",
     ),
     "evaluate": ("Evaluate", "A worker with one process, from its first message to its last. No actions."),
+    "counters": (
+        "Counters for monitoring",
+        """Processor time of the index's server, in microseconds for each entity, with `goalstate_metrics` and
+without. An evaluation is an enqueue, a claim and a report.""",
+    ),
     "store": ("Memory of the server", "INFO used_memory, before and after. Ids have ten characters."),
     "million": (
         "A million entities",

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import islice
+from typing import TypeVar
 
 from benchmarks.app import Order, engine
 from benchmarks.bench import Bench
 from benchmarks.plain import plain
 from celery_goalstate.index.base import Claim, Report, Request, Verdict, random_id
+
+T = TypeVar("T")
 
 HOUR = 3600.0
 HOUR_MS = 3_600_000
@@ -55,8 +58,8 @@ def run(bench: Bench) -> None:
     bench.note("bytes per delayed task", (used_memory(bench) - before) / messages)
 
 
-def batched(ids: Iterable[str], size: int) -> Iterator[list[str]]:
-    iterator = iter(ids)
+def batched(some: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(some)
     while batch := list(islice(iterator, size)):
         yield batch
 

@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 )
 @click.pass_context
 def exporter(ctx: click.Context, port: int, address: str) -> None:
-    """Serve metrics to Prometheus, at /metrics, until the process is terminated.
+    """Serve metrics to Prometheus, at /metrics.
 
-    One is enough for an app: it reads the index, whatever the number of workers. /healthz says that it is
+    Until the process is terminated. One is enough for an app: it reads the index, whatever the number of workers. /healthz says that it is
     alive; whether the index is, goalstate_index_up says. Needs celery-goalstate[prometheus].
     """
     with engine_of_command(ctx) as engine:

@@ -29,7 +29,7 @@ def bench(*options: str) -> str:
 @pytest.mark.parametrize(
     "scenarios",
     [
-        ("enqueue", "awake", "store", "evaluate"),
+        ("enqueue", "awake", "store", "counters", "evaluate"),
         pytest.param(SCENARIOS, marks=[pytest.mark.long, pytest.mark.timeout(300)]),
     ],
     ids=["some", "all"],
