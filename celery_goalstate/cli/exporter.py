@@ -42,8 +42,9 @@ if TYPE_CHECKING:
 def exporter(ctx: click.Context, port: int, address: str) -> None:
     """Serve metrics to Prometheus, at /metrics.
 
-    Until the process is terminated. One is enough for an app: it reads the index, whatever the number of workers. /healthz says that it is
-    alive; whether the index is, goalstate_index_up says. Needs celery-goalstate[prometheus].
+    Until the process is terminated. One is enough for an app: it reads the index, whatever the number of
+    workers. /healthz says that it is alive; whether the index is, goalstate_index_up says. Needs
+    celery-goalstate[prometheus].
     """
     with engine_of_command(ctx) as engine:
         serve = _application(engine)
