@@ -71,7 +71,7 @@ def duplicated(things: Tallied) -> Iterator[None]:
     "entities",
     [
         pytest.param(200, marks=pytest.mark.timeout(300)),
-        pytest.param(8_000, marks=[pytest.mark.long, pytest.mark.timeout(3_600)]),
+        pytest.param(9_000, marks=[pytest.mark.long, pytest.mark.timeout(3_600)]),
     ],
 )
 def test_counters_equal_a_tally(entities: int, tmp_path: Path) -> None:
@@ -130,5 +130,5 @@ def test_counters_equal_a_tally(entities: int, tmp_path: Path) -> None:
     assert of_actions == tally.actions
     assert counted.enqueues.total() == enqueued.total()
     assert counted.enqueues["unchanged"] == enqueued[False]
-    assert counted.refusals.total() >= entities // DUPLICATED
+    assert counted.refusals["stale"] > 0, "messages were duplicated"
     assert len(WAYS) < MODULUS
