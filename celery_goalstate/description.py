@@ -29,6 +29,7 @@ class Listing(enum.StrEnum):
 
     FAILING = "failing"  #: those that have failed and are tried again, the longest first
     OVERDUE = "overdue"  #: those that are due, the longest first
+    NEXT = "next"  #: those that are pending and not due yet, the next first
     LONG = "long"  #: those whose evaluation lasts for longer than a third of a lease, the longest first
 
 
@@ -142,7 +143,7 @@ def index_listings(listing: Status | Listing) -> list[IndexStatus | IndexListing
             return [IndexListing.FAILING]
         case Listing.LONG:
             return [IndexListing.LONG]
-        case Listing.OVERDUE:
+        case Listing.OVERDUE | Listing.NEXT:
             return [IndexStatus.PARKED, IndexStatus.SENT]
     return [inner for inner, public in PUBLIC_STATUSES.items() if public is listing]
 

@@ -358,8 +358,9 @@ class Engine:
 
         In order of deadline; running ones in that of their lease's end, idle ones of their expiry,
         quarantined ones of since when. Without a status: scheduled ones, then running, idle, failed ones.
-        There are three more lists, the longest first: those that are `"failing"`, that is tried again after a
+        There are more lists. The longest first: those that are `"failing"`, that is tried again after a
         failure; `"overdue"`; and `"long"`, those whose evaluation lasts for longer than a third of a lease.
+        And `"next"`, the scheduled ones that are not due yet.
 
         `after` is the `cursor` of the last entity of the page before. An entity that stays where it is, is on
         one page; one that moves on between two calls may be on two, or on none.

@@ -72,6 +72,9 @@ def _overview(kind: str, found: IndexOverview) -> Overview:
     )
 
 
+#: In order of bytes, no id that people use comes after it.
+LAST_ID = "\U0010ffff"
+
 #: In place of an age: no sweeper has ever come.
 NEVER = -1
 
@@ -125,6 +128,8 @@ def _listed(
     partial: Partial,
     now: datetime,
 ) -> list[Description]:
+    if listing is Listing.NEXT and after is None:
+        after = Position(now.timestamp() * 1000, LAST_ID)
     records = [
         record
         for each in index_listings(listing)

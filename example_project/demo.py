@@ -90,6 +90,7 @@ def run(processes, arguments):
     print(f"\nsite    {site_url}   try another rack, or put {RACK} back into service")
     if flower_url:
         print(f"flower  {flower_url}tasks   search for kwargs:entity=host/web-017")
+        print(f"        {flower_url}goalstate   what fails, is late or runs")
     print("Ctrl-C ends it all.")
     try:
         while True:

@@ -24,6 +24,11 @@ NOT_FOUND, UNAVAILABLE = 1, 3
 #: Under which key a command finds the namespace that was given before it.
 NAMESPACE = "celery_goalstate.namespace"
 
+IN_ONE_PROCESS = (
+    "the index is memory://, which lives within one process: there is nothing to see from another one."
+    " Set goalstate_index_url"
+)
+
 
 _DURATION = re.compile(r"(?=\d)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", re.ASCII)
 
@@ -75,10 +80,7 @@ def engine_of_command(ctx: click.Context, *, asks_index: bool = True) -> Iterato
         engine = engine_of(app, ctx.meta[NAMESPACE])
         url = engine.settings.index_url
         if asks_index and url == "memory://":
-            raise click.UsageError(
-                "the index is memory://, which lives within one process: there is nothing to see from"
-                " another one. Set goalstate_index_url"
-            )
+            raise click.UsageError(IN_ONE_PROCESS)
         yield engine
     except IndexUnavailable as error:
         where = "" if "://" in str(error) else f" ({safe_url(url)})"  # `move` names the old index itself

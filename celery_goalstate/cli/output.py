@@ -39,16 +39,16 @@ def failing_row_of(found: Description) -> list[str]:
         f"{found.kind}/{found.id}",
         "" if found.failing is None else f"for {span(_seconds_since(found.failing))}",
         next_one,
-        _course(found),
+        course(found),
         str(found.failures or ""),
         one_line(found.error or "", ERROR_WIDTH),
     ]
 
 
-def _course(found: Description) -> str:
+def course(found: Description) -> str:
     """`paid → shipped, in charge`: where the last evaluation found it, and where it failed."""
-    course = f"{found.state} → {found.goal}" if found.state else ""
-    return ", ".join(filter(None, [course, found.step and f"in {found.step}"]))
+    states = f"{found.state} → {found.goal}" if found.state else ""
+    return ", ".join(filter(None, [states, found.step and f"in {found.step}"]))
 
 
 def when(found: Description) -> str:
@@ -64,32 +64,37 @@ def when(found: Description) -> str:
 
 def print_details(found: Description, paused: bool, queue: str | None) -> None:
     """All that `show` says."""
+    click.echo(f"{found.kind}/{printable(found.id)}: {found.status}\n")
+    for name, value in details(found, queue).items():
+        for n, line in enumerate([value] if isinstance(value, str) else value):
+            click.echo(f"  {'' if n else name:<14} {printable(line)}")
+    click.echo(f"\n{printable(what_follows(found, paused))}")
+
+
+def details(found: Description, queue: str | None) -> dict[str, str | list[str]]:
+    """What is known of an entity: names, and lines of text. `queue` is that of its messages, if known."""
     late, doing = lateness(found), found.doing
     overdue = f", {span(late)} overdue" if late >= 1 else f", {relative(found.deadline)}"
     reached = {True: ", goal reached", False: ", goal not reached", None: ""}[found.converged]
-    since = f", since {_moment(found.failing)}" if found.failing else ""
+    since = f", since {moment(found.failing)}" if found.failing else ""
     lines: dict[str, Any] = {
         "deadline": found.deadline and _absolute(found.deadline) + overdue,
-        "running since": found.started and _moment(found.started) + ((doing and _place(doing)) or ""),
+        "running since": found.started and moment(found.started) + ((doing and place(doing)) or ""),
         "doing": doing and f"{doing.step}, {relative(doing.seen)}{doing.calls and f' at {doing.calls}'}",
-        "quarantined": found.quarantined and _moment(found.quarantined),
-        "evaluated": found.finished and f"ended {_moment(found.finished)}{reached}",
-        "state": _course(found),
+        "quarantined": found.quarantined and moment(found.quarantined),
+        "evaluated": found.finished and f"ended {moment(found.finished)}{reached}",
+        "state": course(found),
         "failures": str(found.failures) + since if found.failures or found.failing else None,
         "error": found.error,
         "before that" if found.error else "failed before": _older_failures(found),
         "task id": found.task_id,
-        "message": (found.sent and f"on its way{f', by queue {queue}' if queue else ''}") or None,
+        "message": found.sent and f"on its way{f', by queue {queue}' if queue else ''}",
     }
-    click.echo(f"{found.kind}/{printable(found.id)}: {found.status}\n")
-    for name, value in lines.items():
-        for n, line in enumerate([value] if isinstance(value, str) else value or ()):
-            if line:
-                click.echo(f"  {'' if n else name:<14} {printable(line)}")
-    click.echo(f"\n{printable(what_follows(found, paused))}")
+    return {name: value for name, value in lines.items() if value}
 
 
-def _place(doing: Doing) -> str:
+def place(doing: Doing) -> str:
+    """`, on w1@ops-1, pid 4711`: where an evaluation runs."""
     worker = f", on {doing.worker}" if doing.worker else ""
     return f"{worker}, pid {doing.pid}"
 
@@ -190,7 +195,8 @@ def _absolute(when: datetime) -> str:
     return when.strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def _moment(when: datetime) -> str:
+def moment(when: datetime) -> str:
+    """A point in time, in UTC and from now."""
     return f"{_absolute(when)}, {relative(when)}"
 
 

@@ -81,7 +81,7 @@ def _age(seconds: float | None) -> str:
 
 def _needs(engine: Engine, found: Mapping[str, Overview]) -> Iterator[str]:
     """What a person should look at, and by which command, the worst first."""
-    yield from _unswept(found.values())
+    yield from unswept(found.values())
     for kind, overview in found.items():
         command = f"`celery goalstate list --kind {kind}"
         if failed := overview.counts[Status.FAILED]:
@@ -99,7 +99,8 @@ def _needs(engine: Engine, found: Mapping[str, Overview]) -> Iterator[str]:
             yield f"{entity} runs for {span(runs)}, of {span(longest_allowed)}: {show}"
 
 
-def _unswept(found: Iterable[Overview]) -> Iterator[str]:
+def unswept(found: Iterable[Overview]) -> Iterator[str]:
+    """What to say if nobody sweeps some of the kinds; nothing if somebody does."""
     alone = [overview for overview in found if not overview.sweeper]
     if alone:
         kinds = ", ".join(overview.kind for overview in alone)

@@ -473,8 +473,8 @@ def report(
         failures=outcome.failures,
         rounds=outcome.rounds,
         error="" if outcome.error is None else error_text(outcome.error),
-        state=_word(outcome.final_state),
-        goal=_word(outcome.goal_state),
+        state=state_word(outcome.final_state),
+        goal=state_word(outcome.goal_state),
         step=cut(outcome.step, LONGEST_WORD),
         took=milliseconds(last.seconds) if last is not None and last.failed else None,
         converged=outcome.converged,
@@ -494,8 +494,8 @@ def _action_time(run: ActionRun) -> ActionTime:
     return ActionTime(cut(run.name, LONGEST_WORD), round(run.seconds * 1000), run.failed)
 
 
-def _word(state: Any) -> str:
-    """A state in at most 20 characters; empty if it was not read."""
+def state_word(state: Any) -> str:
+    """What the index keeps of a state: at most 20 characters; empty if it was not read."""
     return "" if state is None else cut(state_text(state, LONGEST_STATE), LONGEST_WORD)
 
 

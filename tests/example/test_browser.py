@@ -133,3 +133,12 @@ def test_flower_shows_that_a_drain_failed_and_was_retried(browser: Any, running:
         browser.get(url)
         pages.append(text(browser))
     assert any("Traceback" in page and "DrainError: batch-005: " in page for page in pages)
+
+
+def test_flower_shows_goal_states(browser: Any, running: Running) -> None:
+    browser.get(running.flower)
+    browser.find_element(By.XPATH, "//nav//a[text()='Goal states']").click()
+    poll_text(browser, "host", ".goalstate-kinds")
+    browser.find_element(By.NAME, "entity").send_keys("host/web-017\n")
+    poll_text(browser, "DOWN → DOWN", ".goalstate-states")
+    assert "power_off" in text(browser, ".goalstate-matrix")

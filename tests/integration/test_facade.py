@@ -145,6 +145,17 @@ def test_a_list_of_one_status_begins_with_what_is_due_first(
     assert {each.status for each in crowd.engine.list("order", status)} == {status}
 
 
+def test_next_is_what_is_not_due_yet(crowd: World) -> None:
+    crowd.clock.advance(10)
+    parts = dataclasses.replace(crowd.engine.parts, now=lambda: datetime.fromtimestamp(crowd.clock.now, UTC))
+    with crowd.engine.opened_with(parts):
+        overdue, coming = (crowd.engine.list("order", each) for each in ("overdue", "next"))
+        [last] = crowd.engine.list("order", "next", 1, coming[0].cursor)
+    assert [each.id for each in overdue] == ["sent-1"]
+    assert [each.id for each in coming] == ["sent-2", "parked"]
+    assert last == coming[1]
+
+
 def test_a_list_of_all(crowd: World) -> None:
     everybody = {"sent-1", "sent-2", "parked", "running", "idle", "failed-1", "failed-2"}
     assert {each.id for each in crowd.engine.list("order")} == everybody
