@@ -216,7 +216,7 @@ class Transition:
         known = not entity.deleted or entity.deadline is not None
         entity.deleted = True
         entity.deadline = entity.asked = entity.since = entity.own = entity.own_asked = None
-        entity.error, entity.long = "", False
+        entity.error, entity.long, entity.whereabouts = "", False, None
         self.begin_life(entity)
         self.keep_note(entity, "")
         self.forget_history(entity)

@@ -107,3 +107,19 @@ def served(shop: Shop, tmp_path: Path) -> Iterator[Shop]:
         shop.env["BROKER"] = broker.url
         shop.manage("migrate", "-v0")
         yield shop
+
+
+#: Suites in which the database matters; of the others it is enough that they pass on one.
+ON_POSTGRESQL = {"entities", "goals", "races", "saving"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All on both takes long: by default suites run on SQLite, and what has processes on PostgreSQL."""
+    for item in items:
+        params = getattr(item, "callspec", None) and item.callspec.params
+        if not params or "shop" not in params or not item.path.is_relative_to(PROJECT.parent):
+            continue
+        on_sqlite, suite = params["shop"] == "sqlite", params.get("suite")
+        if on_sqlite if suite is None else not on_sqlite and suite not in ON_POSTGRESQL:
+            item.add_marker(pytest.mark.long)

@@ -51,7 +51,10 @@ PROJECT = """
 """
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "solo"])
+@pytest.mark.parametrize(
+    "pool",
+    ["prefork", "gevent", *(pytest.param(pool, marks=pytest.mark.long) for pool in ("threads", "solo"))],
+)
 def test_on_each_pool(pool: str, tmp_path: Path, valkey: Valkey) -> None:
     (tmp_path / "shop.py").write_text(textwrap.dedent(PROJECT))
     engine = Engine(Celery("shop", broker=valkey.url, set_as_current=False))

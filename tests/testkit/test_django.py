@@ -11,6 +11,8 @@ import pytest
 
 from tests.servers import PostgreSQL
 
+pytestmark = pytest.mark.timeout(400)
+
 PROJECT = Path(__file__).parent / "django_project"
 
 
@@ -23,7 +25,7 @@ def run(*options: str, **environment: str) -> None:
         env=kept | environment,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -71,6 +71,9 @@ def test_a_guarded_write_of_a_stalled_worker_is_refused():
 '''
 
 
+pytestmark = pytest.mark.timeout(400)
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     for props in (STAGE / "common").glob("*.py"):
@@ -97,7 +100,7 @@ def test_the_shop_of_the_readme(project: Path) -> None:
         env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
