@@ -19,7 +19,7 @@ import pytest
 from celery.utils.dispatch import Signal
 
 from benchmarks.report import ratio
-from celery_goalstate import Engine, Status, cli, exceptions, signals
+from celery_goalstate import Engine, Status, cli, exceptions, signals, testing
 from celery_goalstate.display import DOCS
 from celery_goalstate.settings import REFUSED_TASK_OPTIONS, TASK_OPTIONS, KindOptions, Settings
 from celery_goalstate.worker.task import REFUSALS
@@ -334,6 +334,19 @@ def test_errors_are_those_of_the_code() -> None:
         if issubclass(each, exceptions.GoalStateError)
     }
     assert set(table("docs/reference/api.md", "Errors")) == errors - {"GoalStateError"}
+
+
+def test_the_test_kit_is_that_of_the_code() -> None:
+    text = (ROOT / "docs/reference/api.md").read_text()
+    section = text.partition("## Tests of your entities")[2].partition("\n## ")[0]
+    told = set(re.findall(r"\w+", section))
+    for name in testing.__all__:
+        assert name in told
+    for call in re.findall(r"^\| `((?:check_\w+|context|simulate)\(.*?\))`", section, re.MULTILINE):
+        name, arguments = call.split("(", 1)
+        assert set(re.findall(r"\b[a-z]\w*(?=[,=)])", re.sub(r"=[^,)]+", "=", arguments))) == set(
+            inspect.signature(getattr(testing, name)).parameters
+        ), name
 
 
 def test_commands_are_those_of_the_code() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 from uuid import UUID, uuid4
@@ -41,6 +42,21 @@ from celery_goalstate.contrib.opentelemetry import install
 from celery_goalstate.display import matrix_html, matrix_text
 from celery_goalstate.evaluation import Outcome
 from celery_goalstate.exceptions import IndexUnavailable, PermanentError, RetryAfter
+from celery_goalstate.testing import (
+    Checked,
+    Look,
+    check_concurrent,
+    check_converges,
+    check_crash_safe,
+    check_idempotent,
+    check_rules,
+    context,
+    fail,
+    kill,
+    lose_lease,
+    run_action,
+    simulate,
+)
 
 app = Celery("shop", broker="redis://localhost/0")
 engine = Engine(app)
@@ -209,6 +225,53 @@ def asks(ctx: Context, order: Order) -> None:
     ctx.enqueue(order, debounce=True)  # type: ignore[call-arg]  # must not pass
     ctx.enqueue("order/42")  # type: ignore[arg-type]  # must not pass
     ctx.failures = 0  # type: ignore[misc]  # must not pass
+
+
+def world() -> Order:
+    return Order("42")
+
+
+@contextmanager
+def closed_afterwards() -> Iterator[Order]:
+    yield Order("42")
+
+
+def seen(order: Order) -> dict[str, State]:
+    return {"state": order.get_state()}
+
+
+def cancel(order: Order) -> None:
+    engine.enqueue(order)
+
+
+def test_of_an_order() -> None:
+    assert_type(run_action("pack", order, failures=3), Requeue | Stop | None)
+    assert_type(context(order, remaining=5, lease_held=False), Context)
+    check_idempotent(ship, world, snapshot=seen)
+    assert_type(
+        check_crash_safe(
+            world, snapshot=seen, effects=["carrier.book", (order, "pack")], faults=["kill"], depth=2
+        ),
+        Checked,
+    )
+    assert_type(check_concurrent(closed_afterwards, cancel, any_end=True).exhausted, bool)
+    check_rules(Parcel.rules, State, [State.SHIPPED])
+    check_converges(lambda state, goal: Order(state), State, State, within=timedelta(days=2))
+    with simulate(engine, start=datetime.now(UTC)) as simulation:
+        simulation.watch("carrier.book")
+        simulation.at("before pack", fail(OSError("no box")), times=2)
+        simulation.at("after pack", kill, nth=2)
+        simulation.at("after ship", lose_lease)
+        simulation.at("between looks", lambda: cancel(order))
+        simulation.advance(minutes=5)
+        simulation.run_until_idle(timedelta(days=1))
+        simulation.assert_converges(order)
+        simulation.assert_scheduled(order, in_=timedelta(seconds=5))
+        assert_type(simulation.looks, list[Look])
+        assert_type(simulation.actions(order), list[str])
+        assert_type(simulation.story(), str)
+        simulation.at("after pack", "kill")  # type: ignore[arg-type]  # must not pass
+    check_crash_safe(world, faults="kill", dept=2)  # type: ignore[call-arg]  # must not pass
 
 
 # What must not pass the type checker; an ignore that is not needed is an error.
