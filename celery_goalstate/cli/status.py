@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 
@@ -17,6 +18,7 @@ from celery_goalstate.display import printable
 from celery_goalstate.engine import Engine
 from celery_goalstate.exceptions import ImproperlyConfigured
 from celery_goalstate.index.base import Partial
+from celery_goalstate.index.counters import Outcome
 from celery_goalstate.overview import Overview
 
 #: Something needs a person.
@@ -26,9 +28,17 @@ LATE = 60.0
 
 
 @goalstate.command(cls=CeleryCommand)
+@click.option(
+    "--wait",
+    type=click.FloatRange(0, 600),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to count the evaluations of a kind that is late, to tell how long the rest takes. 0: not.",
+)
 @json_option
 @click.pass_context
-def status(ctx: click.Context, as_json: bool) -> None:
+def status(ctx: click.Context, wait: float, as_json: bool) -> None:
     """What fails, is late or hangs, and whether a worker is there.
 
     Exits with 1 if something needs a person.
@@ -37,9 +47,13 @@ def status(ctx: click.Context, as_json: bool) -> None:
     with engine_of_command(ctx) as engine:
         found = partial.known(engine.overview) or {}
         orphans, unreadable = _orphans(engine, partial)
-        needs = [*_needs(engine, found), *_orphaned(orphans), *_incomplete(partial), *unreadable]
+        rates = _rates(engine, [each for each in found.values() if _is_late(each)], wait, partial)
+        needs = [*_needs(engine, found, rates, wait), *_orphaned(orphans), *_incomplete(partial), *unreadable]
         if as_json:
-            kinds = {kind: asdict(overview) for kind, overview in {**found, **orphans}.items()}
+            kinds = {
+                kind: asdict(overview) | {"evaluations_per_second": rates.get(kind)}
+                for kind, overview in {**found, **orphans}.items()
+            }
             print_json({"kinds": kinds, "needs": needs})
         else:
             print_table(
@@ -79,7 +93,41 @@ def _age(seconds: float | None) -> str:
     return "" if seconds is None else span(seconds)
 
 
-def _needs(engine: Engine, found: Mapping[str, Overview]) -> Iterator[str]:
+def _is_late(overview: Overview) -> bool:
+    return (overview.oldest_overdue or 0.0) >= LATE and not overview.paused
+
+
+def _rates(engine: Engine, late: Iterable[Overview], wait: float, partial: Partial) -> dict[str, float]:
+    """How many evaluations of these kinds end in a second, by two readings of what is counted."""
+    kinds = [overview.kind for overview in late]
+    if not (kinds and wait and engine.settings.metrics):
+        return {}
+    before, began = _ended(engine, kinds, partial), time.monotonic()
+    time.sleep(wait)
+    after, took = _ended(engine, kinds, partial), time.monotonic() - began
+    return {kind: (after[kind] - before[kind]) / took for kind in kinds if kind in before and kind in after}
+
+
+def _ended(engine: Engine, kinds: Iterable[str], partial: Partial) -> dict[str, int]:
+    """How many evaluations ever ended: those that were given back begin anew."""
+    found = partial.known(lambda: engine.parts.index.metrics(kinds)) or {}
+    return {
+        kind: metrics.evaluations.total() - metrics.evaluations[Outcome.RETURNED]
+        for kind, metrics in found.items()
+    }
+
+
+def _to_go(overdue: int, rate: float | None, wait: float) -> str:
+    if rate is None:
+        return ""
+    if not rate:
+        return f"; none was evaluated within {span(wait)}"
+    return f"; {rate:,.{0 if rate >= 10 else 1}f} a second are evaluated, about {span(overdue / rate)} to go"
+
+
+def _needs(
+    engine: Engine, found: Mapping[str, Overview], rates: Mapping[str, float], wait: float
+) -> Iterator[str]:
     """What a person should look at, and by which command, the worst first."""
     yield from unswept(found.values())
     for kind, overview in found.items():
@@ -89,9 +137,9 @@ def _needs(engine: Engine, found: Mapping[str, Overview]) -> Iterator[str]:
         if overview.failing:
             since = _age(overview.longest_failing)
             yield f"{kind}: {overview.failing} failing, the first for {since}: {command} --failing`"
-        late = overview.oldest_overdue or 0.0
-        if late >= LATE and not overview.paused:
-            yield f"{kind}: {overview.overdue} overdue, the first for {span(late)}: {command} --overdue`"
+        if _is_late(overview):
+            since, to_go = _age(overview.oldest_overdue), _to_go(overview.overdue, rates.get(kind), wait)
+            yield f"{kind}: {overview.overdue} overdue, the first for {since}{to_go}: {command} --overdue`"
         runs, longest_allowed = overview.longest_running or 0.0, engine.kind(kind).options.max_run
         if runs >= longest_allowed / 2:
             entity = shlex.quote(f"{kind}/{overview.longest_running_id}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -113,12 +115,46 @@ class TestStatus:
         orders.due("1", "2")
         assert goalstate("status").exit_code == 0, "a worker will come"
         orders.due("3", ago=16 * 60_000)
-        result = goalstate("status")
+        result = goalstate("status", "--wait", "0")
         assert result.exit_code == 1
         assert re.search(r"^order +3 +3 +16 min +0 ", result.output, re.MULTILINE)
         assert "! order: 3 overdue, the first for 16 min: `celery goalstate list --kind order --overdue`" in (
             result.output
         )
+
+    def test_how_long_the_rest_takes(self, orders: Orders, goalstate: Command) -> None:
+        orders.swept()
+        orders.due("1", "2", ago=16 * 60_000)
+        worker, done = Orders(orders.engine), threading.Event()
+
+        def work() -> None:
+            for number in itertools.count():
+                if done.is_set():
+                    break
+                worker.ended(f"w{number}", Verdict.DONE, converged=True)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            result = goalstate("status", "--wait", "0.5")
+            said = json.loads(goalstate("status", "--wait", "0.5", "--json").stdout)
+        finally:
+            done.set()
+            thread.join()
+            worker.index.close()
+        assert re.search(
+            r"! order: \d+ overdue, the first for 16 min;"
+            r" [\d.,]+ a second are evaluated, about [\d.]+ ms to go: ",
+            result.output,
+        )
+        assert said["kinds"]["order"]["evaluations_per_second"] > 2
+        assert said["kinds"]["parcel"]["evaluations_per_second"] is None
+
+    def test_nothing_moves(self, orders: Orders, goalstate: Command) -> None:
+        orders.swept()
+        orders.due("1", ago=16 * 60_000)
+        result = goalstate("status", "--wait", "0.1")
+        assert "overdue, the first for 16 min; none was evaluated within 100 ms: " in result.output
 
     def test_what_is_late_since_somebody_wants_that(self, orders: Orders, goalstate: Command) -> None:
         orders.swept()
