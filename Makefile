@@ -15,8 +15,9 @@ check: .venv/lint.stamp ## before each commit, two minutes: lint, unit tests, th
 	@$(MAKE) --no-print-directory lint
 	GOALSTATE_TEST_LANES=memory,valkey $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long" tests/unit tests/contract $(ARGS)
 
+# Four at a time, however few the processors: tests that start processes mostly wait for them.
 test: .venv/test.stamp ## all tests but the long ones (ARGS: more options for pytest)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long" $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist loadgroup -m "not long" $(ARGS)
 
 test-long: .venv/test.stamp ## the long state machines, kills and mutants too; about an hour
 	GOALSTATE_TEST_PROFILE=long $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
