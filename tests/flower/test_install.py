@@ -60,6 +60,12 @@ def without_the_last_handler(monkeypatch: pytest.MonkeyPatch) -> None:
     urls.handlers.pop()
 
 
+def without_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    urls.handlers[:] = [
+        each for each in urls.handlers if not (isinstance(each, tuple) and each[0] == "/metrics")
+    ]
+
+
 def without_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(urls, "handlers")
 
@@ -81,6 +87,7 @@ def with_other_templates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         (without_the_runner, "BlockingOperationRunner.run"),
         (without_read_only, "the option read_only"),
         (without_the_last_handler, "flower.urls.handlers, whose last one is for all other URLs"),
+        (without_metrics, "the handler of /metrics"),
         (without_handlers, "no attribute 'handlers'"),
         (with_a_template_loader, "its own template loader"),
         (with_other_templates, "the block 'navbar' of base.html"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from celery_goalstate.contrib.flower import content
 from tests.flower.app import make_engine
@@ -299,6 +300,34 @@ def test_a_login_page(shop: Shop) -> None:
 # An index that does not answer -------------------------------------------------------------------
 
 
+def test_metrics_are_flowers_and_ours(flower: Flower) -> None:
+    answer = flower.get("/metrics")
+    assert answer.status == 200
+    assert answer.headers["Content-Type"].startswith("text/plain")
+    families = {family.name: family for family in text_string_to_metric_families(answer.text)}
+    assert "flower_worker_online" in families
+    failing = {
+        tuple(each.labels.values()): each.value for each in families["goalstate_entities_failing"].samples
+    }
+    assert failing["order",] == 1
+    assert families["goalstate_index_up"].samples[0].value == 1
+
+
+def test_metrics_while_the_index_hangs(tmp_path: Path) -> None:
+    with Shop(tmp_path) as shop, shop.flower() as flower:
+        assert "goalstate_index_up 1.0" in flower.get("/metrics").text
+        with frozen(shop.index.pid), ThreadPoolExecutor() as pool:
+            scrape, answered = pool.submit(flower.get, "/metrics"), 0
+            while not scrape.done():
+                assert flower.get("/healthcheck").text == "OK"
+                answered += 1
+            assert answered > 2, "the index was asked on the event loop"
+            assert scrape.result().status == 200
+            assert "goalstate_index_up 0.0" in scrape.result().text
+            assert "goalstate_entities" not in scrape.result().text
+        assert "python_info" in flower.get("/metrics").text
+
+
 def test_while_the_index_hangs_flower_answers(tmp_path: Path) -> None:
     with Shop(tmp_path) as shop, shop.flower(FLOWER_UNAUTHENTICATED_API="true") as flower:
         assert flower.get("/goalstate").status == 200
@@ -346,6 +375,12 @@ def test_an_app_without_an_engine(tmp_path: Path) -> None:
     with Shop(tmp_path) as shop, shop.flower(config=config) as flower:
         page = flower.get("/goalstate")
         assert (page.status, "has no engine; create one beside it" in page.text) == (200, True)
+        metrics = flower.get("/metrics")
+        assert (metrics.status, "python_info" in metrics.text, "goalstate" in metrics.text) == (
+            200,
+            True,
+            False,
+        )
 
 
 def test_an_index_in_memory(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Flower: a tab **Goal states**, with what fails, is late or hangs, and what is known of each entity.
 
+Its `/metrics` has those of the goal states, too.
+
 In Flower's `flowerconfig.py`:
 
     from celery_goalstate.contrib.flower import install
@@ -20,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def install(*, namespace: str | None = None) -> None:
-    """Add the tab and its pages to the Flower of this process. Never raises: an error would end Flower.
+    """Add the tab, its pages and metrics to this process' Flower. Never raises: an error would end Flower.
 
     `namespace` is that of the engine, if the app has several. Calling it again changes nothing.
     """
@@ -34,11 +36,12 @@ def install(*, namespace: str | None = None) -> None:
 
 def _install(namespace: str | None) -> str:
     """Install it; or why not, and then nothing is changed."""
-    from celery_goalstate.contrib.flower import pages, tab  # which import what not every Flower has
+    from celery_goalstate.contrib.flower import metrics, pages, tab  # which import what not every Flower has
 
-    if missing := [*pages.missing(), *tab.missing()]:
+    if missing := [*pages.missing(), *metrics.missing(), *tab.missing()]:
         return f"this one lacks {', '.join(missing)}"
     loader = tab.loader()
     pages.add(namespace)
+    metrics.add(namespace)
     tab.add(loader)
     return ""
