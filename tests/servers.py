@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import psutil
 import psycopg
 import pytest
 import redis
@@ -89,10 +90,17 @@ def require(program: str, *elsewhere: str) -> str:
     pytest.skip(message)
 
 
+def freeze(pid: int) -> None:
+    """Stop a process, and wait until it stands: it may answer for a while after the signal is sent."""
+    os.kill(pid, signal.SIGSTOP)
+    process = psutil.Process(pid)
+    poll(f"process {pid} stands still", lambda: process.status() == psutil.STATUS_STOPPED, interval=0.001)
+
+
 @contextlib.contextmanager
 def frozen(pid: int) -> Iterator[None]:
     """The process accepts connections, as its system does, and answers nothing."""
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     try:
         yield
     finally:

@@ -22,7 +22,7 @@ import pytest
 from tests.acceptance.conftest import SETTINGS, Lane, Scene
 from tests.acceptance.ledger import Line
 from tests.acceptance.nodes import WorkerProcess
-from tests.servers import poll
+from tests.servers import freeze, poll
 from tests.supervised import ROOT
 
 RETRY_DELAY = SETTINGS["goalstate_failure_retry_delay"]
@@ -152,7 +152,7 @@ def test_a_process_stalled_beyond_its_lease_starts_no_further_action(scene: Scen
     scene.world.script(scene.id(), f"hold:{first}", f"hold:{second}", "reach")
     scene.things.enqueue(scene.id())
     (stalled,) = poll("the evaluation has begun", lambda: scene.lines("start"))
-    os.kill(stalled.pid, signal.SIGSTOP)
+    freeze(stalled.pid)
     try:
         scene.things.ledger.write("freeze", pids=[stalled.pid])
         poll("another process evaluates", lambda: len(scene.lines("start")) == 2, timeout=20)

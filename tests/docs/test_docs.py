@@ -182,7 +182,18 @@ def shown_default(cell: str) -> Any:
 
 
 #: How the commands begin that operators are told to run.
-COMMANDS = ("celery ", "grep ", "redis-cli ", "resync ", "list ", "enqueue ", "delete ", "ACL ", "--")
+COMMANDS = (
+    "celery ",
+    "status ",
+    "grep ",
+    "redis-cli ",
+    "resync ",
+    "list ",
+    "enqueue ",
+    "delete ",
+    "ACL ",
+    "--",
+)
 
 
 def quoted_to_operators() -> Iterator[tuple[str, bool]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import textwrap
@@ -15,7 +14,7 @@ import pytest
 from celery import Celery
 
 from celery_goalstate import Engine
-from tests.servers import Process, Valkey, poll
+from tests.servers import Process, Valkey, frozen, poll
 
 #: Seconds after which a person must be told.
 SOON = 15.0
@@ -165,12 +164,9 @@ def test_a_night(shop: Path, valkey: Valkey, engine: Engine, worker: Process) ->
     assert {each.converged for each in engine.list("order")} == {True}
 
     pid = valkey.client().info("server")["process_id"]
-    os.kill(pid, signal.SIGSTOP)
-    try:
+    with frozen(pid):
         code, said = status()
-        assert (code, "the index did not answer" in said) == (3, True)
-    finally:
-        os.kill(pid, signal.SIGCONT)
+    assert (code, "the index did not answer" in said) == (3, True)
 
     worker.kill()
     soon(r"^! no worker is there since .*, nothing happens \(order, parcel, invoice\)")

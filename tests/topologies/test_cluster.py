@@ -29,7 +29,7 @@ from celery_goalstate.index.connection import Sent
 from celery_goalstate.index.redis import RedisIndex
 from celery_goalstate.settings import Settings
 from celery_goalstate.worker.task import CLAIM_PATIENCE
-from tests.servers import HOST, Cluster, RedisServer, Valkey, poll
+from tests.servers import HOST, Cluster, RedisServer, Valkey, freeze, frozen, poll
 from tests.topologies.conftest import EngineOn
 from tests.topologies.polling import KINDS, Worker, open_app
 
@@ -74,11 +74,8 @@ def silent(node: Valkey | RedisServer) -> Iterator[None]:
     """It takes what it is sent, and says nothing."""
     with node.client() as client:
         pid = client.info("server")["process_id"]
-    os.kill(pid, signal.SIGSTOP)
-    try:
+    with frozen(pid):
         yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def of(cluster: Cluster, node: Valkey | RedisServer) -> list[str]:
@@ -219,7 +216,7 @@ def test_a_worker_goes_on_with_what_other_nodes_keep(
             return sum(count for kind, count in worker.evaluations().items() if kind not in there)
 
         pid = node.pid
-        os.kill(pid, how)
+        freeze(pid) if how == signal.SIGSTOP else os.kill(pid, how)
         stack.callback(lambda: how == signal.SIGSTOP and os.kill(pid, signal.SIGCONT))
         away = f"the index's node {HOST}:{node.port} does not answer"
         worker.poll_until("all processes know", lambda: len(worker.lines(away)) == 3, timeout=60)

@@ -11,7 +11,7 @@ import pytest
 
 from celery_goalstate.exceptions import IndexUnavailable
 from celery_goalstate.index.base import Claim, Finish, Report, Request, Run, Verdict
-from tests.servers import RedisServer
+from tests.servers import RedisServer, freeze
 from tests.topologies.conftest import EngineOn
 from tests.topologies.load import summary, under_load
 from tests.topologies.sentinels import Sentinels
@@ -37,7 +37,7 @@ def test_a_dead_master_is_replaced_and_a_resync_heals_what_was_lost(
     with sentinels.master.client() as client:
         assert client.wait(1, 5000) == 1
     # From here on the replica hears nothing, and there is nothing on its way.
-    os.kill(sentinels.replica.pid, signal.SIGSTOP)
+    freeze(sentinels.replica.pid)
     with sentinels.master.client() as client:
         client.client_kill_filter(_type="replica")
     assert engine.enqueue(entity("lost"), 600).changed, "acknowledged by the master alone"
